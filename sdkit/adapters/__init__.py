@@ -1,0 +1,1 @@
+"""The one internal form of everything trained: artifacts of targets and deltas, and their algebra."""

@@ -1,0 +1,1 @@
+"""The kinds of weight change, one file each, all tile by tile."""

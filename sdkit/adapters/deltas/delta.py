@@ -1,0 +1,51 @@
+"""What every kind of weight change can do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Delta(Protocol):
+    """A change of one weight, described by factors that still lie in their file.
+
+    The weight is seen as a matrix: `rows` are the output features, and all further dimensions (input features and
+    kernel) are flattened into columns.
+    """
+
+    @property
+    def kind(self) -> str:
+        """Short name as reports print it: ``lora``, ``locon``, ``full``, …"""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the weight it changes, as the factors' shapes give it, in diffusers' convention."""
+        ...
+
+    @property
+    def rank(self) -> int | None:
+        """Rank of a low-rank change; None for other kinds."""
+        ...
+
+    def prepare(self, strength: float, dtype: torch.dtype) -> PreparedDelta:
+        """Read the factors, fold `strength` and the kind's own scale in, and be ready for tiles of `dtype`.
+
+        Raises:
+            SdkitError: a factor holds NaN or infinity; the message names the tensor.
+        """
+        ...
+
+
+class PreparedDelta(Protocol):
+    """A delta with its factors in memory."""
+
+    def add_rows(self, out: torch.Tensor, start: int) -> None:
+        """Add rows ``start : start + out.shape[0]`` of the change to `out`, [rows, columns], in place."""
+        ...
+
+    def transpose(self) -> PreparedDelta:
+        """The change of the transposed weight."""
+        ...

@@ -1,0 +1,36 @@
+"""What a file format's codec provides. A codec is a module of this package; its file name is the format's name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from sdkit.adapters.artifact import Artifact
+from sdkit.families.family import Model
+from sdkit.weights import Weights
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a codec recognises a file, and the evidence for or against in one sentence."""
+
+    recognised: bool
+    reason: str
+
+
+class Codec(Protocol):
+    """The functions a codec module defines."""
+
+    def detect(self, weights: Weights) -> Verdict:
+        """Look at names, shapes and metadata only. Never reads a tensor, never raises on a strange file."""
+        ...
+
+    def read(self, weights: Weights, model: Model) -> Artifact:
+        """Translate the file's names to hub modules with the tables of `model`, the base it will be applied to.
+
+        A module the model does not have goes to `Artifact.unmatched`; nothing is dropped silently.
+
+        Raises:
+            SdkitError: the file is of this format but broken (a half pair, contradicting ranks).
+        """
+        ...

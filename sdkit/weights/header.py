@@ -1,0 +1,235 @@
+"""The header of a safetensors file: parsed strictly, written deterministically.
+
+A safetensors file is eight bytes of length, a JSON object of that length, then the tensors' bytes. Files come from
+strangers, so this parser is stricter than the library's: it also refuses duplicate keys (where the last one would
+silently win), headers that do not begin with ``{``, control characters in names and headers above 25 MB (the limit of
+the Hugging Face client; real ones stay under one).
+
+Format: https://github.com/huggingface/safetensors#format
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from sdkit.core.errors import SdkitError
+from sdkit.weights.dtypes import DTYPES, DType
+
+MAX_HEADER_BYTES = 25_000_000
+MAX_NAME_LENGTH = 1024
+MAX_DIMENSIONS = 32
+LENGTH_BYTES = 8
+ALIGNMENT = 8  # readers that map the file want the data to start on an eight-byte boundary
+
+
+class DamagedFileError(SdkitError):
+    """The file is not what its name or its own header says it is."""
+
+    def __init__(self, path: Path | str, reason: str, hint: str = "") -> None:
+        super().__init__(f"{path}: {reason}", hint or "download or save the file again; nothing was read from it")
+        self.path = Path(path)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """Where one tensor lies and how to read it.
+
+    Attributes:
+        name: unique name within its `Weights`.
+        dtype: element type.
+        shape: dimensions; empty for a scalar.
+        offset: first byte, counted from the start of the physical file.
+        file: index into `Weights.files`.
+        strides: steps between elements, in elements; None when they lie in row-major order, as in every safetensors
+            file. Only old pickled files hold transposed views.
+    """
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    offset: int
+    file: int = 0
+    strides: tuple[int, ...] | None = None
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Number of bytes of the elements."""
+        return self.dtype.nbytes(self.numel)
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """A parsed header: the tensors in file-offset order, the metadata, and where the data begin and end."""
+
+    tensors: dict[str, TensorInfo]
+    metadata: dict[str, str]
+    data_start: int
+    file_size: int
+
+
+class _HeaderError(Exception):
+    """A reason, before the path is known."""
+
+
+def read_header(path: Path | str) -> Header:
+    """Read and check the header of the safetensors file at `path`.
+
+    Raises:
+        DamagedFileError: the file is no valid safetensors file; the reason names what is wrong.
+        OSError: the file cannot be opened.
+    """
+    with open(path, "rb") as file:
+        try:
+            return parse_header(read_header_bytes(file), os.fstat(file.fileno()).st_size)
+        except _HeaderError as error:
+            raise DamagedFileError(path, str(error)) from None
+
+
+def read_header_bytes(file: BinaryIO) -> bytes:
+    """The JSON bytes of the header, after the checks of its length (which a hostile file may put at any number)."""
+    size = os.fstat(file.fileno()).st_size
+    prefix = file.read(LENGTH_BYTES)
+    if len(prefix) < LENGTH_BYTES:
+        raise _HeaderError(f"not a safetensors file: only {len(prefix)} bytes long")
+    (length,) = struct.unpack("<Q", prefix)
+    if length > MAX_HEADER_BYTES:
+        raise _HeaderError(f"not a safetensors file: its header would be {length:,} bytes (at most {MAX_HEADER_BYTES:,})")
+    if LENGTH_BYTES + length > size:
+        raise _HeaderError(f"truncated: the header alone needs {LENGTH_BYTES + length:,} bytes, the file has {size:,}")
+    return file.read(length)
+
+
+def parse_header(text: bytes, file_size: int) -> Header:
+    """Check the JSON bytes of a header against the size of its file.
+
+    Raises:
+        _HeaderError: with the reason, for `read_header` to put the path in front.
+    """
+    if not text.startswith(b"{"):
+        raise _HeaderError("not a safetensors file: the header does not begin with '{'")
+    try:
+        fields = json.loads(text.decode("utf-8"), object_pairs_hook=_without_duplicates, parse_constant=_no_constant)
+    except UnicodeDecodeError:
+        raise _HeaderError("the header is not UTF-8") from None
+    except RecursionError:
+        raise _HeaderError("the header is nested too deeply") from None
+    except ValueError as error:
+        raise _HeaderError(f"the header is not JSON: {error}") from None
+    metadata = _metadata(fields.pop("__metadata__", {}))
+    data_start = LENGTH_BYTES + len(text)
+    tensors = sorted(
+        (_tensor(name, entry, data_start) for name, entry in fields.items()),
+        key=lambda info: (info.offset, info.offset + info.nbytes),
+    )
+    _check_cover(tensors, data_start, file_size)
+    return Header({info.name: info for info in tensors}, metadata, data_start, file_size)
+
+
+def build_header(tensors: Iterable[tuple[str, DType, tuple[int, ...]]], metadata: Mapping[str, str]) -> bytes:
+    """The length and the JSON of a header for `tensors` laid out one after the other in the order given.
+
+    The bytes depend on the arguments alone: metadata are sorted, and the JSON is padded with spaces so that the data
+    begin on an eight-byte boundary.
+    """
+    fields: dict[str, Any] = {}
+    if metadata:
+        fields["__metadata__"] = dict(sorted(metadata.items()))
+    begin = 0
+    for name, dtype, shape in tensors:
+        if name in fields:
+            raise ValueError(f"two tensors are named {name}")
+        end = begin + dtype.nbytes(math.prod(shape))
+        fields[name] = {"dtype": dtype.name, "shape": list(shape), "data_offsets": [begin, end]}
+        begin = end
+    text = json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    text += b" " * (-len(text) % ALIGNMENT)
+    if len(text) > MAX_HEADER_BYTES:
+        raise SdkitError(f"the header would be {len(text):,} bytes; readers accept {MAX_HEADER_BYTES:,}")
+    return struct.pack("<Q", len(text)) + text
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        names = [name for name, _ in pairs]
+        duplicate = next(name for name in names if names.count(name) > 1)
+        raise _HeaderError(f"the header holds the key {duplicate[:80]!r} twice")
+    return fields
+
+
+def _no_constant(text: str) -> None:
+    raise _HeaderError(f"the header holds the number {text}")
+
+
+def _metadata(fields: object) -> dict[str, str]:
+    if not isinstance(fields, dict) or not all(isinstance(value, str) for value in fields.values()):
+        raise _HeaderError("__metadata__ is not a table of strings")
+    return fields
+
+
+def _tensor(name: str, entry: object, data_start: int) -> TensorInfo:
+    check_name(name)
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise _HeaderError(f"tensor {name!r} needs exactly dtype, shape and data_offsets")
+    dtype = DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
+    if dtype is None:
+        raise _HeaderError(f"tensor {name!r} has the unknown dtype {str(entry['dtype'])[:40]!r}")
+    shape, offsets = entry["shape"], entry["data_offsets"]
+    if not _are_counts(shape) or len(shape) > MAX_DIMENSIONS:
+        raise _HeaderError(f"tensor {name!r} has the impossible shape {str(shape)[:80]}")
+    if not _are_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise _HeaderError(f"tensor {name!r} has the impossible offsets {str(offsets)[:80]}")
+    try:
+        nbytes = dtype.nbytes(math.prod(shape))
+    except ValueError as error:
+        raise _HeaderError(f"tensor {name!r}: {error}") from None
+    if nbytes != offsets[1] - offsets[0]:
+        raise _HeaderError(
+            f"tensor {name!r} claims {offsets[1] - offsets[0]:,} bytes, {dtype.name} {shape} needs {nbytes:,}"
+        )
+    return TensorInfo(name, dtype, tuple(shape), data_start + offsets[0])
+
+
+def check_name(name: str) -> None:
+    """Refuse names that could not come from a real model and could deceive a terminal.
+
+    Raises:
+        _HeaderError: the name is too long or holds a control character.
+    """
+    if len(name) > MAX_NAME_LENGTH:
+        raise _HeaderError(f"a tensor's name is {len(name):,} characters long")
+    if not name.isprintable():
+        raise _HeaderError(f"tensor name {ascii(name)[:120]} holds control characters")
+
+
+def _are_counts(values: object) -> bool:
+    # bool is an int to Python, but `true` is no dimension.
+    return isinstance(values, list) and all(type(value) is int and 0 <= value < 2**63 for value in values)
+
+
+def _check_cover(tensors: list[TensorInfo], data_start: int, file_size: int) -> None:
+    """The tensors must cover the data exactly: no overlap, no hole, no byte missing or left over."""
+    position = data_start
+    for info in tensors:
+        if info.offset < position:
+            raise _HeaderError(f"tensor {info.name!r} overlaps another one")
+        if info.offset > position:
+            raise _HeaderError(f"there is a hole of {info.offset - position:,} bytes before tensor {info.name!r}")
+        position = info.offset + info.nbytes
+    if position > file_size:
+        raise _HeaderError(f"truncated: the tensors need {position:,} bytes, the file has {file_size:,}")
+    if position < file_size:
+        raise _HeaderError(f"{file_size - position:,} bytes follow the last tensor")

@@ -1,0 +1,162 @@
+"""Opening weights, whatever holds them: a safetensors file, a pickled checkpoint, shards or a diffusers folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from sdkit.core.errors import SdkitError
+from sdkit.weights import positional
+from sdkit.weights.dtypes import decode_scalar
+from sdkit.weights.header import DamagedFileError, TensorInfo, read_header
+
+
+class Container(StrEnum):
+    """What holds the tensors."""
+
+    SAFETENSORS = "safetensors"
+    PICKLE = "pickle"
+    FOLDER = "folder"
+
+
+class Weights:
+    """The tensors of one model, read-only: named, located, and read only when asked for.
+
+    In a folder of components a tensor's name is ``component/name`` (``unet/conv_in.weight``); in a file it is the
+    file's own name for it.
+
+    Attributes:
+        path: the file or folder that was opened.
+        container: what holds the tensors.
+        files: the physical files; `TensorInfo.file` indexes them.
+        tensors: name → place, in file order.
+        metadata: the header's ``__metadata__``; for a pickle, what scalar facts it held, as strings.
+        configs: the JSON configurations of a folder by component (``unet``, ``scheduler``, ``model_index``, …).
+        extra: what a pickled file holds beside tensors (plain values only); empty for safetensors.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        container: Container,
+        files: Sequence[Path],
+        tensors: Mapping[str, TensorInfo],
+        metadata: Mapping[str, str],
+        *,
+        configs: Mapping[str, dict[str, Any]] | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.path = path
+        self.container = container
+        self.files = tuple(files)
+        self.tensors = dict(tensors)
+        self.metadata = dict(metadata)
+        self.configs = dict(configs or {})
+        self.extra = dict(extra or {})
+        self._descriptors: dict[int, int] = {}
+
+    def read_into(self, info: TensorInfo, buffer: memoryview, start: int = 0) -> None:
+        """Fill `buffer` with the bytes of a tensor (stored order), beginning at its byte `start`.
+
+        Raises:
+            DamagedFileError: the file has become shorter since its header was read.
+        """
+        try:
+            positional.read_into(self.descriptor(info.file), buffer, info.offset + start)
+        except EOFError as error:
+            raise DamagedFileError(self.files[info.file], f"{info.name}: {error}") from None
+
+    def read(self, info: TensorInfo) -> bytes:
+        """All the bytes of a small tensor."""
+        data = bytearray(info.nbytes)
+        self.read_into(info, memoryview(data))
+        return bytes(data)
+
+    def scalar(self, name: str) -> float:
+        """The value of a tensor with exactly one element.
+
+        Raises:
+            DamagedFileError: it has more or fewer elements, or a type no scalar is stored in.
+        """
+        info = self.tensors[name]
+        if info.numel != 1:
+            raise DamagedFileError(self.path, f"{name} should hold one number, its shape is {list(info.shape)}")
+        try:
+            return decode_scalar(info.dtype, self.read(info))
+        except ValueError as error:
+            raise DamagedFileError(self.path, f"{name}: {error}") from None
+
+    def descriptor(self, file: int = 0) -> int:
+        """The open file descriptor of a physical file (opened on first use)."""
+        if file not in self._descriptors:
+            flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+            self._descriptors[file] = os.open(self.files[file], flags)
+        return self._descriptors[file]
+
+    def close(self) -> None:
+        """Close the files. Reading again would open them again."""
+        while self._descriptors:
+            os.close(self._descriptors.popitem()[1])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_weights(path: Path | str) -> Weights:
+    """Open the weights at `path` by what the file is, not by what it is called.
+
+    Args:
+        path: a ``.safetensors`` file, a pickled ``.ckpt``/``.pt``/``.bin`` file (read by the restricted reader: no
+            code in it ever runs), a ``*.safetensors.index.json``, or a diffusers, component or shard folder.
+
+    Raises:
+        SdkitError: there is nothing at `path`, or it is no weight file; the message says why.
+    """
+    path = Path(path)
+    if path.is_dir() or path.name.endswith(".index.json"):
+        from sdkit.weights.folder import open_folder
+
+        return open_folder(path)
+    if not path.exists():
+        raise SdkitError(f"{path}: no such file or folder", _nearest_hint(path))
+    with open(path, "rb") as file:
+        magic = file.read(8)
+    if magic.startswith(b"GGUF"):
+        raise SdkitError(f"{path}: GGUF holds quantised weights, which sdkit does not read", "use the unquantised file")
+    if _is_pickle(magic):
+        from sdkit.weights.pickle import open_pickle
+
+        return open_pickle(path)
+    return open_safetensors(path)
+
+
+def open_safetensors(path: Path | str) -> Weights:
+    """Open one safetensors file."""
+    path = Path(path)
+    header = read_header(path)
+    return Weights(path, Container.SAFETENSORS, [path], header.tensors, header.metadata)
+
+
+def _is_pickle(magic: bytes) -> bool:
+    # A zip archive (torch >= 1.6), a protocol-2 pickle (before), or a tar archive (long before).
+    return magic.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"))
+
+
+def _nearest_hint(path: Path) -> str:
+    import difflib
+
+    folder = path.parent
+    if not folder.is_dir():
+        return f"the folder {folder} does not exist either"
+    names = [entry.name for entry in folder.iterdir() if entry.suffix in {".safetensors", ".ckpt", ".pt", ".bin"}]
+    near = difflib.get_close_matches(path.name, names, n=1)
+    return f"did you mean {folder / near[0]}?" if near else ""
