@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -58,6 +59,7 @@ class Weights:
         self.configs = dict(configs or {})
         self.extra = dict(extra or {})
         self._descriptors: dict[int, int] = {}
+        self._opening = threading.Lock()
 
     def read_into(self, info: TensorInfo, buffer: memoryview, start: int = 0) -> None:
         """Fill `buffer` with the bytes of a tensor (stored order), beginning at its byte `start`.
@@ -92,10 +94,11 @@ class Weights:
 
     def descriptor(self, file: int = 0) -> int:
         """The open file descriptor of a physical file (opened on first use)."""
-        if file not in self._descriptors:
-            flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
-            self._descriptors[file] = os.open(self.files[file], flags)
-        return self._descriptors[file]
+        with self._opening:
+            if file not in self._descriptors:
+                flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+                self._descriptors[file] = os.open(self.files[file], flags)
+            return self._descriptors[file]
 
     def close(self) -> None:
         """Close the files. Reading again would open them again."""
