@@ -107,16 +107,15 @@ class AtomicFile:
             self._partial = None
 
     def _link(self) -> None:
-        source = f"/proc/self/fd/{self.descriptor}"
         if not self.overwrite:
             try:
-                os.link(source, self.path, follow_symlinks=True)
+                _link_descriptor(self.descriptor, self.path)
             except FileExistsError:
                 raise exists_error(self.path) from None
             return
         name = partial_path(self.path)
         name.unlink(missing_ok=True)
-        os.link(source, name, follow_symlinks=True)
+        _link_descriptor(self.descriptor, name)
         os.replace(name, self.path)
 
     def _rename(self, partial: Path) -> None:
@@ -188,6 +187,16 @@ def sync_folder(folder: Path) -> None:
         pass
     finally:
         os.close(descriptor)
+
+
+def _link_descriptor(descriptor: int, name: Path) -> None:
+    """Give a nameless file its first name."""
+    folder = os.open(name.parent, os.O_RDONLY)
+    try:
+        # Only with a folder descriptor does Python call linkat, which follows /proc's link to the file itself.
+        os.link(f"/proc/self/fd/{descriptor}", name.name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=True)
+    finally:
+        os.close(folder)
 
 
 def _lock(descriptor: int, path: Path) -> None:
