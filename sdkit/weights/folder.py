@@ -95,24 +95,26 @@ def _shards(index: Path) -> list[Path]:
 def _join(path: Path, components: dict[str, list[Path]], configs: dict[str, dict[str, Any]]) -> Weights:
     """One `Weights` over all files; the component is put before each name, when there is one."""
     files: list[Path] = []
+    prefixes: list[str] = []
+    metadata: list[dict[str, str]] = []
     tensors: dict[str, TensorInfo] = {}
-    metadata: dict[str, str] = {}
     for component, paths in components.items():
         for file in paths:
-            part = open_weights(file)
-            if len(components) == 1 and not component:
-                metadata.update(part.metadata)
-            for info in _renamed(part, component, len(files)):
-                if info.name in tensors:
-                    raise DamagedFileError(path, f"two shards hold the tensor {info.name!r}")
-                tensors[info.name] = info
-            files.append(file)
-            part.close()
-    return Weights(path, Container.FOLDER, files, tensors, metadata, configs=configs)
+            with open_weights(file) as part:
+                prefixes.append(f"{component}/" if component else "")
+                for info in _renamed(part, prefixes[-1], len(files)):
+                    if info.name in tensors:
+                        raise DamagedFileError(path, f"two shards hold the tensor {info.name!r}")
+                    tensors[info.name] = info
+                files.append(file)
+                metadata.append(part.metadata)
+    common = dict(set.intersection(*(set(entries.items()) for entries in metadata)))
+    return Weights(
+        path, Container.FOLDER, files, tensors, common, prefixes=prefixes, file_metadata=metadata, configs=configs
+    )
 
 
-def _renamed(part: Weights, component: str, file: int) -> Iterator[TensorInfo]:
-    prefix = f"{component}/" if component else ""
+def _renamed(part: Weights, prefix: str, file: int) -> Iterator[TensorInfo]:
     for info in part.tensors.values():
         if info.strides is not None:
             raise SdkitError(f"{part.path}: {info.name} is stored transposed", "save the folder as safetensors first")

@@ -34,8 +34,10 @@ class Weights:
         path: the file or folder that was opened.
         container: what holds the tensors.
         files: the physical files; `TensorInfo.file` indexes them.
+        prefixes: what was put before the names of each file's tensors (``unet/``).
+        file_metadata: the ``__metadata__`` of each file.
         tensors: name → place, in file order.
-        metadata: the header's ``__metadata__``; for a pickle, what scalar facts it held, as strings.
+        metadata: the ``__metadata__`` of a single file, or what all files of a folder say alike.
         configs: the JSON configurations of a folder by component (``unet``, ``scheduler``, ``model_index``, …).
         extra: what a pickled file holds beside tensors (plain values only); empty for safetensors.
     """
@@ -48,6 +50,8 @@ class Weights:
         tensors: Mapping[str, TensorInfo],
         metadata: Mapping[str, str],
         *,
+        prefixes: Sequence[str] = (),
+        file_metadata: Sequence[Mapping[str, str]] = (),
         configs: Mapping[str, dict[str, Any]] | None = None,
         extra: Mapping[str, Any] | None = None,
     ) -> None:
@@ -56,6 +60,8 @@ class Weights:
         self.files = tuple(files)
         self.tensors = dict(tensors)
         self.metadata = dict(metadata)
+        self.prefixes = tuple(prefixes) or ("",) * len(self.files)
+        self.file_metadata = tuple(file_metadata) or (self.metadata,) * len(self.files)
         self.configs = dict(configs or {})
         self.extra = dict(extra or {})
         self._descriptors: dict[int, int] = {}
@@ -91,6 +97,10 @@ class Weights:
             return decode_scalar(info.dtype, self.read(info))
         except ValueError as error:
             raise DamagedFileError(self.path, f"{name}: {error}") from None
+
+    def stored_name(self, info: TensorInfo) -> str:
+        """The name of a tensor within its own file."""
+        return info.name.removeprefix(self.prefixes[info.file])
 
     def descriptor(self, file: int = 0) -> int:
         """The open file descriptor of a physical file (opened on first use)."""
