@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import importlib
 import sys
@@ -13,7 +14,6 @@ import click
 import sdkit
 from sdkit.cli import errors
 from sdkit.core.errors import UsageError
-from sdkit.core.plugins import first_doc_line
 
 COMMANDS = Path(__file__).parent / "commands"
 
@@ -47,9 +47,7 @@ class Shell(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands with the first line of each module's docstring."""
         with formatter.section("Commands"):
-            formatter.write_dl(
-                [(name, first_doc_line(COMMANDS / f"{name.replace('-', '_')}.py")) for name in self.list_commands(ctx)]
-            )
+            formatter.write_dl([(name, _summary(name)) for name in self.list_commands(ctx)])
 
     def main(self, *args: Any, **extra: Any) -> Any:
         """Run a command line and exit with its code; whatever fails is reported in a person's words."""
@@ -60,7 +58,13 @@ class Shell(click.Group):
         sys.exit(code)
 
 
-@click.group(cls=Shell, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+def _summary(name: str) -> str:
+    """The first docstring line of a command's module, read from the source."""
+    source = (COMMANDS / f"{name.replace('-', '_')}.py").read_text(encoding="utf-8")
+    return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0].rstrip(".")
+
+
+@click.group("sdkit", cls=Shell, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(sdkit.__version__, prog_name="sdkit", message="%(prog)s %(version)s")
 def main() -> None:
     """Train, merge, blend and convert Stable Diffusion adapters and models."""

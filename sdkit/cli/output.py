@@ -42,7 +42,7 @@ class Output:
     mode: Mode = Mode.TEXT
 
     def result(self, data: Mapping[str, Any], lines: Iterable[str] = (), brief: Sequence[str] = ()) -> None:
-        """Give the result to stdout: `data` as one JSON object, `lines` for people, or the lines `brief` for scripts."""
+        """Give the result to stdout: `data` as one JSON object, `lines` for people, or lines `brief` for scripts."""
         if self.mode is Mode.JSON:
             write_line(sys.stdout, json.dumps(data, indent=2))
             return
