@@ -1,0 +1,35 @@
+"""Train Stable Diffusion adapters, merge and blend models, and convert between their formats.
+
+The verbs are functions of this module; each is imported when first used, so that ``import sdkit`` costs nothing:
+
+    >>> import sdkit
+    >>> sdkit.merge("base.safetensors", {"lora.safetensors": 0.8}, "out.safetensors")
+"""
+
+from __future__ import annotations
+
+import importlib
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "SdkitError": "sdkit.core.errors",
+    "hash": "sdkit.jobs.hash",
+    "inspect": "sdkit.jobs.inspect",
+    "merge": "sdkit.jobs.merge",
+    "unmerge": "sdkit.jobs.unmerge",
+}
+
+__all__ = ["SdkitError", "__version__", "hash", "inspect", "merge", "unmerge"]  # noqa: F822  (they are lazy: PEP 562)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'sdkit' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -177,6 +177,10 @@ def _no_constant(text: str) -> None:
 def _metadata(fields: object) -> dict[str, str]:
     if not isinstance(fields, dict) or not all(isinstance(value, str) for value in fields.values()):
         raise _HeaderError("__metadata__ is not a table of strings")
+    try:
+        "".join([*fields, *fields.values()]).encode()
+    except UnicodeEncodeError:  # JSON can escape half a character, which no file and no terminal can hold
+        raise _HeaderError("__metadata__ holds text that is not Unicode") from None
     return fields
 
 

@@ -1,0 +1,116 @@
+"""Where the words of a command go: stdout is data, stderr is talk.
+
+Commands never print. They hand results and remarks to an `Output`, which knows whether a person (text), a program
+(``--json``) or a script (``-q``) reads them, strips what could deceive a terminal from text that came out of files,
+and spells signs in ASCII where the stream cannot hold them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from functools import wraps
+from typing import Any, TextIO
+
+import click
+
+from sdkit.core.progress import NoProgress, Progress
+
+_ESCAPE_SEQUENCES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|[@-Z\\-_])")
+_ASCII = str.maketrans(
+    {"…": "...", "×": "x", "–": "-", "→": "->", "≤": "<=", "·": "|", "✓": "ok", "\N{NO-BREAK SPACE}": " "}
+)
+
+
+class Mode(Enum):
+    """Who reads the output."""
+
+    TEXT = "a person"
+    JSON = "a program"
+    QUIET = "a script"
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """The one way out of a command."""
+
+    mode: Mode = Mode.TEXT
+
+    def result(self, data: Mapping[str, Any], lines: Iterable[str] = (), brief: Sequence[str] = ()) -> None:
+        """Give the result to stdout: `data` as one JSON object, `lines` for people, or lines `brief` for scripts."""
+        if self.mode is Mode.JSON:
+            write_line(sys.stdout, json.dumps(data, indent=2))
+            return
+        for line in lines if self.mode is Mode.TEXT else brief:
+            write_line(sys.stdout, clean(line))
+
+    def say(self, text: str) -> None:
+        """Tell a person what happens, on stderr. Programs and scripts are spared."""
+        if self.mode is Mode.TEXT:
+            write_line(sys.stderr, clean(text))
+
+    def warn(self, text: str) -> None:
+        """Tell anybody what is doubtful, on stderr."""
+        write_line(sys.stderr, f"warning: {clean(text)}")
+
+    @contextmanager
+    def progress(self) -> Iterator[Progress]:
+        """Show how long work moves on while the context lasts: a bar on a terminal, else now and then a line."""
+        if self.mode is not Mode.TEXT:
+            yield NoProgress()
+            return
+        from sdkit.cli.progress import show_progress
+
+        with show_progress(sys.stderr) as progress:
+            yield progress
+
+
+def output_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options ``--json`` and ``-q``, and its function an `output`."""
+
+    @click.option("--json", "as_json", is_flag=True, help="Write the result as one JSON object.")
+    @click.option("-q", "--quiet", is_flag=True, help="Write the bare result and nothing else.")
+    @wraps(function)
+    def with_output(as_json: bool, quiet: bool, **options: object) -> None:
+        mode = Mode.JSON if as_json else Mode.QUIET if quiet else Mode.TEXT
+        function(output=Output(mode), **options)
+
+    return with_output
+
+
+def clean(text: str) -> str:
+    """One line of text that came from anywhere, safe to print: no escape sequences, no control or invisible signs."""
+    text = _ESCAPE_SEQUENCES.sub("", text)
+    return "".join(sign if sign.isprintable() else " " if sign in "\n\r\t\N{NO-BREAK SPACE}" else "?" for sign in text)
+
+
+def columns(rows: Sequence[Sequence[str]], indent: str = "") -> list[str]:
+    """Lines in which the cells of `rows`, all of one length, stand in columns, two spaces apart."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    padded = ([cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows)
+    return [f"{indent}{'  '.join(cells)}".rstrip() for cells in padded]
+
+
+def human_bytes(count: float) -> str:
+    """A number of bytes as people read it: ``6.9 GB``, in powers of 1000 as disks and hubs count."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def write_line(stream: TextIO, line: str) -> None:
+    """Write a line, in ASCII where the stream's encoding lacks a sign. The line must be clean already."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    try:
+        line.encode(encoding)
+    except UnicodeEncodeError:
+        line = line.translate(_ASCII).encode(encoding, "replace").decode(encoding)
+    stream.write(line + "\n")
+    stream.flush()
