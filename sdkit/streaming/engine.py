@@ -77,7 +77,9 @@ class Stream:
     def __enter__(self) -> Stream:
         with self._stack as stack:  # closes what is open if one of several files cannot be made
             for file in self.files:
-                writer = SafetensorsWriter(file.path, file.layout(), file.metadata, overwrite=self.overwrite)
+                writer = SafetensorsWriter(
+                    file.path, file.layout(), file.metadata, overwrite=self.overwrite, header=file.header
+                )
                 self.writers.append(stack.enter_context(writer))
             self._stack = stack.pop_all()
         return self

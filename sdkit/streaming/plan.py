@@ -42,11 +42,19 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class OutputFile:
-    """One safetensors file to write: the tensors in file order, and the metadata."""
+    """One safetensors file to write.
+
+    Attributes:
+        path: its final name.
+        tensors: in file order.
+        metadata: the header's ``__metadata__``.
+        header: the exact header, when a file is to be restored byte for byte; see `SafetensorsWriter`.
+    """
 
     path: Path
     tensors: tuple[Output, ...]
     metadata: Mapping[str, str]
+    header: bytes | None = None
 
     def layout(self) -> list[tuple[str, DType, tuple[int, ...]]]:
         """Name, type and shape of each tensor."""

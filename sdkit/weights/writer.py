@@ -19,6 +19,8 @@ class SafetensorsWriter(AtomicFile):
         tensors: name, element type and shape of each tensor, in file order.
         metadata: the header's ``__metadata__``.
         overwrite: whether a file already at `path` may be replaced.
+        header: the exact header to write, length included, when a file is to be restored byte for byte; it must
+            describe the same layout.
     """
 
     def __init__(
@@ -28,9 +30,10 @@ class SafetensorsWriter(AtomicFile):
         metadata: Mapping[str, str],
         *,
         overwrite: bool = False,
+        header: bytes | None = None,
     ) -> None:
         layout = list(tensors)
-        header = build_header(layout, metadata)
+        header = header or build_header(layout, metadata)
         self.offsets: dict[str, int] = {}
         position = len(header)
         for name, dtype, shape in layout:
