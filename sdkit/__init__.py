@@ -9,6 +9,7 @@ The verbs are functions of this module; each is imported when first used, so tha
 from __future__ import annotations
 
 import importlib
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -20,10 +21,10 @@ _LAZY = {
     "unmerge": "sdkit.jobs.unmerge",
 }
 
-__all__ = ["SdkitError", "__version__", "hash", "inspect", "merge", "unmerge"]  # noqa: F822  (they are lazy: PEP 562)
+__all__ = ["SdkitError", "__version__", "hash", "inspect", "merge", "unmerge"]  # noqa: F822  (lazy: PEP 562)
 
 
-def __getattr__(name: str) -> object:
+def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'sdkit' has no attribute {name!r}")
     value = getattr(importlib.import_module(_LAZY[name]), name)

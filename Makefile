@@ -1,0 +1,39 @@
+# Every target makes its own environment in .venv the first time. `make test VENV=/elsewhere` puts it elsewhere.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: quickstart test test-large lint bench clean
+
+quickstart: $(VENV)/.installed  ## make a small checkpoint and a LoRA, and merge them
+	$(BIN)/sdkit quickstart
+
+test: $(VENV)/.installed-dev  ## what must pass before a change goes in
+	$(BIN)/python -m pytest -q -n auto
+
+test-large: $(VENV)/.installed-dev  ## with files of several gigabytes: 30 GB of disk, some minutes
+	$(BIN)/python -m pytest -q -m "slow or large"
+
+lint: $(VENV)/.installed-dev  ## style, types, and which floor may import which
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.installed-dev  ## time and memory beside cp; docs/benchmarks.md explains
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) quickstart .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	$(BIN)/pip install -q -e .
+	touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
+	$(BIN)/pip install -q -e '.[dev]'
+	touch $@ $(VENV)/.installed
