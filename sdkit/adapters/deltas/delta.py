@@ -30,6 +30,11 @@ class Delta(Protocol):
         """Rank of a low-rank change; None for other kinds."""
         ...
 
+    @property
+    def scale(self) -> float:
+        """What the kind multiplies its factors by: alpha / rank as the format defines it, 1 where it has no scale."""
+        ...
+
     def prepare(self, strength: float, dtype: torch.dtype) -> PreparedDelta:
         """Read the factors, fold `strength` and the kind's own scale in, and be ready for tiles of `dtype`.
 
