@@ -17,7 +17,8 @@ from sdkit.weights import TensorInfo
 MARKERS = ("v_pred", "ztsnr", "edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min")
 EMA_PREFIX = "model_ema."
 BUFFER_SUFFIX = "embeddings.position_ids"  # 0, 1, 2, …: some files hold it, as integers; it is nothing to merge
-_SCALE_SUFFIXES = (".scale_weight", ".weight_scale", ".comfy_quant", ".absmax")  # of quantised weights
+# Beside weights quantised in ways nothing here can compute with. (`.scale_weight`, of scaled fp8, is only a factor.)
+_SCALE_SUFFIXES = (".weight_scale", ".comfy_quant", ".absmax")
 
 
 @dataclass(frozen=True, slots=True)

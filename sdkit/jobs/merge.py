@@ -24,11 +24,13 @@ from sdkit.merging.bake import Bake, Dose, bake
 from sdkit.merging.blocks import BlockSpec, block_strengths
 from sdkit.merging.strengths import Strengths
 from sdkit.merging.tokens import save_tokens, token_paths
-from sdkit.streaming import Output, Rounding
+from sdkit.merging.undo import Changed, write_undo
+from sdkit.streaming import Output, Rounding, Stream
 from sdkit.streaming.checkpoint import check_output, checkpoint_stream, is_folder
 from sdkit.weights import DTYPES, DType, Weights, open_weights
-from sdkit.weights.atomic import check_target
+from sdkit.weights.atomic import AtomicFile, check_target
 from sdkit.weights.metadata import merged_metadata, parent
+from sdkit.weights.reader import raw_header
 
 PathLike = str | os.PathLike[str]
 Adapters = PathLike | Sequence[PathLike | tuple[PathLike, float]] | Mapping[PathLike, float]
@@ -246,6 +248,8 @@ class _Merge:
         check_target(request.undo, overwrite=request.force)
         if is_folder(self._base):
             raise SdkitError("--undo works on single files; the base is a folder", "keep the folder itself as the undo")
+        if request.dtype is not None:
+            raise SdkitError("--undo restores bits, which --dtype discards in every tensor", "leave out one of the two")
 
     def _open(self, weights: Weights) -> Artifact:
         """Read an adapter and refuse what cannot go into this base."""
@@ -278,6 +282,19 @@ class _Merge:
                 advance=self._progress.advance,
             ) as stream:
                 stream.run()
+                if request.undo is not None:
+                    beside.enter_context(self._undo(plan, stream, request.undo)).commit()
+
+    def _undo(self, plan: Bake, stream: Stream, path: Path) -> AtomicFile:
+        """Compare the base with the output, which has no name yet, so that there is no merge without its undo file."""
+        writer = stream.writers[0]
+        changed = [
+            Changed(self._base, info, writer.descriptor, writer.offsets[name])
+            for name, info in self._base.tensors.items()
+            if name in plan.addends
+        ]
+        self._progress.start("saving the undo file", sum(entry.info.nbytes for entry in changed))
+        return write_undo(changed, raw_header(self._base), path, overwrite=self._request.force, threads=stream.threads)
 
     def _parents(self) -> Iterable[dict[str, object]]:
         yield parent(self._base.path, quick_id(*self._base.files), role="base")
@@ -387,6 +404,11 @@ def check_is_not_input(output: Path, inputs: Iterable[Path]) -> None:
 
 def check_bakeable(artifact: Artifact) -> None:
     """Refuse artifacts that are no weight changes."""
+    if artifact.not_bakeable:
+        raise SdkitError(
+            f"{artifact.source.path}: is a {artifact.kind} ({artifact.format}), which {artifact.not_bakeable}",
+            "load it beside the model; only weight changes can be merged",
+        )
     if not artifact.deltas and not artifact.unmatched:
         raise SdkitError(
             f"{artifact.source.path}: holds no weight changes ({artifact.format})",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import threading
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
@@ -13,7 +14,7 @@ from typing import Any, Self
 from sdkit.core.errors import SdkitError
 from sdkit.weights import positional
 from sdkit.weights.dtypes import decode_scalar
-from sdkit.weights.header import DamagedFileError, TensorInfo, read_header
+from sdkit.weights.header import DamagedFileError, TensorInfo, build_header, read_header, read_header_bytes
 
 
 class Container(StrEnum):
@@ -157,6 +158,16 @@ def open_safetensors(path: Path | str) -> Weights:
     path = Path(path)
     header = read_header(path)
     return Weights(path, Container.SAFETENSORS, [path], header.tensors, header.metadata)
+
+
+def raw_header(weights: Weights) -> bytes:
+    """The length and header as they stand in a single safetensors file; for a pickle, those of the same tensors."""
+    path = weights.files[0]
+    if weights.container is Container.SAFETENSORS:
+        with open(path, "rb") as file:
+            text = read_header_bytes(file)
+        return struct.pack("<Q", len(text)) + text
+    return build_header(((info.name, info.dtype, info.shape) for info in weights.tensors.values()), weights.metadata)
 
 
 def _is_pickle(magic: bytes) -> bool:

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -18,7 +18,7 @@ from sdkit.core.errors import UsageError
 @click.command("merge", no_args_is_help=True)
 @click.argument("base", type=click.Path(path_type=Path))
 @click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER[=STRENGTH]...")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write [default: BASE+ADAPTER.safetensors].")
+@click.option("-o", "--output", "target", type=click.Path(path_type=Path), help="File to write [default: BASE+ADAPTER.safetensors].")
 @click.option("--alpha", type=float, default=1.0, show_default=True, help="Strength of adapters given without one.")
 @click.option("--unet-alpha", type=float, default=1.0, show_default=True, help="Multiplies strengths in the UNet.")
 @click.option("--te-alpha", type=float, default=1.0, show_default=True, help="Multiplies strengths in text encoders.")
@@ -31,7 +31,7 @@ from sdkit.core.errors import UsageError
 @click.option("--dry-run", is_flag=True, help="Check everything and say what would happen; write nothing.")
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 @output_options
-def command(output: Output, base: Path, adapters: tuple[str, ...], **options: Any) -> None:
+def command(output: Output, base: Path, adapters: tuple[str, ...], target: Path | None, **options: Any) -> None:
     """Add ADAPTERs to the weights of BASE and write the result.
 
     BASE is a safetensors file, a .ckpt, or a diffusers folder. ADAPTER is a LoRA of any dialect. A STRENGTH behind `=`
@@ -39,14 +39,17 @@ def command(output: Output, base: Path, adapters: tuple[str, ...], **options: An
     """
     from sdkit.jobs.merge import merge
 
-    target = options.pop("output_path", None)
-    pairs = [split_strength(text, options["alpha"]) for text in adapters]
+    alpha = options.pop("alpha")
+    pairs = [split_strength(text, alpha) for text in adapters]
     with output.progress() as progress:
         report = merge(base, pairs, target, progress=progress, **options)
     output.result(report.as_dict(), describe(report), [report.output])
 
 
-def split_strength(text: str, alpha: float) -> tuple[Path, float]:
+Strength = TypeVar("Strength", float, None)
+
+
+def split_strength(text: str, alpha: Strength) -> tuple[Path, float | Strength]:
     """``lora.safetensors=0.8`` → path and strength; a file that really has ``=`` in its name wins.
 
     Raises:
