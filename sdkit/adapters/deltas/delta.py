@@ -51,6 +51,14 @@ class PreparedDelta(Protocol):
         """Add rows ``start : start + out.shape[0]`` of the change to `out`, [rows, columns], in place."""
         ...
 
+    def magnitude(self) -> float:
+        """An upper bound of the absolute values of the change's elements."""
+        ...
+
+    def to(self, dtype: torch.dtype) -> PreparedDelta:
+        """The same change, ready for tiles of another type."""
+        ...
+
     def transpose(self) -> PreparedDelta:
         """The change of the transposed weight."""
         ...

@@ -43,14 +43,7 @@ def read_factor(read: Read, dtype: torch.dtype) -> torch.Tensor:
     """
     import torch
 
-    info = read.info
-    stored = getattr(torch, info.dtype.torch_name)
-    strides = info.strides or _row_major(info.shape)
-    span = 1 + sum((size - 1) * step for size, step in zip(info.shape, strides, strict=True))
-    buffer = bytearray(span * info.dtype.itemsize)
-    read.weights.read_into(info, memoryview(buffer))
-    flat = torch.frombuffer(buffer, dtype=stored)
-    tensor = torch.as_strided(flat, info.shape, strides).to(dtype).contiguous()
+    tensor = read.load().to(dtype)
     if not all(bool(torch.isfinite(extreme)) for extreme in torch.aminmax(tensor)):
         raise factor_error(read, "holds NaN or infinity", "the adapter is damaged: its training diverged, or its copy broke")
     return tensor
@@ -62,7 +55,3 @@ def same_bytes(first: Read, second: Read) -> bool:
     if (one.dtype, one.shape, one.strides) != (two.dtype, two.shape, two.strides):
         return False
     return first.weights.read(one) == second.weights.read(two)
-
-
-def _row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))

@@ -66,6 +66,14 @@ class PreparedFull:
         """Add rows ``start : start + out.shape[0]`` of the change to `out`, [rows, columns], in place."""
         out.add_(self.diff[start : start + out.shape[0]])
 
+    def magnitude(self) -> float:
+        """The largest absolute value."""
+        return float(self.diff.abs().max())
+
+    def to(self, dtype: torch.dtype) -> PreparedFull:
+        """The same change, ready for tiles of another type."""
+        return PreparedFull(self.diff.to(dtype))
+
     def transpose(self) -> PreparedFull:
         """The change of the transposed weight."""
         return PreparedFull(self.diff.t().contiguous())

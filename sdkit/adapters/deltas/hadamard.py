@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sdkit.adapters.deltas.factors import check_float, check_scale, factor_error, read_factor
-from sdkit.adapters.deltas.low_rank import fold_core
+from sdkit.adapters.deltas.low_rank import fold_core, product_bound
 from sdkit.streaming.expression import Read
 
 if TYPE_CHECKING:
@@ -107,6 +107,14 @@ class PreparedHadamard:
         """Add rows ``start : start + out.shape[0]`` of the change to `out`, [rows, columns], in place."""
         rows = slice(start, start + out.shape[0])
         out.addcmul_(self.a1[rows] @ self.b1, self.a2[rows] @ self.b2)
+
+    def magnitude(self) -> float:
+        """No element of the change is larger than this: the product of the bounds of both halves."""
+        return product_bound(self.a1, self.b1) * product_bound(self.a2, self.b2)
+
+    def to(self, dtype: torch.dtype) -> PreparedHadamard:
+        """The same change, ready for tiles of another type."""
+        return PreparedHadamard(self.a1.to(dtype), self.b1.to(dtype), self.a2.to(dtype), self.b2.to(dtype))
 
     def transpose(self) -> PreparedHadamard:
         """The change of the transposed weight."""

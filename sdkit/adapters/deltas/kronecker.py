@@ -149,6 +149,14 @@ class PreparedKronecker:
         inner = self.w2[rows % self.w2.shape[0]]
         out.add_((outer[:, :, None] * inner[:, None, :]).flatten(1))
 
+    def magnitude(self) -> float:
+        """The largest absolute value: every element is one product."""
+        return float(self.w1.abs().max() * self.w2.abs().max())
+
+    def to(self, dtype: torch.dtype) -> PreparedKronecker:
+        """The same change, ready for tiles of another type."""
+        return PreparedKronecker(self.w1.to(dtype), self.w2.to(dtype))
+
     def transpose(self) -> PreparedKronecker:
         """The change of the transposed weight."""
         return PreparedKronecker(self.w1.t().contiguous(), self.w2.t().contiguous())

@@ -111,7 +111,16 @@ class PreparedLowRank:
 
         With rank r, the rounding error of the product in a type of unit round-off u is at most about r·u times it.
         """
-        return float(self.up.norm(dim=1).max() * self.down.norm(dim=0).max())
+        return product_bound(self.up, self.down)
+
+    def to(self, dtype: torch.dtype) -> PreparedLowRank:
+        """The same change, ready for tiles of another type."""
+        return PreparedLowRank(self.up.to(dtype), self.down.to(dtype))
+
+
+def product_bound(left: torch.Tensor, right: torch.Tensor) -> float:
+    """No element of ``left @ right`` is larger than this (Cauchy–Schwarz)."""
+    return float(left.norm(dim=1).max() * right.norm(dim=0).max())
 
 
 def stack(deltas: Sequence[PreparedLowRank]) -> PreparedLowRank:
