@@ -75,7 +75,7 @@ def _published_parts(family: Family, variant: str, naming: str) -> Parts:
     layout = replace(unet_layout(published_config(folder, "unet")), in_channels=channels[variant])
     unet = Part(naming, "model.diffusion_model." if ldm else "unet/", layout)
     vae = Part(naming, "first_stage_model." if ldm else "vae/", vae_layout(published_config(folder, "vae")))
-    return Parts(unet, vae, tuple(_published_texts(family, folder, ldm)), ())
+    return Parts(unet, vae, tuple(_published_texts(family, folder, ldm)))
 
 
 def _published_texts(family: Family, folder: str, ldm: bool) -> list[Part]:
