@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from functools import lru_cache
-from importlib import resources
 from typing import Any
 
 from sdkit.core.errors import UsageError
@@ -51,6 +50,8 @@ def reference(family: str, variant: str = "base", naming: str = "diffusers") -> 
 
 def published_config(folder: str, component: str) -> dict[str, Any]:
     """A configuration file of a published model (``sdxl/base``, ``unet``)."""
+    from importlib import resources  # slow to import, and not needed to look at a file
+
     name = "scheduler_config.json" if component == "scheduler" else "config.json"
     path = resources.files("sdkit").joinpath("assets", "families", *folder.split("/"), component, name)
     config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
