@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from sdkit.adapters.deltas.delta import Delta
+from sdkit.streaming.expression import Read
 from sdkit.weights import TensorInfo, Weights
 
 
@@ -50,14 +52,45 @@ class TokenRows:
 
 
 @dataclass(frozen=True, slots=True)
+class Change:
+    """One sort of weight change in an adapter, and how many parameters it changes.
+
+    Attributes:
+        kind: as `Delta.kind`.
+        rank: None for a kind without one.
+        alpha: scale × rank, the alpha that kohya's scripts would write; None without a rank.
+        count: how many deltas are of this sort.
+    """
+
+    kind: str
+    rank: int | None
+    alpha: float | None
+    count: int
+
+
+# Why an adapter of a kind cannot become part of a checkpoint, as `merge` says it.
+_NOT_BAKEABLE = {
+    "textual-inversion": "teaches the tokenizer a word; it changes no weight of the checkpoint",
+    "hypernetwork": "transforms what cross-attention reads while a picture is made; no change of the weights equals it",
+    "aesthetic": "steers the text embedding while a picture is made; it holds no weights",
+    "custom-diffusion": "holds absolute cross-attention weights, which replace the base's own instead of adding to them",
+}
+
+
+@dataclass(frozen=True, slots=True)
 class Artifact:
     """One adapter in the internal form. Nothing but headers and scalars has been read when it exists.
 
     Attributes:
         source: the opened file, whose tensors the deltas refer to.
         format: the codec that read it (``kohya``, ``peft``, …).
+        kind: ``lora`` (every kind of weight change), ``textual-inversion``, ``hypernetwork``, ``aesthetic`` or
+            ``custom-diffusion``.
         deltas: what it changes.
         tokens: what it teaches the tokenizer.
+        key_value: the layers of a hypernetwork.
+        steering: the vector of an aesthetic embedding.
+        replaced: absolute weights (Custom Diffusion), by hub parameter.
         unmatched: the modules in the file that the model has no place for, in the file's own names.
         notes: facts a person should see (an assumed alpha, a dialect), one sentence each.
         metadata: the file's metadata.
@@ -65,8 +98,32 @@ class Artifact:
 
     source: Weights
     format: str
+    kind: str = "lora"
     deltas: Mapping[Target, Delta] = field(default_factory=dict)
     tokens: tuple[TokenRows, ...] = ()
+    key_value: tuple[Read, ...] = ()
+    steering: Read | None = None
+    replaced: Mapping[Target, Read] = field(default_factory=dict)
     unmatched: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def not_bakeable(self) -> str | None:
+        """Why this adapter cannot be merged into a checkpoint, as a sentence without its subject; None when it can."""
+        return _NOT_BAKEABLE.get(self.kind)
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The modules it changes, sorted."""
+        return tuple(sorted({target.module for target in self.deltas}))
+
+    @property
+    def changes(self) -> tuple[Change, ...]:
+        """The distinct kinds, ranks and alphas among its deltas with their counts, most frequent first."""
+        counts = Counter((delta.kind, delta.rank, _alpha(delta)) for delta in self.deltas.values())
+        return tuple(Change(*key, count) for key, count in counts.most_common())
+
+
+def _alpha(delta: Delta) -> float | None:
+    return delta.scale * delta.rank if delta.rank is not None else None

@@ -25,10 +25,11 @@ class Codec(Protocol):
         """Look at names, shapes and metadata only. Never reads a tensor, never raises on a strange file."""
         ...
 
-    def read(self, weights: Weights, model: Model) -> Artifact:
+    def read(self, weights: Weights, model: Model | None) -> Artifact:
         """Translate the file's names to hub modules with the tables of `model`, the base it will be applied to.
 
-        A module the model does not have goes to `Artifact.unmatched`; nothing is dropped silently.
+        A module the model does not have goes to `Artifact.unmatched`; nothing is dropped silently. Without a model
+        (to look at a file alone) modules keep the file's own names, with the component in front where it is known.
 
         Raises:
             SdkitError: the file is of this format but broken (a half pair, contradicting ranks).

@@ -1,0 +1,1 @@
+"""One function per verb: what the Python API and the command line both call."""

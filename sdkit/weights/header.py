@@ -138,11 +138,19 @@ def parse_header(text: bytes, file_size: int) -> Header:
     return Header({info.name: info for info in tensors}, metadata, data_start, file_size)
 
 
-def build_header(tensors: Iterable[tuple[str, DType, tuple[int, ...]]], metadata: Mapping[str, str]) -> bytes:
+def build_header(
+    tensors: Iterable[tuple[str, DType, tuple[int, ...]]], metadata: Mapping[str, str], size: int = 0
+) -> bytes:
     """The length and the JSON of a header for `tensors` laid out one after the other in the order given.
 
     The bytes depend on the arguments alone: metadata are sorted, and the JSON is padded with spaces so that the data
     begin on an eight-byte boundary.
+
+    Args:
+        tensors: name, element type and shape of each.
+        metadata: the ``__metadata__``.
+        size: pad to at least this many bytes in all (a multiple of eight), for a header written before its sizes are
+            known.
     """
     fields: dict[str, Any] = {}
     if metadata:
@@ -155,7 +163,7 @@ def build_header(tensors: Iterable[tuple[str, DType, tuple[int, ...]]], metadata
         fields[name] = {"dtype": dtype.name, "shape": list(shape), "data_offsets": [begin, end]}
         begin = end
     text = json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
-    text += b" " * (-len(text) % ALIGNMENT)
+    text += b" " * max(-len(text) % ALIGNMENT, size - LENGTH_BYTES - len(text))
     if len(text) > MAX_HEADER_BYTES:
         raise SdkitError(f"the header would be {len(text):,} bytes; readers accept {MAX_HEADER_BYTES:,}")
     return struct.pack("<Q", len(text)) + text

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import struct
+import threading
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any, Self
 from sdkit.core.errors import SdkitError
 from sdkit.weights import positional
 from sdkit.weights.dtypes import decode_scalar
-from sdkit.weights.header import DamagedFileError, TensorInfo, read_header
+from sdkit.weights.header import DamagedFileError, TensorInfo, build_header, read_header, read_header_bytes
 
 
 class Container(StrEnum):
@@ -33,8 +35,10 @@ class Weights:
         path: the file or folder that was opened.
         container: what holds the tensors.
         files: the physical files; `TensorInfo.file` indexes them.
+        prefixes: what was put before the names of each file's tensors (``unet/``).
+        file_metadata: the ``__metadata__`` of each file.
         tensors: name → place, in file order.
-        metadata: the header's ``__metadata__``; for a pickle, what scalar facts it held, as strings.
+        metadata: the ``__metadata__`` of a single file, or what all files of a folder say alike.
         configs: the JSON configurations of a folder by component (``unet``, ``scheduler``, ``model_index``, …).
         extra: what a pickled file holds beside tensors (plain values only); empty for safetensors.
     """
@@ -47,6 +51,8 @@ class Weights:
         tensors: Mapping[str, TensorInfo],
         metadata: Mapping[str, str],
         *,
+        prefixes: Sequence[str] = (),
+        file_metadata: Sequence[Mapping[str, str]] = (),
         configs: Mapping[str, dict[str, Any]] | None = None,
         extra: Mapping[str, Any] | None = None,
     ) -> None:
@@ -55,9 +61,12 @@ class Weights:
         self.files = tuple(files)
         self.tensors = dict(tensors)
         self.metadata = dict(metadata)
+        self.prefixes = tuple(prefixes) or ("",) * len(self.files)
+        self.file_metadata = tuple(file_metadata) or (self.metadata,) * len(self.files)
         self.configs = dict(configs or {})
         self.extra = dict(extra or {})
         self._descriptors: dict[int, int] = {}
+        self._opening = threading.Lock()
 
     def read_into(self, info: TensorInfo, buffer: memoryview, start: int = 0) -> None:
         """Fill `buffer` with the bytes of a tensor (stored order), beginning at its byte `start`.
@@ -90,12 +99,17 @@ class Weights:
         except ValueError as error:
             raise DamagedFileError(self.path, f"{name}: {error}") from None
 
+    def stored_name(self, info: TensorInfo) -> str:
+        """The name of a tensor within its own file."""
+        return info.name.removeprefix(self.prefixes[info.file])
+
     def descriptor(self, file: int = 0) -> int:
         """The open file descriptor of a physical file (opened on first use)."""
-        if file not in self._descriptors:
-            flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
-            self._descriptors[file] = os.open(self.files[file], flags)
-        return self._descriptors[file]
+        with self._opening:
+            if file not in self._descriptors:
+                flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+                self._descriptors[file] = os.open(self.files[file], flags)
+            return self._descriptors[file]
 
     def close(self) -> None:
         """Close the files. Reading again would open them again."""
@@ -144,6 +158,16 @@ def open_safetensors(path: Path | str) -> Weights:
     path = Path(path)
     header = read_header(path)
     return Weights(path, Container.SAFETENSORS, [path], header.tensors, header.metadata)
+
+
+def raw_header(weights: Weights) -> bytes:
+    """The length and header as they stand in a single safetensors file; for a pickle, those of the same tensors."""
+    path = weights.files[0]
+    if weights.container is Container.SAFETENSORS:
+        with open(path, "rb") as file:
+            text = read_header_bytes(file)
+        return struct.pack("<Q", len(text)) + text
+    return build_header(((info.name, info.dtype, info.shape) for info in weights.tensors.values()), weights.metadata)
 
 
 def _is_pickle(magic: bytes) -> bool:

@@ -30,6 +30,11 @@ class Delta(Protocol):
         """Rank of a low-rank change; None for other kinds."""
         ...
 
+    @property
+    def scale(self) -> float:
+        """What the kind multiplies its factors by: alpha / rank as the format defines it, 1 where it has no scale."""
+        ...
+
     def prepare(self, strength: float, dtype: torch.dtype) -> PreparedDelta:
         """Read the factors, fold `strength` and the kind's own scale in, and be ready for tiles of `dtype`.
 
@@ -44,6 +49,14 @@ class PreparedDelta(Protocol):
 
     def add_rows(self, out: torch.Tensor, start: int) -> None:
         """Add rows ``start : start + out.shape[0]`` of the change to `out`, [rows, columns], in place."""
+        ...
+
+    def magnitude(self) -> float:
+        """An upper bound of the absolute values of the change's elements."""
+        ...
+
+    def to(self, dtype: torch.dtype) -> PreparedDelta:
+        """The same change, ready for tiles of another type."""
         ...
 
     def transpose(self) -> PreparedDelta:

@@ -1,0 +1,86 @@
+"""Merge adapters into a checkpoint.
+
+    sdkit merge base.safetensors lora.safetensors --alpha 0.8
+    sdkit merge base.safetensors style.safetensors=0.6 face.safetensors=0.9 -o mix.safetensors
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from sdkit.cli.output import Output, human_bytes, output_options
+from sdkit.core.errors import UsageError
+
+
+@click.command("merge", no_args_is_help=True)
+@click.argument("base", type=click.Path(path_type=Path))
+@click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER[=STRENGTH]...")
+@click.option("-o", "--output", "target", type=click.Path(path_type=Path), help="File to write [default: BASE+ADAPTER.safetensors].")
+@click.option("--alpha", type=float, default=1.0, show_default=True, help="Strength of adapters given without one.")
+@click.option("--unet-alpha", type=float, default=1.0, show_default=True, help="Multiplies strengths in the UNet.")
+@click.option("--te-alpha", type=float, default=1.0, show_default=True, help="Multiplies strengths in text encoders.")
+@click.option("--blocks", metavar="SPEC", help="Factors per block: 'IN04=0.5,OUT*=0.2', 12/17/20/26 numbers, or JSON.")
+@click.option("--dtype", metavar="TYPE", help="fp16, bf16, fp32, fp8_e4m3 or fp8_e5m2 [default: keep each tensor's].")
+@click.option("--stochastic", type=int, metavar="SEED", help="Round at random, in proportion, with this seed.")
+@click.option("--undo", type=click.Path(path_type=Path), help="Also write what `sdkit unmerge` needs to restore BASE.")
+@click.option("--allow-unmatched", is_flag=True, help="Merge the rest when parts of an adapter have no place in BASE.")
+@click.option("--threads", type=click.IntRange(1), help="Workers; never changes the result [default: one per core].")
+@click.option("--dry-run", is_flag=True, help="Check everything and say what would happen; write nothing.")
+@click.option("--force", is_flag=True, help="Replace an existing output.")
+@output_options
+def command(output: Output, base: Path, adapters: tuple[str, ...], target: Path | None, **options: Any) -> None:
+    """Add ADAPTERs to the weights of BASE and write the result.
+
+    BASE is a safetensors file, a .ckpt, or a diffusers folder. ADAPTER is a LoRA of any dialect. A STRENGTH behind `=`
+    overrides --alpha; a negative one subtracts.
+    """
+    from sdkit.jobs.merge import merge
+
+    alpha = options.pop("alpha")
+    pairs = [split_strength(text, alpha) for text in adapters]
+    with output.progress() as progress:
+        report = merge(base, pairs, target, progress=progress, **options)
+    output.result(report.as_dict(), describe(report), [report.output])
+
+
+Strength = TypeVar("Strength", float, None)
+
+
+def split_strength(text: str, alpha: Strength) -> tuple[Path, float | Strength]:
+    """``lora.safetensors=0.8`` → path and strength; a file that really has ``=`` in its name wins.
+
+    Raises:
+        UsageError: what stands behind ``=`` is no number.
+    """
+    path, sign, strength = text.rpartition("=")
+    if not sign or Path(text).exists():
+        return Path(text), alpha
+    try:
+        return Path(path), float(strength)
+    except ValueError:
+        raise UsageError(f"{text}: {strength!r} is no strength", "write ADAPTER=0.8") from None
+
+
+def describe(report: Any) -> list[str]:
+    """The report in lines for people."""
+    verb = "would merge" if report.dry_run else "merged"
+    lines = []
+    for adapter in report.adapters:
+        line = f"{verb} {adapter.name} ({adapter.format}) at {adapter.strength:g}: {adapter.matched} modules"
+        lines.append(line + (f", {len(adapter.unmatched)} unmatched" if adapter.unmatched else ""))
+        lines.extend(f"  note: {note}" for note in adapter.notes)
+    lines.extend(f"  note: {warning}" for warning in report.warnings)
+    lines.extend(f"saved the token beside it: {path}" for path in report.saved)
+    if report.undo:
+        lines.append(f"saved the undo file: {report.undo}")
+    size = human_bytes(report.bytes)
+    lines.append(f"{report.changed} of {report.tensors} tensors change, the rest is copied")
+    if report.dry_run:
+        lines.append(f"would write {report.output} ({size}); nothing was written")
+    else:
+        memory = f", {report.peak_memory_mib:.0f} MiB" if report.peak_memory_mib else ""
+        lines.append(f"wrote {report.output} ({size}) in {report.seconds:.1f} s{memory}")
+    return lines

@@ -1,0 +1,49 @@
+"""Take adapters out of a merged checkpoint again.
+
+    sdkit unmerge merged.safetensors --undo merged.undo
+    sdkit unmerge merged.safetensors lora.safetensors
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from sdkit.cli.commands.merge import split_strength
+from sdkit.cli.output import Output, human_bytes, output_options
+
+
+@click.command("unmerge", no_args_is_help=True)
+@click.argument("merged", type=click.Path(path_type=Path))
+@click.argument("adapters", nargs=-1, metavar="[ADAPTER[=STRENGTH]]...")
+@click.option("-o", "--output", "target", type=click.Path(path_type=Path), help="[default: MERGED-unmerged.safetensors]")
+@click.option("--undo", type=click.Path(path_type=Path), help="What `sdkit merge --undo` wrote: restores every bit.")
+@click.option("--threads", type=click.IntRange(1), help="Workers; never changes the result [default: one per core].")
+@click.option("--force", is_flag=True, help="Replace an existing output.")
+@output_options
+def command(
+    output: Output,
+    merged: Path,
+    adapters: tuple[str, ...],
+    target: Path | None,
+    undo: Path | None,
+    threads: int | None,
+    force: bool,
+) -> None:
+    """Restore the base that MERGED was made from.
+
+    With --undo every bit comes back. Without it ADAPTERs are subtracted, with the strengths that MERGED's metadata
+    remember (or those given), which is as exact as the merge's rounding lets it be.
+    """
+    from sdkit.jobs.unmerge import unmerge
+
+    pairs = [split_strength(text, None) for text in adapters]
+    with output.progress() as progress:
+        report = unmerge(merged, pairs, target, undo=undo, force=force, threads=threads, progress=progress)
+    memory = f", {report.peak_memory_mib:.0f} MiB" if report.peak_memory_mib else ""
+    lines = [
+        report.exactness,
+        f"wrote {report.output} ({human_bytes(Path(report.output).stat().st_size)}) in {report.seconds:.1f} s{memory}",
+    ]
+    output.result(report.as_dict(), lines, [report.output])

@@ -1,0 +1,151 @@
+"""Saying what a checkpoint is, from names, shapes and metadata alone, and keeping the reasons."""
+
+from __future__ import annotations
+
+from sdkit.families import sd1, sd2, sdxl
+from sdkit.families.assemble import (
+    BUFFER_SUFFIX,
+    EMA_PREFIX,
+    MARKERS,
+    Claims,
+    Component,
+    anonymous_components,
+    block_names,
+    claim,
+    components_of,
+    kohya_modules,
+)
+from sdkit.families.family import Model
+from sdkit.families.others import KOLORS_LAYER, look_alike
+from sdkit.families.parts import Parts, find_parts
+from sdkit.families.prediction import find_prediction
+from sdkit.families.rules import Family
+from sdkit.weights import Weights
+
+FAMILIES: tuple[Family, ...] = (sd1.FAMILY, sd2.FAMILY, sdxl.BASE, sdxl.REFINER)
+
+
+def identify(weights: Weights) -> Model:
+    """Explain a checkpoint by its header.
+
+    Never raises on a strange file: what no rule explains is of family ``unknown``, and `Model.reasons` says why.
+    A single component that several families share (an autoencoder, a text encoder) is ``unknown`` too, but has its
+    places. Buffers (``position_ids``) are in none of the model's lists.
+    """
+    shapes = {name: info.shape for name, info in weights.tensors.items()}
+    parts = find_parts(shapes)
+    objections = {family.name: family.objection(parts) for family in FAMILIES}
+    family = next((family for family in FAMILIES if not objections[family.name]), None)
+    # Kolors has SDXL's U-Net and one layer more, which adapts another text encoder to it.
+    alien = look_alike(shapes) if parts.unet is None or f"{parts.unet.prefix}{KOLORS_LAYER}" in shapes else None
+    if alien is not None or (parts.unet is not None and family is None):
+        family_name = alien.family if alien and alien.family else "unknown"
+        reasons = [f"looks like {alien.title}, which this version does not read yet"] if alien else []
+        return _unread(weights, family_name, [*reasons, *parts.oddities, *_denials(objections)])
+    if family is None:
+        return _fragment(weights, parts)
+    return _recognised(weights, family, parts, objections)
+
+
+def _recognised(weights: Weights, family: Family, parts: Parts, objections: dict[str, str]) -> Model:
+    components = components_of(family, parts)
+    claims = claim(weights.tensors, components)
+    prediction, prediction_reason = find_prediction(weights)
+    reasons = [_description(family, parts), prediction_reason, *_denials(objections), *_faults(claims)]
+    return Model(
+        family=family.name,
+        variant=family.variant(parts),
+        naming=parts.unet.naming if parts.unet else "",
+        prediction=prediction,
+        components=_component_names(components, weights),
+        reasons=tuple(reason for reason in (*reasons, *parts.oddities) if reason),
+        places=claims.places,
+        block_names=block_names(parts),
+        kohya_modules=kohya_modules(family, components),
+        markers=_markers(weights),
+        ema=_ema(weights),
+        unclaimed=_unclaimed(weights, claims),
+    )
+
+
+def _fragment(weights: Weights, parts: Parts) -> Model:
+    """A file without a U-Net: perhaps a component on its own."""
+    components = anonymous_components(parts)
+    claims = claim(weights.tensors, components)
+    names = _component_names(components, weights)
+    if components:
+        held = " and ".join(component.name for component in components)
+        reasons = [f"it holds only {held}, which several families share, so it cannot say which"]
+    else:
+        reasons = ["it has neither a U-Net, nor an autoencoder, nor a text encoder that this version knows"]
+    namings = {"ldm" if component.part.naming in ("ldm", "openclip") else "diffusers" for component in components}
+    return Model(
+        family="unknown",
+        naming=namings.pop() if len(namings) == 1 else "",
+        components=names,
+        reasons=(*reasons, *_faults(claims), *parts.oddities),
+        places=claims.places,
+        markers=_markers(weights),
+        ema=_ema(weights),
+        unclaimed=_unclaimed(weights, claims),
+    )
+
+
+def _unread(weights: Weights, family: str, reasons: list[str]) -> Model:
+    return Model(
+        family=family,
+        reasons=tuple(reasons),
+        markers=_markers(weights),
+        ema=_ema(weights),
+        unclaimed=_unclaimed(weights, Claims()),
+    )
+
+
+def _description(family: Family, parts: Parts) -> str:
+    layout, unet = parts.unet_layout, parts.unet
+    where = f"under {unet.prefix.rstrip('./')}" if unet and unet.prefix else "without a prefix"
+    names = "LDM" if unet and unet.naming == "ldm" else "diffusers"
+    return f"{family.title}: a U-Net with {names} names {where}, {layout.describe() if layout else ''}"
+
+
+def _denials(objections: dict[str, str]) -> list[str]:
+    return [f"not {name}: {objection}" for name, objection in objections.items() if objection]
+
+
+def _faults(claims: Claims) -> list[str]:
+    faults = []
+    if claims.missing:
+        faults.append(f"{len(claims.missing)} tensors of this layout are missing, the first is {claims.missing[0]}")
+    if claims.strange:
+        faults.append(
+            f"{len(claims.strange)} tensors have a shape, type or scale this layout does not have, "
+            f"the first is {claims.strange[0]}"
+        )
+    return faults
+
+
+def _component_names(components: list[Component], weights: Weights) -> tuple[str, ...]:
+    """The components in the rules' names, and the folders the rules do not know (a safety checker)."""
+    explained = {component.part.prefix.rstrip("/") for component in components}
+    folders = {name.partition("/")[0] for name in weights.tensors if "/" in name}
+    return tuple(sorted({component.name for component in components} | (folders - explained)))
+
+
+def _markers(weights: Weights) -> tuple[str, ...]:
+    return tuple(name for name in MARKERS if name in weights.tensors)
+
+
+def _ema(weights: Weights) -> tuple[str, ...]:
+    return tuple(name for name in weights.tensors if name.startswith(EMA_PREFIX))
+
+
+def _unclaimed(weights: Weights, claims: Claims) -> tuple[str, ...]:
+    claimed = {place.key for place in claims.places.values()}
+    return tuple(
+        name
+        for name in weights.tensors
+        if name not in claimed
+        and name not in MARKERS
+        and not name.startswith(EMA_PREFIX)
+        and not name.endswith(BUFFER_SUFFIX)
+    )

@@ -1,0 +1,74 @@
+"""One parameter in both namings, and the shapes of a checkpoint as the rules look at them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+Shape = tuple[int, ...]
+
+
+class Parameter(NamedTuple):
+    """A parameter of a component, relative to it.
+
+    Attributes:
+        hub: its name in diffusers, without the component (``mid_block.attentions.0.proj_in.weight``).
+        ldm: the tensor that holds it in a single file, without the component's prefix.
+        shape: in diffusers' convention.
+        rows: the rows of that tensor when several parameters share it.
+        transposed: the single file stores the transpose.
+    """
+
+    hub: str
+    ldm: str
+    shape: Shape
+    rows: tuple[int, int] | None = None
+    transposed: bool = False
+
+
+class OddLayout(ValueError):
+    """The names or shapes contradict the layout they begin with; the message is a reason for people to read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """The tensors of a checkpoint whose names begin with `prefix`, asked for without it."""
+
+    shapes: Mapping[str, Shape]
+    prefix: str = ""
+
+    def __contains__(self, name: str) -> bool:
+        return self.prefix + name in self.shapes
+
+    def dim(self, name: str, axis: int) -> int:
+        """One dimension of a tensor that the layout cannot do without.
+
+        Raises:
+            OddLayout: there is no such tensor, or it has too few dimensions.
+        """
+        shape = self.shapes.get(self.prefix + name)
+        if shape is None:
+            raise OddLayout(f"{self.prefix}{name} is missing")
+        if len(shape) <= axis:
+            raise OddLayout(f"{self.prefix}{name} has the shape {list(shape)}")
+        return shape[axis]
+
+    def count(self, pattern: str) -> int:
+        """How many consecutive numbers from 0, put into `pattern` (``layers.{}.weight``), name a tensor."""
+        number = 0
+        while pattern.format(number) in self:
+            number += 1
+        return number
+
+
+def affine(hub: str, ldm: str, shape: Shape, bias: bool = True) -> list[Parameter]:
+    """The weight, and the bias, of a linear layer, a convolution or a normalisation."""
+    weight = Parameter(f"{hub}.weight", f"{ldm}.weight", shape)
+    return [weight, Parameter(f"{hub}.bias", f"{ldm}.bias", shape[:1])] if bias else [weight]
+
+
+def is_module_weight(parameter: Parameter) -> bool:
+    """Whether it is the weight of a linear layer or a convolution, the modules adapters change."""
+    name = parameter.hub
+    return len(parameter.shape) >= 2 and name.endswith(".weight") and not name.endswith("_embedding.weight")

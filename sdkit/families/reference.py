@@ -1,0 +1,87 @@
+"""The published layout of each family, from the configurations that ship with sdkit: no weights, no file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import lru_cache
+from importlib import resources
+from typing import Any
+
+from sdkit.core.errors import UsageError
+from sdkit.families.assemble import block_names, components_of, kohya_modules
+from sdkit.families.configs import text_layout, unet_layout, vae_layout
+from sdkit.families.family import Model, Place
+from sdkit.families.identify import FAMILIES
+from sdkit.families.parts import Part, Parts
+from sdkit.families.rules import Family
+
+
+@lru_cache(maxsize=16)
+def reference(family: str, variant: str = "base", naming: str = "diffusers") -> Model:
+    """The standard model of a family, as if its published file lay here.
+
+    Args:
+        family: ``sd1``, ``sd2``, ``sdxl`` or ``sdxl-refiner``.
+        variant: ``base`` or what `Family.variants` of it names.
+        naming: whose keys the places have, ``diffusers`` or ``ldm``.
+
+    Raises:
+        UsageError: there is no such family or variant.
+    """
+    rules = _named(family)
+    parts = _published_parts(rules, variant, naming)
+    components = components_of(rules, parts)
+    places = {
+        f"{component.name}.{row.hub}": Place(component.part.key(row), row.shape, row.rows, row.transposed)
+        for component in components
+        for row in component.parameters
+    }
+    return Model(
+        family=family,
+        variant=variant,
+        naming=naming,
+        components=tuple(component.name for component in components),
+        reasons=(f"the published layout of {rules.title}",),
+        places=places,
+        block_names=block_names(parts),
+        kohya_modules=kohya_modules(rules, components),
+    )
+
+
+def published_config(folder: str, component: str) -> dict[str, Any]:
+    """A configuration file of a published model (``sdxl/base``, ``unet``)."""
+    name = "scheduler_config.json" if component == "scheduler" else "config.json"
+    path = resources.files("sdkit").joinpath("assets", "families", *folder.split("/"), component, name)
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return config
+
+
+def _named(name: str) -> Family:
+    family = next((family for family in FAMILIES if family.name == name), None)
+    if family is None:
+        known = ", ".join(family.name for family in FAMILIES)
+        raise UsageError(f"there is no model family {name!r}", f"the families are {known}")
+    return family
+
+
+def _published_parts(family: Family, variant: str, naming: str) -> Parts:
+    channels = {name: count for count, name in family.variants.items()}
+    if variant not in channels:
+        raise UsageError(f"{family.title} has no variant {variant!r}", f"its variants are {', '.join(channels)}")
+    folder = family.configs.get(variant, family.configs["base"])
+    ldm = naming == "ldm"
+    # A variant without a configuration of its own differs from the base in the first convolution only.
+    layout = replace(unet_layout(published_config(folder, "unet")), in_channels=channels[variant])
+    unet = Part(naming, "model.diffusion_model." if ldm else "unet/", layout)
+    vae = Part(naming, "first_stage_model." if ldm else "vae/", vae_layout(published_config(folder, "vae")))
+    return Parts(unet, vae, tuple(_published_texts(family, folder, ldm)), ())
+
+
+def _published_texts(family: Family, folder: str, ldm: bool) -> list[Part]:
+    texts = []
+    for encoder in family.text_encoders:
+        source = (encoder.folders or (encoder.component,))[-1]
+        style, prefix = (encoder.style, encoder.prefix) if ldm else ("hf", f"{encoder.component}/")
+        texts.append(Part(style, prefix, text_layout(published_config(folder, source))))
+    return texts

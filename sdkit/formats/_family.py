@@ -1,0 +1,98 @@
+"""For which model family an adapter was made, told from its header alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from sdkit.weights import TensorInfo, Weights
+
+# Width of the text that cross-attention looks at → family.
+_TEXT_WIDTHS = {768: "sd1", 1024: "sd2", 2048: "sdxl", 1280: "sdxl-refiner"}
+_CROSS_ATTENTION = re.compile(r".*attn2[._](?:processor\.)?to_[kv](?:_lora|_custom_diffusion)?\..*")
+_INPUT_SIDE = re.compile(r".*\.(?:lora_down|lora_A(?:\.default)?|lora\.down|down|hada_w1_b|to_[kv]_custom_diffusion)"
+                         r"(?:\.weight)?|.*attn2\.to_[kv]\.weight")
+_POSITION_DOWN = re.compile(r"unet:\d+:down")
+_DEEP_BLOCK = re.compile(r".*transformer_blocks[._](?:[1-9]\d*)[._].*")
+_UNET = re.compile(r"(?:lora_unet|lycoris|unet)[._]|(?:down|up|mid)_blocks?\.")
+_TEXT_KEY = re.compile(r"(?:lora_te|text_encoder)[._:].*self_attn.*\.(?:lora_down|lora_A|down|lora_linear_layer\.down).*")
+_FOREIGN = {
+    "lora_unet_double_blocks": "flux",
+    "lora_unet_single_blocks": "flux",
+    "transformer.single_transformer_blocks": "flux",
+    "double_blocks.": "flux",
+    "diffusion_model.double_blocks": "flux",
+    "lora_unet_joint_blocks": "sd3",
+    "transformer.transformer_blocks": "sd3 or flux",
+    "lora_prior": "cascade",
+}
+_METADATA = {
+    "modelspec.architecture": (
+        ("stable-diffusion-xl-v1-refiner", "sdxl-refiner"),
+        ("stable-diffusion-xl", "sdxl"),
+        ("stable-diffusion-v1", "sd1"),
+        ("stable-diffusion-v2", "sd2"),
+        ("stable-diffusion-3", "sd3"),
+        ("flux", "flux"),
+    ),
+    "ss_base_model_version": (("sdxl", "sdxl"), ("sd_v1", "sd1"), ("sd_v2", "sd2"), ("sd3", "sd3"), ("flux", "flux")),
+}
+
+
+def adapter_family(weights: Weights) -> tuple[str | None, str]:
+    """The family and the evidence in one sentence; (None, why not) when nothing in the header tells.
+
+    Shapes count more than names, and names more than metadata, which people copy and edit.
+    """
+    for evidence in (_from_cross_attention, _from_names, _from_tokens, _from_metadata, _from_text_encoder):
+        found = next(evidence(weights), None)
+        if found is not None:
+            return found
+    return None, "no cross-attention, no second text encoder and no metadata tell the family"
+
+
+def _from_cross_attention(weights: Weights) -> Iterator[tuple[str, str]]:
+    for name, info in weights.tensors.items():
+        named = _CROSS_ATTENTION.fullmatch(name) and _INPUT_SIDE.fullmatch(name)
+        if named and len(info.shape) >= 2 and info.shape[1] in _TEXT_WIDTHS:
+            width = info.shape[1]
+            yield _TEXT_WIDTHS[width], f"{name} reads text of width {width}"
+    for family, width in (("sd2", 1024), ("sd1", 768)):  # in SD1 and SD2 no other layer of the U-Net has this width
+        hit = next((name for name, info in weights.tensors.items() if _is_position(name, info, width)), None)
+        if hit is not None:
+            yield family, f"{hit} reads text of width {width}"
+
+
+def _is_position(name: str, info: TensorInfo, width: int) -> bool:
+    return bool(_POSITION_DOWN.fullmatch(name)) and len(info.shape) == 2 and info.shape[1] == width
+
+
+def _from_names(weights: Weights) -> Iterator[tuple[str, str]]:
+    for name in weights.tensors:
+        foreign = next((family for start, family in _FOREIGN.items() if name.startswith(start)), None)
+        if foreign is not None:
+            yield foreign, f"{name} is a module of that family"
+        if name.startswith(("lora_te2_", "text_encoder_2.", "lora_te1_")) and not name.startswith("lora_te1_"):
+            yield "sdxl", f"{name} belongs to a second text encoder"
+        if _UNET.match(name) and _DEEP_BLOCK.fullmatch(name):
+            yield "sdxl", f"{name} lies in a second transformer block, which SD1 and SD2 do not have"
+
+
+def _from_tokens(weights: Weights) -> Iterator[tuple[str, str]]:
+    if "clip_g" in weights.tensors:
+        yield "sdxl", "clip_g is a token of SDXL's second text encoder"
+
+
+def _from_metadata(weights: Weights) -> Iterator[tuple[str, str]]:
+    for key, starts in _METADATA.items():
+        value = weights.metadata.get(key, "")
+        family = next((family for start, family in starts if value.lower().startswith(start)), None)
+        if family is not None:
+            yield family, f"its metadata say {key} = {value[:60]}"
+
+
+def _from_text_encoder(weights: Weights) -> Iterator[tuple[str, str]]:
+    for name, info in weights.tensors.items():
+        if _TEXT_KEY.fullmatch(name) and len(info.shape) == 2 and info.shape[1] in (768, 1024):
+            width = info.shape[1]
+            yield _TEXT_WIDTHS[width], f"{name} belongs to a text encoder of width {width}"

@@ -1,0 +1,89 @@
+"""LoRA, LoCon, LoHa and LoKr files of kohya's sd-scripts and LyCORIS, as the web UIs read them.
+
+Writers: sd-scripts, LyCORIS, and nearly every trainer's export; readers: A1111, Forge, ComfyUI, diffusers.
+A key is ``<prefix>_<module with underscores>.<role>``. The prefix is ``lora_unet``, ``lora_te`` (one text encoder),
+``lora_te1`` and ``lora_te2`` (SDXL's two), or ``lycoris`` (LyCORIS' wrapper, relative to the wrapped model); the roles
+are those of `_lycoris`. The underscores lose information, so modules are looked up in a table of the model's own.
+SDXL's U-Net is spelled as sgm (``input_blocks_4_1_…``) or diffusers (``down_blocks_1_…``) do; some files hold both.
+ΔW = alpha / rank · up @ down; a missing alpha means alpha = rank. ``bundle_emb.<token>.<key>`` are embeddings that a
+web UI's bundle carries along.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+
+from sdkit.adapters.artifact import Artifact
+from sdkit.adapters.builder import ArtifactBuilder
+from sdkit.families.family import Model
+from sdkit.formats._lycoris import ROLES, changes
+from sdkit.formats.codec import Verdict
+from sdkit.formats.textual_inversion import encoder_of
+from sdkit.weights import TensorInfo, Weights
+
+_MODULE = re.compile(r"(lora_(?:unet|te[123]?|transformer|prior\w*?)|lycoris)_[^.]+")
+_COMPONENTS = {"lora_unet": "unet", "lora_te": "text_encoder", "lora_te1": "text_encoder", "lora_te2": "text_encoder_2"}
+_BUNDLE = "bundle_emb."
+
+
+def detect(weights: Weights) -> Verdict:
+    """Recognised by a module name with one of the prefixes and a known role."""
+    count = sum(1 for name in weights.tensors if _split(name) is not None)
+    if count:
+        return Verdict(True, f"{count} tensors are named like lora_unet_….lora_down.weight")
+    return Verdict(False, "no tensor is named like lora_unet_….lora_down.weight")
+
+
+def read(weights: Weights, model: Model | None) -> Artifact:
+    """See `Codec.read`."""
+    builder = ArtifactBuilder(weights, model, "kohya")
+    modules: dict[str, dict[str, TensorInfo]] = defaultdict(dict)
+    for name, info in weights.tensors.items():
+        split = _split(name)
+        if split is not None:
+            modules[split[0]][split[1]] = info
+        elif name.startswith(_BUNDLE) and name.count(".") >= 2:
+            _, token, key = name.split(".", 2)
+            builder.add_tokens(token, encoder_of(key, info), info)
+        else:
+            builder.leave(name)
+    one_encoder = not any(spelled.startswith("lora_te2_") for spelled in modules)
+    for spelled, parts in modules.items():
+        module = _resolve(model, spelled, one_encoder)
+        for parameter, delta in changes(builder, spelled, parts):
+            builder.add(module, spelled, delta, parameter)
+    return builder.build()
+
+
+def _split(name: str) -> tuple[str, str] | None:
+    """(module, role), or None for a tensor of another kind."""
+    module, _, role = name.partition(".")
+    return (module, role) if role in ROLES and _MODULE.fullmatch(module) else None
+
+
+def _resolve(model: Model | None, spelled: str, one_encoder: bool) -> str | None:
+    if model is None:
+        return _readable(spelled)
+    known = [model.kohya_modules[name] for name in _spellings(spelled, one_encoder) if name in model.kohya_modules]
+    # A wrapper's name without its component may fit both of SDXL's text encoders: then it says nothing.
+    return known[0] if len(set(known)) == 1 else None
+
+
+def _spellings(spelled: str, one_encoder: bool) -> list[str]:
+    """The names under which the model's table may know a module."""
+    if spelled.startswith("lycoris_"):
+        rest = spelled.removeprefix("lycoris_")
+        return [f"{prefix}_{rest}" for prefix in _COMPONENTS]
+    if spelled.startswith("lora_te1_") and one_encoder:  # diffusers' own kohya export numbers SD1's only encoder
+        return [spelled, "lora_te_" + spelled.removeprefix("lora_te1_")]
+    return [spelled]
+
+
+def _readable(spelled: str) -> str:
+    """A module's name for a person when there is no model to ask: the component, then the flat rest."""
+    prefix, rest = next(
+        ((prefix, spelled.removeprefix(f"{prefix}_")) for prefix in _COMPONENTS if spelled.startswith(f"{prefix}_")),
+        ("", spelled),
+    )
+    return f"{_COMPONENTS[prefix]}.{rest}" if prefix else spelled

@@ -1,0 +1,264 @@
+"""LoRA folders of PEFT: adapter_config.json beside adapter_model.safetensors.
+
+Keys are ``base_model.model.<module>.lora_A.weight`` (down) and ``lora_B.weight`` (up), one folder per component, which
+only the module names tell. Rank and alpha are in the JSON alone: ``r`` and ``lora_alpha``, overridden per module by the
+regular expressions of ``rank_pattern`` and ``alpha_pattern``; the scale is alpha / r, or alpha / √r with
+``use_rslora``. Initialisations such as PiSSA also change the base, so that the file alone is not the whole change.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdkit.adapters.artifact import Artifact
+from sdkit.adapters.builder import ArtifactBuilder, same_weight
+from sdkit.adapters.deltas.full import Full
+from sdkit.adapters.deltas.low_rank import LowRank
+from sdkit.core.errors import SdkitError
+from sdkit.families.family import Model
+from sdkit.formats._lycoris import refuse
+from sdkit.formats.codec import Verdict
+from sdkit.weights import TensorInfo, Weights
+
+CONFIG = "adapter_config"
+TEXT_MODEL = "text_model."
+_KEY = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<side>A|B)(?:\.default)?\.(?P<part>weight|bias)")
+_DORA = "lora_magnitude_vector"
+_COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
+
+# Settings that change what the factors mean, and initialisations that change the base.
+_REFUSED_SETTINGS = {
+    "use_dora": "DoRA",
+    "use_qalora": "QALoRA",
+    "use_bdlora": "block-diagonal LoRA",
+    "alora_invocation_tokens": "activated LoRA",
+    "arrow_config": "Arrow routing",
+    "kasa_config": "KaSA",
+    "layer_replication": "layer replication",
+    "target_parameters": "LoRA on bare parameters",
+    "modules_to_save": "a copy of whole modules",
+    "trainable_token_indices": "trained token rows",
+}
+_BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+# Patterns come from strangers; these limits keep the matching time linear in practice.
+_MAX_PATTERN_LENGTH = 1024
+_QUANTIFIED_GROUP = re.compile(r"\)\s*[*+{?]")
+_QUANTIFIER = re.compile(r"(?<!\\)[*+{]")
+_MAX_QUANTIFIERS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class LoraSettings:
+    """What PEFT's configuration says about ranks and alphas.
+
+    Attributes:
+        where: the file, for messages.
+        rank: ``r``; None when it is not stated and the tensors' own rank counts.
+        alpha: ``lora_alpha``; None when it is not stated (then the scale is 1).
+        rank_stabilised: ``use_rslora``.
+        ranks: compiled ``rank_pattern`` with the rank of the modules it matches, in order.
+        alphas: the same for ``alpha_pattern``.
+    """
+
+    where: Path
+    rank: int | None
+    alpha: float | None
+    rank_stabilised: bool
+    ranks: tuple[tuple[re.Pattern[str], float], ...]
+    alphas: tuple[tuple[re.Pattern[str], float], ...]
+
+    @classmethod
+    def parse(cls, config: Mapping[str, Any], where: Path) -> LoraSettings:
+        """Read a configuration.
+
+        Raises:
+            SdkitError: a value is not of its type, or a pattern is no usable regular expression.
+        """
+        rank, alpha = config.get("r"), config.get("lora_alpha")
+        for key, value in (("r", rank), ("lora_alpha", alpha)):
+            if value is not None and not _is_number(value):
+                raise _bad(where, key, value)
+        return cls(
+            where,
+            int(rank) if rank is not None else None,
+            float(alpha) if alpha is not None else None,
+            bool(config.get("use_rslora")),
+            _patterns(config, "rank_pattern", where),
+            _patterns(config, "alpha_pattern", where),
+        )
+
+    def scale(self, module: str, rank: int) -> float:
+        """The scale of a module whose factors have `rank`.
+
+        Args:
+            module: name within the component, as PEFT matches its patterns against it.
+
+        Raises:
+            SdkitError: the configuration states another rank.
+        """
+        stated = _first_match(self.ranks, module, self.rank)
+        if stated is not None and stated != rank:
+            raise SdkitError(
+                f"{self.where}: {module} has rank {rank}, its configuration says {stated:g}",
+                "the configuration belongs to another file; fetch both again",
+            )
+        alpha = _first_match(self.alphas, module, self.alpha)
+        if alpha is None:
+            return 1.0
+        return alpha / math.sqrt(rank) if self.rank_stabilised else alpha / rank
+
+
+def detect(weights: Weights) -> Verdict:
+    """Recognised by PEFT's configuration of type LORA."""
+    config = weights.configs.get(CONFIG)
+    if config is not None:
+        kind = str(config.get("peft_type"))
+        if kind == "LORA":
+            return Verdict(True, "adapter_config.json says LORA")
+        return Verdict(False, f"adapter_config.json says {kind[:40]}; of PEFT's kinds only LORA is read")
+    if any(name.startswith("base_model.model.") for name in weights.tensors):
+        return Verdict(False, "its names are PEFT's, but alpha is in adapter_config.json: open the folder that has both")
+    return Verdict(False, "there is no adapter_config.json")
+
+
+def read(weights: Weights, model: Model | None) -> Artifact:
+    """See `Codec.read`.
+
+    Raises:
+        SdkitError: also for settings that would change the result and are not supported.
+    """
+    config = weights.configs[CONFIG]
+    _refuse_settings(weights, config)
+    settings = LoraSettings.parse(config, weights.path)
+    builder = ArtifactBuilder(weights, model, "peft")
+    pairs = _pairs(builder)
+    component = _component(builder, pairs)
+    if config.get("fan_in_fan_out"):
+        builder.note("fan_in_fan_out is set; it concerns no layer of these models, and PEFT ignores it for them too")
+    for spelled, parts in pairs.items():
+        add_pair(builder, candidates(component, spelled), spelled, parts, settings)
+    return builder.build()
+
+
+def candidates(component: str, module: str) -> list[str]:
+    """Hub names a module may have; transformers 5 spells a text encoder's modules without ``text_model.``"""
+    if not component.startswith("text_encoder"):
+        return [f"{component}.{module}"]
+    short = module.removeprefix(TEXT_MODEL)
+    # `text_projection` lies beside the text model in either spelling.
+    return [f"{component}.{module}", f"{component}.{TEXT_MODEL}{short}", f"{component}.{short}"]
+
+
+def add_pair(
+    builder: ArtifactBuilder,
+    hub_names: list[str],
+    spelled: str,
+    parts: Mapping[str, TensorInfo],
+    settings: LoraSettings,
+    alpha: float | None = None,
+) -> None:
+    """Add one module given its parts ``A`` (down), ``B`` (up) and perhaps ``bias``.
+
+    Args:
+        alpha: the module's own alpha from the file, which overrides the settings.
+
+    Raises:
+        SdkitError: one of the pair is missing, or the ranks contradict each other.
+    """
+    missing = [f"lora_{side}" for side in "AB" if side not in parts]
+    if missing:
+        raise SdkitError(f"{builder.weights.path}: {spelled} is incomplete: {' and '.join(missing)} missing")
+    up, down = builder.read(parts["B"]), builder.read(parts["A"])
+    rank = down.shape[0] if down.shape else 1
+    name = spelled.removeprefix(f"{hub_names[0].partition('.')[0]}.")
+    scale = alpha / max(rank, 1) if alpha is not None else settings.scale(name, max(rank, 1))
+    module = builder.resolve(*hub_names)
+    builder.add(module, spelled, LowRank(up, down, scale))
+    if "bias" in parts:
+        builder.add(module, spelled, Full(builder.read(parts["bias"]), scale), "bias")
+
+
+def _pairs(builder: ArtifactBuilder) -> dict[str, dict[str, TensorInfo]]:
+    pairs: dict[str, dict[str, TensorInfo]] = defaultdict(dict)
+    for name, info in builder.weights.tensors.items():
+        match = _KEY.fullmatch(name)
+        if _DORA in name:
+            raise refuse(builder.weights, name, "DoRA")
+        if match is None:
+            builder.leave(name)
+        elif match["part"] == "weight":
+            pairs[match["module"]][match["side"]] = info
+        elif match["side"] == "B":
+            pairs[match["module"]]["bias"] = info
+        else:
+            builder.leave(name)
+    return pairs
+
+
+def _component(builder: ArtifactBuilder, pairs: Mapping[str, Mapping[str, TensorInfo]]) -> str:
+    """The component whose modules fit best: by name, and for SDXL's two text encoders by shape."""
+    if builder.model is None:
+        text = any(name.startswith((TEXT_MODEL, "encoder.layers.", "text_projection")) for name in pairs)
+        return "text_encoder" if text else "unet"
+    model = builder.model
+    fits = {name: sum(_fits(model, name, *pair) for pair in pairs.items()) for name in _COMPONENTS}
+    return max(_COMPONENTS, key=lambda name: fits[name])
+
+
+def _fits(model: Model, component: str, spelled: str, parts: Mapping[str, TensorInfo]) -> bool:
+    places = (model.places.get(f"{name}.weight") for name in candidates(component, spelled))
+    place = next((place for place in places if place is not None), None)
+    if place is None or not {"A", "B"} <= set(parts):
+        return False
+    return same_weight((*parts["B"].shape[:1], *parts["A"].shape[1:]), place.shape)
+
+
+def _refuse_settings(weights: Weights, config: Mapping[str, Any]) -> None:
+    for key, kind in _REFUSED_SETTINGS.items():
+        if config.get(key):
+            raise refuse(weights, f"adapter_config.json, {key}", kind)
+    if config.get("bias", "none") != "none":
+        raise refuse(weights, f"adapter_config.json, bias = {str(config['bias'])[:20]}", "a set of trained biases")
+    start = config.get("init_lora_weights", True)
+    if isinstance(start, str) and start.lower().startswith(_BASE_CHANGING):
+        raise SdkitError(
+            f"{weights.path}: it was initialised with {start[:40]}, which also changes the base it was trained on",
+            "save it again with PEFT's path_initial_model_for_weight_conversion, which makes it a plain LoRA",
+        )
+
+
+def _patterns(config: Mapping[str, Any], key: str, where: Path) -> tuple[tuple[re.Pattern[str], float], ...]:
+    table = config.get(key) or {}
+    if not isinstance(table, dict) or not all(_is_number(value) for value in table.values()):
+        raise _bad(where, key, table)
+    return tuple((_compile(pattern, key, where), float(value)) for pattern, value in table.items())
+
+
+def _compile(pattern: str, key: str, where: Path) -> re.Pattern[str]:
+    """PEFT's rule: the pattern matches a module's whole name, or the end of it after a dot."""
+    risky = _QUANTIFIED_GROUP.search(pattern) or len(_QUANTIFIER.findall(pattern)) > _MAX_QUANTIFIERS
+    if risky or len(pattern) > _MAX_PATTERN_LENGTH:
+        raise _bad(where, key, pattern, "is too complicated a pattern to be matched safely")
+    try:
+        return re.compile(rf"(?:.*\.)?(?:{pattern})$")
+    except (re.error, RecursionError, OverflowError):
+        raise _bad(where, key, pattern, "is no regular expression") from None
+
+
+def _first_match(table: tuple[tuple[re.Pattern[str], float], ...], module: str, default: float | None) -> float | None:
+    return next((value for pattern, value in table if pattern.match(module)), default)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _bad(where: Path, key: str, value: object, reason: str = "is no usable value") -> SdkitError:
+    return SdkitError(f"{where}: {key} in the adapter's configuration: {str(value)[:80]!r} {reason}")

@@ -1,0 +1,491 @@
+"""Merging adapters into a checkpoint: the main job."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sdkit.adapters.artifact import Artifact, TokenRows
+from sdkit.core.errors import SdkitError, UsageError
+from sdkit.core.hashing import quick_id
+from sdkit.core.progress import NoProgress, Progress
+from sdkit.families import identify
+from sdkit.families.family import Model
+from sdkit.formats import adapter_family, read_adapter
+from sdkit.merging.bake import Bake, Dose, bake
+from sdkit.merging.blocks import BlockSpec, block_strengths
+from sdkit.merging.strengths import Strengths
+from sdkit.merging.tokens import save_tokens, token_paths
+from sdkit.merging.undo import Changed, write_undo
+from sdkit.streaming import Output, Rounding, Stream
+from sdkit.streaming.checkpoint import check_output, checkpoint_stream, is_folder
+from sdkit.weights import DTYPES, DType, Weights, open_weights
+from sdkit.weights.atomic import AtomicFile, check_target
+from sdkit.weights.metadata import merged_metadata, parent
+from sdkit.weights.reader import raw_header
+
+PathLike = str | os.PathLike[str]
+Adapters = PathLike | Sequence[PathLike | tuple[PathLike, float]] | Mapping[PathLike, float]
+
+# The names people use for element types, and safetensors' own.
+DTYPE_NAMES = {
+    "fp16": "F16",
+    "float16": "F16",
+    "bf16": "BF16",
+    "bfloat16": "BF16",
+    "fp32": "F32",
+    "float32": "F32",
+    "fp64": "F64",
+    "float64": "F64",
+    "fp8": "F8_E4M3",
+    "fp8_e4m3": "F8_E4M3",
+    "fp8_e5m2": "F8_E5M2",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterReport:
+    """What became of one adapter.
+
+    Attributes:
+        name: file or folder name.
+        strength: as asked for, before the factors of components and blocks.
+        format: the codec that read it.
+        matched: modules that went into the base.
+        unmatched: the adapter's own names of modules the base does not have.
+        tokens: tokens it brings along.
+        notes: facts worth knowing.
+    """
+
+    name: str
+    strength: float
+    format: str
+    matched: int
+    unmatched: tuple[str, ...]
+    tokens: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MergeReport:
+    """What a merge did, or with `dry_run` would do.
+
+    Attributes:
+        output: the file or folder.
+        base: name of the base.
+        family: its family.
+        adapters: one report each.
+        matched: modules that went in, over all adapters.
+        unmatched: modules the base does not have (only with `allow_unmatched`).
+        changed: tensors of the base that change.
+        tensors: tensors in all.
+        overflowed: tensors whose values did not fit; a merge that would write infinities is an error, so this is empty.
+        bytes: size of the tensors written.
+        saved: token files written beside the output.
+        undo: the file that restores the base, if one was asked for.
+        parents: base and adapters, by name and quick id.
+        warnings: what a person should see.
+        seconds: wall time.
+        peak_memory_mib: largest resident memory of the process so far; None where the system does not tell.
+        dry_run: whether nothing was written.
+    """
+
+    output: str
+    base: str
+    family: str
+    adapters: tuple[AdapterReport, ...]
+    matched: int
+    unmatched: tuple[str, ...]
+    changed: int
+    tensors: int
+    overflowed: tuple[str, ...]
+    bytes: int
+    saved: tuple[str, ...]
+    undo: str | None
+    parents: tuple[dict[str, object], ...]
+    warnings: tuple[str, ...]
+    seconds: float
+    peak_memory_mib: float | None
+    dry_run: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """The options of one merge, checked."""
+
+    base: Path
+    adapters: tuple[tuple[Path, float], ...]
+    output: Path
+    unet_alpha: float
+    te_alpha: float
+    blocks: BlockSpec | None
+    dtype: DType | None
+    rounding: Rounding
+    undo: Path | None
+    allow_unmatched: bool
+    force: bool
+
+
+def merge(
+    base: PathLike,
+    adapters: Adapters,
+    output: PathLike | None = None,
+    *,
+    alpha: float = 1.0,
+    unet_alpha: float = 1.0,
+    te_alpha: float = 1.0,
+    blocks: BlockSpec | None = None,
+    dtype: str | None = None,
+    stochastic: int | None = None,
+    undo: PathLike | None = None,
+    allow_unmatched: bool = False,
+    force: bool = False,
+    dry_run: bool = False,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> MergeReport:
+    """Add adapters to the weights of a checkpoint: W + Σ strength · ΔW, in one pass and constant memory.
+
+    Each result is the exact sum rounded once to the base's element type (within 0.51 units in the last place).
+    Tensors that no adapter changes keep their bytes.
+
+    Args:
+        base: a safetensors file, a pickled checkpoint (the output is safetensors), a shard index or a diffusers folder.
+        adapters: one path, several, ``(path, strength)`` pairs, or a mapping path → strength.
+        output: the file (for a folder: the folder) to write; default ``BASE+ADAPTER….safetensors`` in the current
+            directory.
+        alpha: strength of adapters given without one. Negative subtracts.
+        unet_alpha: multiplies the strength of everything in the UNet.
+        te_alpha: multiplies the strength of everything in the text encoders.
+        blocks: factors per block, see `sdkit.merging.blocks`.
+        dtype: element type of all floating-point tensors of the output (``fp16``, ``bf16``, ``fp32``, ``fp8_e4m3``,
+            ``fp8_e5m2``); default: each keeps its own.
+        stochastic: a seed; round changed values up or down at random in proportion to the distance, not to the
+            nearest. Keeps changes that are too small for a coarse type alive on average.
+        undo: also write this file, with which `unmerge` restores the base bit for bit.
+        allow_unmatched: merge what matches although parts of an adapter have no place in the base.
+        force: replace existing outputs.
+        dry_run: stop before anything is written; every check has been made then.
+        threads: workers; the bytes written never depend on it. Default: one per core.
+        progress: told about the bytes written.
+
+    Returns:
+        A report of what matched, what changed, and what it cost.
+
+    Raises:
+        SdkitError: whatever is wrong, with a hint. No output is left behind, and inputs are never touched.
+    """
+    pairs = _pairs(adapters, alpha)
+    request = _Request(
+        Path(base),
+        pairs,
+        Path(output) if output is not None else default_output(Path(base), [path for path, _ in pairs]),
+        unet_alpha,
+        te_alpha,
+        blocks,
+        parse_dtype(dtype),
+        Rounding(stochastic),
+        Path(undo) if undo is not None else None,
+        allow_unmatched,
+        force,
+    )
+    with ExitStack() as stack:
+        return _Merge(request, stack, progress or NoProgress(), threads).run(dry_run=dry_run)
+
+
+class _Merge:
+    """One merge, from opened inputs to the report."""
+
+    def __init__(self, request: _Request, stack: ExitStack, progress: Progress, threads: int | None) -> None:
+        self._began = time.perf_counter()
+        self._request = request
+        self._progress = progress
+        self._threads = threads
+        check_is_not_input(request.output, [request.base, *(path for path, _ in request.adapters)])
+        self._base = stack.enter_context(open_weights(request.base))
+        self._model = known_model(self._base)
+        self._check_targets()
+        self._doses = [
+            Dose(self._open(stack.enter_context(open_weights(path))), strength) for path, strength in request.adapters
+        ]
+
+    def run(self, *, dry_run: bool) -> MergeReport:
+        request = self._request
+        strengths = Strengths(request.unet_alpha, request.te_alpha, block_strengths(request.blocks, self._model))
+        plan = bake(self._base, self._model, self._doses, strengths)
+        check_requantisation(self._base, request.dtype)
+        outputs = plan.outputs(request.dtype, request.rounding)
+        tokens = token_paths((rows for dose in self._doses for rows in dose.artifact.tokens), request.output)
+        for path, _ in tokens:
+            check_target(path, overwrite=request.force)
+        if not plan.addends and request.dtype is None:
+            raise SdkitError(
+                "nothing would change: every strength is 0, or the adapters hold no weight changes",
+                "give a strength with ADAPTER=0.8 or --alpha; `sdkit inspect` shows what an adapter holds",
+            )
+        parents = tuple(self._parents())
+        if not dry_run:
+            self._write(plan, outputs, tokens, merged_metadata(self._base.metadata, self._recipe(parents)))
+        return self._report(plan, outputs, tokens, parents, dry_run=dry_run)
+
+    def _check_targets(self) -> None:
+        request = self._request
+        check_output(self._base, request.output, overwrite=request.force)
+        if request.undo is None:
+            return
+        check_target(request.undo, overwrite=request.force)
+        if is_folder(self._base):
+            raise SdkitError("--undo works on single files; the base is a folder", "keep the folder itself as the undo")
+        if request.dtype is not None:
+            raise SdkitError("--undo restores bits, which --dtype discards in every tensor", "leave out one of the two")
+
+    def _open(self, weights: Weights) -> Artifact:
+        """Read an adapter and refuse what cannot go into this base."""
+        artifact = read_adapter(weights, self._model)
+        check_bakeable(artifact)
+        check_family(artifact, self._model)
+        if artifact.unmatched and not self._request.allow_unmatched:
+            raise unmatched_error(artifact, self._model)
+        return artifact
+
+    def _write(
+        self,
+        plan: Bake,
+        outputs: Sequence[Output],
+        tokens: Sequence[tuple[Path, tuple[TokenRows, ...]]],
+        metadata: Mapping[str, str],
+    ) -> None:
+        request = self._request
+        self._progress.start("merging", sum(output.nbytes for output in outputs))
+        with ExitStack() as beside:
+            for path, group in tokens:
+                beside.enter_context(save_tokens(group, path, overwrite=request.force)).commit()
+            with checkpoint_stream(
+                self._base,
+                outputs,
+                request.output,
+                metadata,
+                overwrite=request.force,
+                threads=self._threads,
+                advance=self._progress.advance,
+            ) as stream:
+                stream.run()
+                if request.undo is not None:
+                    beside.enter_context(self._undo(plan, stream, request.undo)).commit()
+
+    def _undo(self, plan: Bake, stream: Stream, path: Path) -> AtomicFile:
+        """Compare the base with the output, which has no name yet, so that there is no merge without its undo file."""
+        writer = stream.writers[0]
+        changed = [
+            Changed(self._base, info, writer.descriptor, writer.offsets[name])
+            for name, info in self._base.tensors.items()
+            if name in plan.addends
+        ]
+        self._progress.start("saving the undo file", sum(entry.info.nbytes for entry in changed))
+        return write_undo(changed, raw_header(self._base), path, overwrite=self._request.force, threads=stream.threads)
+
+    def _parents(self) -> Iterable[dict[str, object]]:
+        yield parent(self._base.path, quick_id(*self._base.files), role="base")
+        for dose in self._doses:
+            source = dose.artifact.source
+            yield parent(source.path, quick_id(*source.files), role="adapter", strength=dose.strength)
+
+    def _recipe(self, parents: Sequence[Mapping[str, object]]) -> dict[str, object]:
+        """Everything that decides the output's bytes, as it is written into the metadata."""
+        request = self._request
+        options: dict[str, object] = {
+            "unet_alpha": request.unet_alpha,
+            "te_alpha": request.te_alpha,
+            "blocks": {k: v for k, v in block_strengths(request.blocks, self._model).items() if v != 1.0},
+            "dtype": request.dtype.name if request.dtype else None,
+            "stochastic": request.rounding.seed,
+            "allow_unmatched": request.allow_unmatched,
+        }
+        plain: dict[str, object] = {"unet_alpha": 1.0, "te_alpha": 1.0, "blocks": {}, "allow_unmatched": False}
+        chosen = {name: value for name, value in options.items() if value is not None and value != plain.get(name)}
+        return {"verb": "merge", "parents": list(parents), **chosen}
+
+    def _report(
+        self,
+        plan: Bake,
+        outputs: Sequence[Output],
+        tokens: Sequence[tuple[Path, tuple[TokenRows, ...]]],
+        parents: tuple[dict[str, object], ...],
+        *,
+        dry_run: bool,
+    ) -> MergeReport:
+        request = self._request
+        reports = tuple(adapter_report(dose) for dose in self._doses)
+        return MergeReport(
+            output=str(request.output),
+            base=self._base.path.name,
+            family=self._model.family,
+            adapters=reports,
+            matched=sum(report.matched for report in reports),
+            unmatched=tuple(name for report in reports for name in report.unmatched),
+            changed=len(plan.addends),
+            tensors=len(outputs),
+            overflowed=(),
+            bytes=sum(output.nbytes for output in outputs),
+            saved=tuple(str(path) for path, _ in tokens),
+            undo=str(request.undo) if request.undo else None,
+            parents=parents,
+            warnings=tuple(self._warnings(plan)),
+            seconds=time.perf_counter() - self._began,
+            peak_memory_mib=peak_memory_mib(),
+            dry_run=dry_run,
+        )
+
+    def _warnings(self, plan: Bake) -> Iterable[str]:
+        coarse = Counter(self._stored_type(key).name for key in plan.addends)
+        if self._request.rounding.seed is None:
+            for name in sorted(coarse.keys() & {"BF16", "F8_E4M3", "F8_E5M2"}):
+                yield f"{coarse[name]} changed tensors are {name}, which drops small changes; --stochastic keeps them"
+        if self._model.ema:
+            yield f"the base also holds an EMA copy ({len(self._model.ema)} tensors), which is left as it is"
+
+    def _stored_type(self, key: str) -> DType:
+        return self._request.dtype or self._base.tensors[key].dtype
+
+
+def default_output(base: Path, adapters: Sequence[Path]) -> Path:
+    """``BASE+ADAPTER.safetensors`` in the current directory; a folder keeps being one."""
+    folder = base.is_dir()
+    names = [path.name if path.is_dir() else path.stem for path in (base, *adapters)]
+    return Path("+".join(names) + ("" if folder else ".safetensors"))
+
+
+def parse_dtype(name: str | None) -> DType | None:
+    """An element type by any of its names.
+
+    Raises:
+        UsageError: there is no such floating-point type.
+    """
+    if name is None or name.lower() == "keep":
+        return None
+    dtype = DTYPES.get(DTYPE_NAMES.get(name.lower(), name.upper()))
+    if dtype is None or not dtype.is_float:
+        raise UsageError(f"unknown dtype {name!r}", "use one of fp16, bf16, fp32, fp8_e4m3, fp8_e5m2")
+    return dtype
+
+
+def known_model(base: Weights) -> Model:
+    """The base, recognised.
+
+    Raises:
+        SdkitError: no family's rules explain it; the message gives the evidence.
+    """
+    model = identify(base)
+    if not model.places:
+        reasons = "; ".join(model.reasons) or "no rule matches its keys"
+        raise SdkitError(f"{base.path}: not a checkpoint sdkit can merge into ({reasons})", f"sdkit inspect {base.path}")
+    return model
+
+
+def check_is_not_input(output: Path, inputs: Iterable[Path]) -> None:
+    """Refuse to write over an input, under whatever name."""
+    for path in inputs:
+        same = output.exists() and path.exists() and output.samefile(path)
+        if same or output.resolve() == path.resolve():
+            raise SdkitError(f"{output}: is an input of this merge", "choose another output with -o")
+
+
+def check_bakeable(artifact: Artifact) -> None:
+    """Refuse artifacts that are no weight changes."""
+    if artifact.not_bakeable:
+        raise SdkitError(
+            f"{artifact.source.path}: is a {artifact.kind} ({artifact.format}), which {artifact.not_bakeable}",
+            "load it beside the model; only weight changes can be merged",
+        )
+    if not artifact.deltas and not artifact.unmatched:
+        raise SdkitError(
+            f"{artifact.source.path}: holds no weight changes ({artifact.format})",
+            "load it beside the model; only weight changes can be merged",
+        )
+
+
+def check_family(artifact: Artifact, model: Model) -> None:
+    """Refuse an adapter made for another family, however many of its names happen to match."""
+    family, reason = adapter_family(artifact.source)
+    if family is not None and family != model.family and artifact.unmatched:
+        raise SdkitError(
+            f"{artifact.source.path}: was made for {family} ({reason}), the base is {model.family}",
+            f"merge it into a {family} model",
+        )
+
+
+def unmatched_error(artifact: Artifact, model: Model) -> SdkitError:
+    """The error for an adapter the base has only partly, or not at all, a place for."""
+    count, matched = len(artifact.unmatched), len(artifact.deltas)
+    examples = ", ".join(artifact.unmatched[:3]) + (", …" if count > 3 else "")
+    if not matched:
+        return SdkitError(
+            f"{artifact.source.path}: none of its {count} modules exists in this {model.family} base ({examples})",
+            f"sdkit inspect {artifact.source.path} shows what it was made for",
+        )
+    return SdkitError(
+        f"{artifact.source.path}: {count} of {count + matched} modules have no place in the base ({examples})",
+        "--allow-unmatched merges the rest",
+    )
+
+
+def check_requantisation(base: Weights, dtype: DType | None) -> None:
+    """Refuse to change the type of scaled fp8 weights, whose scales would no longer hold."""
+    scaled = any(name == "scaled_fp8" or name.endswith((".scale_weight", ".comfy_quant")) for name in base.tensors)
+    if scaled and dtype is not None:
+        raise SdkitError(f"{base.path}: holds scaled fp8 weights, whose type cannot be changed here", "leave out --dtype")
+    if any(name.endswith(".comfy_quant") for name in base.tensors):
+        raise SdkitError(f"{base.path}: holds ComfyUI-quantised weights", "merge into the unquantised model")
+
+
+def adapter_report(dose: Dose) -> AdapterReport:
+    """What the report says about one adapter."""
+    artifact = dose.artifact
+    return AdapterReport(
+        artifact.source.path.name,
+        dose.strength,
+        artifact.format,
+        len(artifact.deltas),
+        tuple(artifact.unmatched),
+        tuple(dict.fromkeys(rows.token for rows in artifact.tokens)),
+        tuple(artifact.notes),
+    )
+
+
+def peak_memory_mib() -> float | None:
+    """Largest resident memory of this process so far, in MiB."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1 << 20) if sys.platform == "darwin" else peak / (1 << 10)
+
+
+def _pairs(adapters: Adapters, alpha: float) -> tuple[tuple[Path, float], ...]:
+    """Every adapter with its strength."""
+    if isinstance(adapters, Mapping):
+        found = [(Path(path), float(strength)) for path, strength in adapters.items()]
+    else:
+        entries = [adapters] if isinstance(adapters, (str, os.PathLike)) else adapters
+        found = [
+            (Path(entry[0]), float(entry[1])) if isinstance(entry, tuple) else (Path(entry), alpha) for entry in entries
+        ]
+    if not found:
+        raise UsageError("no adapter was given", "sdkit merge BASE ADAPTER")
+    for path, strength in found:
+        if not math.isfinite(strength):
+            raise UsageError(f"{path}: the strength {strength} is no finite number")
+    return tuple(found)

@@ -1,0 +1,134 @@
+"""Baking adapters into a checkpoint: from artifacts and strengths to the plan of what is written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from sdkit.adapters.algebra import DeltaSum
+from sdkit.adapters.artifact import Artifact, Target
+from sdkit.adapters.deltas.delta import Delta
+from sdkit.core.errors import SdkitError
+from sdkit.families.family import Model, Place
+from sdkit.merging.strengths import Strengths
+from sdkit.streaming import AddDelta, Addend, Output, Read, Rounding
+from sdkit.weights import DType, Weights
+
+WIDENED = "unet.conv_in"  # inpainting, pix2pix and depth models only add input channels here
+
+
+@dataclass(frozen=True, slots=True)
+class Dose:
+    """One adapter and how strongly it goes in."""
+
+    artifact: Artifact
+    strength: float
+
+
+# Which rows and columns of a stored tensor change, and whether it is stored transposed.
+_Region = tuple[int, int | None, bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Bake:
+    """A base and the changes of its tensors.
+
+    Attributes:
+        base: the opened base.
+        addends: stored tensor's name → its changes.
+    """
+
+    base: Weights
+    addends: Mapping[str, tuple[Addend, ...]]
+
+    def outputs(self, dtype: DType | None = None, rounding: Rounding | None = None) -> list[Output]:
+        """Every tensor of the base, changed or not, in the base's order.
+
+        Args:
+            dtype: what floating-point tensors are stored as; None keeps each one's own type.
+            rounding: how changed tensors are rounded; default to the nearest.
+        """
+        outputs = []
+        for info in self.base.tensors.values():
+            stored = dtype if dtype is not None and info.dtype.is_float else info.dtype
+            read = Read(self.base, info)
+            changed = AddDelta(read, self.addends[info.name]) if info.name in self.addends else read
+            outputs.append(Output(info.name, stored, changed, rounding or Rounding()))
+        return outputs
+
+
+def bake(base: Weights, model: Model, doses: Iterable[Dose], strengths: Strengths) -> Bake:
+    """Plan the changes of every tensor of `base`. Reads nothing but headers and scalars.
+
+    Several adapters that change one weight become one sum. A strength of zero changes nothing at all.
+
+    Raises:
+        SdkitError: a change has the wrong shape, or falls on a tensor that holds no floating-point numbers.
+    """
+    terms: dict[str, dict[_Region, list[tuple[Delta, float]]]] = {}
+    for dose in doses:
+        for target, delta in dose.artifact.deltas.items():
+            strength = dose.strength * strengths.of(target, model)
+            if strength == 0.0:
+                continue
+            place = model.places[target.name]
+            region = _region(target, delta, place, base)
+            scale = strength / quantisation_scale(base, place.key)
+            terms.setdefault(place.key, {}).setdefault(region, []).append((delta, scale))
+    return Bake(base, {key: _addends(regions) for key, regions in terms.items()})
+
+
+def _addends(regions: Mapping[_Region, list[tuple[Delta, float]]]) -> tuple[Addend, ...]:
+    return tuple(
+        Addend(DeltaSum(tuple(terms), transposed), first_row, columns)
+        for (first_row, columns, transposed), terms in regions.items()
+    )
+
+
+def _region(target: Target, delta: Delta, place: Place, base: Weights) -> _Region:
+    """Where in the stored tensor `delta` goes."""
+    info = base.tensors[place.key]
+    if not info.dtype.is_float:
+        raise SdkitError(f"{place.key}: holds {info.dtype.name}, which cannot be merged into", "use a float checkpoint")
+    columns = None
+    if trimmed(delta.shape) != trimmed(place.shape):
+        if not widens(target, delta.shape, place.shape):
+            raise shape_error(target, delta.shape, place.shape)
+        columns = math.prod(delta.shape[1:])  # the first channels are the ones the adapter knows
+    first_row = place.rows[0] if place.rows else 0
+    return first_row, columns, place.transposed
+
+
+def trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape without trailing ones: a 1×1 convolution and a linear layer hold the same matrix."""
+    while len(shape) > 1 and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape
+
+
+def widens(target: Target, delta: tuple[int, ...], weight: tuple[int, ...]) -> bool:
+    """Whether `weight` is the input convolution of an inpainting-like model and `delta` was made for the plain one."""
+    return (
+        target.module == WIDENED
+        and len(delta) == len(weight) == 4
+        and (delta[0], *delta[2:]) == (weight[0], *weight[2:])
+        and delta[1] < weight[1]
+    )
+
+
+def shape_error(target: Target, delta: tuple[int, ...], weight: tuple[int, ...]) -> SdkitError:
+    """The error for a change that does not fit its weight."""
+    return SdkitError(
+        f"{target.name}: the adapter changes a weight of shape {list(delta)}, the base has {list(weight)}",
+        "the adapter was made for another model; `sdkit inspect` both files to see which",
+    )
+
+
+def quantisation_scale(base: Weights, key: str) -> float:
+    """The number a scaled fp8 weight is multiplied with when it is used; 1 for every other weight.
+
+    The stored numbers are weight / scale, so a change must be divided by it too.
+    """
+    name = key.removesuffix(".weight") + ".scale_weight"
+    return base.scalar(name) if name in base.tensors else 1.0

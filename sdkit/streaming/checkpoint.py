@@ -1,0 +1,112 @@
+"""Writing a changed checkpoint in the container it came in: a file as a file, a folder as a folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from sdkit.streaming.engine import Advance, Stream
+from sdkit.streaming.plan import Output, OutputFile
+from sdkit.weights import Weights
+from sdkit.weights.atomic import check_target
+from sdkit.weights.atomic_folder import AtomicFolder, check_folder_target
+from sdkit.weights.reader import Container
+
+# What a model folder holds beside weights: configurations, vocabularies, licences, model cards.
+SIDE_FILES = {".json", ".txt", ".md", ".model", ".yaml", ".yml", ".jinja", ""}
+
+
+def is_folder(base: Weights) -> bool:
+    """Whether the base is a folder (a shard index counts as the folder it lies in)."""
+    return base.container is Container.FOLDER
+
+
+def check_output(base: Weights, path: Path, *, overwrite: bool) -> None:
+    """Refuse an output path before any work is done."""
+    if is_folder(base):
+        check_folder_target(path, overwrite=overwrite)
+    else:
+        check_target(path, overwrite=overwrite)
+
+
+@contextmanager
+def checkpoint_stream(
+    base: Weights,
+    outputs: Sequence[Output],
+    path: Path,
+    metadata: Mapping[str, str],
+    *,
+    overwrite: bool = False,
+    threads: int | None = None,
+    advance: Advance | None = None,
+) -> Iterator[Stream]:
+    """The stream that writes `outputs`, tensors of `base`, to `path`. The caller runs it; leaving it normally commits.
+
+    Args:
+        base: where the tensors come from; its container decides the output's.
+        outputs: what to write, in file order, named as in `base`.
+        path: the file or folder to write.
+        metadata: added to the metadata of every file written.
+        overwrite: whether something already at `path` may be replaced.
+        threads: as in `Stream`.
+        advance: as in `Stream`.
+    """
+    if not is_folder(base):
+        file = OutputFile(path, tuple(outputs), metadata)
+        with Stream([file], overwrite=overwrite, threads=threads, advance=advance) as stream:
+            yield stream
+            stream.commit()
+        return
+    with AtomicFolder(path, overwrite=overwrite) as folder:
+        _copy_side_files(base, outputs, folder.work)
+        files = list(_files(base, outputs, folder.work, metadata))
+        with Stream(files, threads=threads, advance=advance) as stream:
+            yield stream
+            stream.commit()
+        folder.commit()
+
+
+def _root(base: Weights) -> Path:
+    return base.path if base.path.is_dir() else base.path.parent
+
+
+def _files(
+    base: Weights, outputs: Sequence[Output], work: Path, metadata: Mapping[str, str]
+) -> Iterator[OutputFile]:
+    """One output file for each file of the base, in the same subfolder; a pickle becomes safetensors."""
+    for index, source in enumerate(base.files):
+        target = work / source.relative_to(_root(base)).with_suffix(".safetensors")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        tensors = [output for output in outputs if base.tensors[output.name].file == index]
+        renamed = tuple(replace(output, name=base.stored_name(base.tensors[output.name])) for output in tensors)
+        # transformers loads no file that does not say `format`.
+        yield OutputFile(target, renamed, {"format": "pt", **base.file_metadata[index], **metadata})
+
+
+def _copy_side_files(base: Weights, outputs: Sequence[Output], work: Path) -> None:
+    """Copy what is not weights; a shard index gets the new total size."""
+    root = _root(base)
+    for source in sorted(root.rglob("*")):
+        relative = source.relative_to(root)
+        if not source.is_file() or source.suffix not in SIDE_FILES or any(part.startswith(".") for part in relative.parts):
+            continue
+        target = work / relative
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.name.endswith(".index.json"):
+            _copy_index(base, source, target, outputs)
+        else:
+            shutil.copyfile(source, target)
+
+
+def _copy_index(base: Weights, source: Path, target: Path, outputs: Sequence[Output]) -> None:
+    fields = json.loads(source.read_bytes())
+    here = {index for index, file in enumerate(base.files) if file.parent == source.parent}
+    if not here:
+        return
+    size = sum(output.nbytes for output in outputs if base.tensors[output.name].file in here)
+    fields.setdefault("metadata", {})["total_size"] = size
+    target.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
