@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from sdkit.core.errors import SdkitError
 from sdkit.streaming.engine import Advance, Stream
 from sdkit.streaming.plan import Output, OutputFile
 from sdkit.weights import Weights
@@ -18,6 +19,8 @@ from sdkit.weights.reader import Container
 
 # What a model folder holds beside weights: configurations, vocabularies, licences, model cards.
 SIDE_FILES = {".json", ".txt", ".md", ".model", ".yaml", ".yml", ".jinja", ""}
+# What shows that a folder is a model and nothing else.
+MODEL_FILES = ("model_index.json", "config.json")
 
 
 def is_folder(base: Weights) -> bool:
@@ -29,8 +32,21 @@ def check_output(base: Weights, path: Path, *, overwrite: bool) -> None:
     """Refuse an output path before any work is done."""
     if is_folder(base):
         check_folder_target(path, overwrite=overwrite)
+        _check_replaceable(path)
     else:
         check_target(path, overwrite=overwrite)
+
+
+def _check_replaceable(path: Path) -> None:
+    """Refuse to replace a folder that is no model: replacing means that everything in it goes away."""
+    if path.name in {"", ".."}:
+        raise SdkitError(f"{path}: is no name for a new folder", "name a folder with -o")
+    if path.exists() and not any((path / name).is_file() for name in MODEL_FILES) and not _has_index(path):
+        raise SdkitError(f"{path}: is a folder, but none of a model, so it is not replaced", "name another with -o")
+
+
+def _has_index(path: Path) -> bool:
+    return any(entry.name.endswith(".safetensors.index.json") for entry in path.iterdir())
 
 
 @contextmanager
