@@ -72,7 +72,7 @@ def _from_names(weights: Weights) -> Iterator[tuple[str, str]]:
         foreign = next((family for start, family in _FOREIGN.items() if name.startswith(start)), None)
         if foreign is not None:
             yield foreign, f"{name} is a module of that family"
-        if name.startswith(("lora_te2_", "text_encoder_2.", "lora_te1_")) and not name.startswith("lora_te1_"):
+        if name.startswith(("lora_te2_", "text_encoder_2.")):
             yield "sdxl", f"{name} belongs to a second text encoder"
         if _UNET.match(name) and _DEEP_BLOCK.fullmatch(name):
             yield "sdxl", f"{name} lies in a second transformer block, which SD1 and SD2 do not have"
