@@ -124,7 +124,7 @@ def detect(weights: Weights) -> Verdict:
             return Verdict(True, "adapter_config.json says LORA")
         return Verdict(False, f"adapter_config.json says {kind[:40]}; of PEFT's kinds only LORA is read")
     if any(name.startswith("base_model.model.") for name in weights.tensors):
-        return Verdict(False, "its names are PEFT's, but alpha is in adapter_config.json: open the folder that has both")
+        return Verdict(False, "its names are PEFT's, but alpha is in adapter_config.json: open the folder of both")
     return Verdict(False, "there is no adapter_config.json")
 
 

@@ -16,7 +16,9 @@ def package(tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     (tmp_path / "someplugins" / "__init__.py").write_text("raise RuntimeError('listing must not import')")
     (folder / "__init__.py").write_text("raise RuntimeError('listing must not import')")
-    (folder / "weighted_sum.py").write_text('"""The average of two models.\n\nMore."""\nraise RuntimeError("imported")\n')
+    (folder / "weighted_sum.py").write_text(
+        '"""The average of two models.\n\nMore."""\nraise RuntimeError("imported")\n'
+    )
     (folder / "broken.py").write_text("def (:")
     (folder / "_helper.py").write_text('"""No plugin."""')
     (folder / "base.py").write_text('"""No plugin either."""')
@@ -35,7 +37,9 @@ def test_files_are_plugins_and_are_not_imported(package):
 
 def test_names_with_hyphen_or_underscore(package):
     found = plugins.find_plugins(package)
-    assert plugins.choose("weighted_sum", found, "merge method") is plugins.choose("weighted-sum", found, "merge method")
+    assert plugins.choose("weighted_sum", found, "merge method") is plugins.choose(
+        "weighted-sum", found, "merge method"
+    )
 
 
 def test_nearest_name(package):

@@ -100,7 +100,11 @@ def test_unmatched(save, model):
         ({f"{ATTENTION}.to_k.alpha": torch.tensor(1.0)} | pair(f"{ATTENTION}.to_q"), {}, "nothing that it scales"),
         (pair(f"{ATTENTION}.to_q"), {"lora_adapter_metadata": "{"}, "no JSON table"),
         (pair(f"{ATTENTION}.to_q"), {"lora_adapter_metadata": '{"unet.use_dora": true}'}, "DoRA is not supported"),
-        (pair(f"{ATTENTION}.to_q"), {"lora_adapter_metadata": '{"unet.r": 16}'}, "has rank 2, its configuration says 16"),
+        (
+            pair(f"{ATTENTION}.to_q"),
+            {"lora_adapter_metadata": '{"unet.r": 16}'},
+            "has rank 2, its configuration says 16",
+        ),
     ],
 )
 def test_broken_files(save, model, tensors, metadata, reason):
@@ -113,8 +117,13 @@ def tiny_unet():
 
     torch.manual_seed(0)
     return UNet2DConditionModel(
-        sample_size=8, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, cross_attention_dim=12,
-        attention_head_dim=4, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        sample_size=8,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        cross_attention_dim=12,
+        attention_head_dim=4,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
     )
 
@@ -131,10 +140,18 @@ def test_equals_diffusers_and_peft(tmp_path, make_model, dense, new):
     from sdkit.weights import open_weights
 
     unet = tiny_unet()
-    shapes = {f"unet.{name.removesuffix('.weight')}": tuple(value.shape) for name, value in unet.named_parameters()
-              if name.endswith(".weight")}
-    config = LoraConfig(r=4, lora_alpha=2 if new else 4, target_modules=["to_q", "to_out.0", "conv1", "proj_in"],
-                        rank_pattern={"conv1": 2} if new else {}, alpha_pattern={"to_q": 16} if new else {})
+    shapes = {
+        f"unet.{name.removesuffix('.weight')}": tuple(value.shape)
+        for name, value in unet.named_parameters()
+        if name.endswith(".weight")
+    }
+    config = LoraConfig(
+        r=4,
+        lora_alpha=2 if new else 4,
+        target_modules=["to_q", "to_out.0", "conv1", "proj_in"],
+        rank_pattern={"conv1": 2} if new else {},
+        alpha_pattern={"to_q": 16} if new else {},
+    )
     unet.add_adapter(config)
     for name, parameter in unet.named_parameters():
         if "lora_" in name:
@@ -157,4 +174,6 @@ def test_equals_diffusers_and_peft(tmp_path, make_model, dense, new):
     assert {target.name for target in artifact.deltas} == {f"unet.{name}" for name in changed} and len(changed) > 8
     for name in changed:
         module = f"unet.{name.removesuffix('.weight')}"
-        assert torch.allclose(dense(artifact, module).reshape(before[name].shape).float(), after[name] - before[name], atol=1e-4)
+        assert torch.allclose(
+            dense(artifact, module).reshape(before[name].shape).float(), after[name] - before[name], atol=1e-4
+        )

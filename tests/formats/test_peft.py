@@ -106,7 +106,8 @@ def test_equals_pefts_own_merge(tmp_path, unet, dense, options):
 
 
 def test_scale(folder, unet, dense):
-    assert torch.equal(dense(read_adapter(folder(), unet), "unet.mid_block.attentions.0.proj_in"), torch.full((8, 6), 3.0))
+    change = dense(read_adapter(folder(), unet), "unet.mid_block.attentions.0.proj_in")
+    assert torch.equal(change, torch.full((8, 6), 3.0, dtype=torch.float64))
     artifact = read_adapter(folder(use_rslora=True), unet)
     assert math.isclose(next(iter(artifact.deltas.values())).scale, 3 / math.sqrt(2))
 
@@ -178,7 +179,9 @@ def test_other_kinds_and_a_lone_file_say_why_not(folder, save):
     assert "open the folder" in error.value.hint
 
 
-@pytest.mark.parametrize("pattern", ["to_q", "attn1.to_q", r"attn\d.to_q", "to_(q|k)", r"mid_block\..*\.to_q", "^mid.*q"])
+@pytest.mark.parametrize(
+    "pattern", ["to_q", "attn1.to_q", r"attn\d.to_q", "to_(q|k)", r"mid_block\..*\.to_q", "^mid.*q"]
+)
 @pytest.mark.parametrize("module", ["mid_block.attn1.to_q", "mid_block.attn1.to_k", "xto_q", "to_q", "to_q.0"])
 def test_patterns_match_as_pefts(pattern, module):
     other = pytest.importorskip("peft.utils.other", reason="peft is not installed")

@@ -52,7 +52,9 @@ def read_factor(read: Read, dtype: torch.dtype) -> torch.Tensor:
     flat = torch.frombuffer(buffer, dtype=stored)
     tensor = torch.as_strided(flat, info.shape, strides).to(dtype).contiguous()
     if not all(bool(torch.isfinite(extreme)) for extreme in torch.aminmax(tensor)):
-        raise factor_error(read, "holds NaN or infinity", "the adapter is damaged: its training diverged, or its copy broke")
+        raise factor_error(
+            read, "holds NaN or infinity", "the adapter is damaged: download it again, or train it again"
+        )
     return tensor
 
 
