@@ -94,9 +94,9 @@ def test_equals_pefts_own_merge(tmp_path, unet, dense, options):
     artifact = read_adapter(weights, unet)
     merged = adapted.merge_and_unload().state_dict()
     changed = set()
-    for name in before:
+    for name, value in before.items():
         module, _, parameter = f"unet.{name}".rpartition(".")
-        change = merged[name] - before[name]
+        change = merged[name] - value
         if Target(module, parameter) in artifact.deltas:
             changed.add(module)
             assert torch.allclose(dense(artifact, module, parameter).float(), change, atol=1e-5)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from sdkit.core.errors import SdkitError
 from sdkit.formats import adapter_family, formats, read_adapter, recognise
