@@ -113,7 +113,25 @@ def sparse_zip(path: Path, pickled: bytes, sizes: Mapping[str, int]) -> None:
             file.write(data)
             file.seek(start + 30 + len(raw) + nbytes)
             wide = struct.pack("<HHQQQ", 1, 24, nbytes, nbytes, start)
-            fixed = (b"PK\1\2", 0, 0, 0x808, 0, 0, 0, 0, 2**32 - 1, 2**32 - 1, len(raw), len(wide), 0, 0, 0, 0, 2**32 - 1)
+            fixed = (
+                b"PK\1\2",
+                0,
+                0,
+                0x808,
+                0,
+                0,
+                0,
+                0,
+                2**32 - 1,
+                2**32 - 1,
+                len(raw),
+                len(wide),
+                0,
+                0,
+                0,
+                0,
+                2**32 - 1,
+            )
             entries.append(struct.pack("<4sHHHHHHIIIHHHHHII", *fixed) + raw + wide)
         directory, start = b"".join(entries), file.tell()
         file.write(directory)
