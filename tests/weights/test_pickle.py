@@ -72,6 +72,7 @@ def test_views_share_the_bytes_of_their_storage(save: Any) -> None:
         "expanded": base[0, 0, 0, :1].expand(3, 4),
         "reshaped": base.reshape(6, 20),
         "one_wide": base[:, :1].transpose(0, 1),
+        "odd_stride_of_one": base.as_strided((1, 4, 1, 5), (7, 5, 3, 1)),
         "empty": base[:0],
         "scalar": base[1, 2, 3, 4],
     }

@@ -108,6 +108,14 @@ def test_a_local_header_that_contradicts_the_directory(tmp_path: Path, field: in
     assert "contradicts" in refusal(tmp_path, patched("archive/data/0", LOCAL, field, value))
 
 
+def test_sizes_that_follow_the_data_may_be_missing_but_not_wrong(tmp_path: Path) -> None:
+    asm.sparse_zip(tmp_path / "streamed.pt", GOOD, {"0": 16})
+    streamed = (tmp_path / "streamed.pt").read_bytes()
+    assert open_pickle(tmp_path / "streamed.pt").tensors["weight"].shape == (2, 2)
+    for field in (14, 18, 22):
+        assert "contradicts" in refusal(tmp_path, patched("archive/data/0", LOCAL, field, b"\x0f", streamed))
+
+
 def test_a_wrong_checksum_of_the_pickle(tmp_path: Path) -> None:
     wrong = patched("archive/data.pkl", LOCAL, 14, b"\1\2\3\4", patched("archive/data.pkl", CENTRAL, 16, b"\1\2\3\4"))
     assert "checksum" in refusal(tmp_path, wrong)
