@@ -17,6 +17,7 @@ from sdkit.weights import TensorInfo, Weights, open_weights
 from sdkit.weights.metadata import read_recipe
 
 UNDO_KEY = "sdkit.undo"  # as `sdkit.merging.undo` writes it, which is too slow to import for every file
+ADAPTER_CONFIG = "adapter_config"  # PEFT's, in `Weights.configs`
 _CORRECTION = "tensor/"
 _EMA, _OTHER = "ema", "other"
 _LONGEST_LINEAGE = 20
@@ -94,11 +95,20 @@ def _adapter_or_unread(weights: Weights, model: Model) -> Inspection:
     if format is not None:
         return _adapter(weights, format, reasons)
     basics = replace(_basics(weights, model, _unread_kind(weights, model)), formats=reasons)
+    if ADAPTER_CONFIG in weights.configs:
+        refused = AdapterFacts(unread=reasons["peft"])
+        basics = replace(basics, kind="lora", format="peft", adapter=refused, components=(), reasons=())
     several = [name for name, verdict in verdicts.items() if verdict.recognised]
+    return replace(basics, problems=(*_why_unread(basics, several), *basics.problems))
+
+
+def _why_unread(basics: Inspection, several: list[str]) -> Iterator[str]:
     if several:
-        mixed = f"it mixes the formats {' and '.join(several)}; split it into one file per format"
-        return replace(basics, problems=(mixed, *basics.problems))
-    return basics
+        yield f"it mixes the formats {' and '.join(several)}; split it into one file per format"
+    elif basics.adapter is not None:
+        yield f"this version cannot apply it: {basics.adapter.unread}"
+    elif basics.family != "unknown":
+        yield basics.reasons[0]
 
 
 def _unread_kind(weights: Weights, model: Model) -> str:

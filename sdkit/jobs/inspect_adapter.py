@@ -12,10 +12,12 @@ from sdkit.core.errors import SdkitError
 from sdkit.families import FAMILIES, reference
 from sdkit.families.family import Model
 from sdkit.formats import adapter_family, read_adapter
+from sdkit.formats._lycoris import REFUSED
 from sdkit.jobs.inspect_problems import counted
 from sdkit.jobs.inspection import AdapterFacts, Layers, Token
 from sdkit.weights import Weights
 
+_RULED = frozenset(family.name for family in FAMILIES)
 _KIND_OF_FORMAT = {name: name for name in ("textual-inversion", "hypernetwork", "aesthetic", "custom-diffusion")}
 _COMPONENTS = ("unet", "text_encoder", "text_encoder_2", "text_encoder_3", "transformer", "vae")
 _POSITION = re.compile(r"\w+\.\d+")
@@ -63,22 +65,20 @@ def describe(weights: Weights, format: str) -> Description:
     its modules keep the names they have in the file. Never raises because a file is broken or of a refused kind.
     """
     guess, evidence = adapter_family(weights)
-    model = reference(guess) if guess in {family.name for family in FAMILIES} else None
-    artifact, misfit = _read(weights, model)
-    if artifact is None and model is not None:
-        model = None
-        artifact, unread = _read(weights, None)
-    else:
-        unread = misfit
+    family = guess or "unknown"
+    published = reference(family) if family in _RULED else None
+    artifact, reason = _read(weights, published)
+    misfit = ""
+    if artifact is None and published is not None:
+        published, misfit = None, reason
+        artifact, reason = _read(weights, None)
     if artifact is None:
+        facts = _unread_facts(weights, format, reason)
         kind = _KIND_OF_FORMAT.get(format, "lora")
-        problem = f"this version cannot apply it: {unread}"
-        return Description(kind, guess or "unknown", AdapterFacts(unread=unread), (evidence,), (problem,))
-    facts = _facts(artifact, model)
-    notes = (*artifact.notes, *([f"it does not fit the published {guess}: {misfit}"] if misfit else []))
-    return Description(
-        artifact.kind, guess or "unknown", facts, _reasons(evidence, facts), tuple(_problems(facts)), notes
-    )
+        return Description(kind, family, facts, (evidence,), tuple(_problems(facts, family)))
+    facts = _facts(artifact, published)
+    notes = (*artifact.notes, *([f"it does not fit the published {family}: {misfit}"] if misfit else []))
+    return Description(artifact.kind, family, facts, _reasons(evidence, facts), tuple(_problems(facts, family)), notes)
 
 
 def _read(weights: Weights, model: Model | None) -> tuple[Artifact | None, str]:
@@ -100,6 +100,16 @@ def _facts(artifact: Artifact, model: Model | None) -> AdapterFacts:
         layout=model.family if model is not None else "",
         unmatched=artifact.unmatched,
     )
+
+
+def _unread_facts(weights: Weights, format: str, reason: str) -> AdapterFacts:
+    """What the names alone tell of an adapter that cannot be read."""
+    if format != "kohya":
+        return AdapterFacts(unread=reason)
+    names = [name.partition(".") for name in weights.tensors]
+    modules = tuple(sorted({module for module, _, _ in names}))
+    refused = tuple(dict.fromkeys(REFUSED[role] for _, _, role in names if role in REFUSED))
+    return AdapterFacts(modules=modules, layers=_layers(modules), unread=reason, refused=refused)
 
 
 def _layers(modules: tuple[str, ...]) -> tuple[Layers, ...]:
@@ -141,8 +151,14 @@ def _reasons(evidence: str, facts: AdapterFacts) -> tuple[str, ...]:
     return (evidence, *(f"tokens {width} wide belong to {encoder}" for width, encoder in widths.items()))
 
 
-def _problems(facts: AdapterFacts) -> Iterator[str]:
-    if facts.unmatched and facts.layout:
-        yield f"{facts.layout} has no place for {counted(facts.unmatched, 'module')}"
-    elif facts.unmatched:
-        yield f"no rule explains {counted(facts.unmatched, 'tensor')}"
+def _problems(facts: AdapterFacts, family: str) -> Iterator[str]:
+    if facts.unread:
+        yield f"this version cannot apply it: {facts.unread}"
+    elif family != "unknown" and family not in _RULED:
+        yield "this version does not read models of this family yet, so nothing can be merged into them"
+    if facts.unmatched:
+        owner = f"the published {facts.layout} has no place for" if facts.layout else "no rule explains"
+        yield f"{owner} {counted(facts.unmatched, 'module')}"
+    useless = sum(change.count for change in facts.changes if change.alpha == 0)
+    if useless:
+        yield f"{useless} weights have alpha 0, so nothing changes there"

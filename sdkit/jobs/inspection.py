@@ -74,6 +74,7 @@ class AdapterFacts:
         layout: the family whose published layout it was compared with; empty when it fits none or none is known.
         unmatched: modules that layout has no place for, in the file's names.
         unread: why this version cannot apply it; empty when it can.
+        refused: the kinds of change in it that this version cannot apply (``DoRA``, ``GLoRA``, …).
     """
 
     changes: tuple[Change, ...] = ()
@@ -84,6 +85,7 @@ class AdapterFacts:
     layout: str = ""
     unmatched: tuple[str, ...] = ()
     unread: str = ""
+    refused: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

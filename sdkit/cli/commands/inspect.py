@@ -90,7 +90,7 @@ def describe(found: Inspection) -> list[str]:
         ("markers", [", ".join(found.markers)] if found.markers else []),
         ("triggers", [_listed(found.trigger_words)] if found.trigger_words else []),
         ("lineage", found.lineage),
-        ("problems", found.problems or ["none found"]),
+        ("problems", found.problems or ([] if found.kind == "unknown" else ["none found"])),
         ("notes", found.notes),
         ("why", _reasons(found)),
         ("metadata", _metadata(found)),
@@ -108,7 +108,8 @@ def _numbered(texts: Iterable[str]) -> Iterator[tuple[bool, str]]:
 def _headline(found: Inspection) -> str:
     kind = _KINDS.get(found.kind, found.kind)
     if found.kind == "lora" and found.adapter is not None:
-        kind = " + ".join(dict.fromkeys(_change_name(change) for change in found.adapter.changes)) or kind
+        names = [*(_change_name(change) for change in found.adapter.changes), *found.adapter.refused]
+        kind = " + ".join(dict.fromkeys(names)) or "adapter"
     family = f"{found.family_title} ({found.family})" if found.family_title else found.family
     known = found.family != "unknown"
     if found.adapter is not None:
@@ -124,15 +125,15 @@ def _size(found: Inspection) -> str:
     naming = f", {found.naming} names" if found.naming else ""
     parameters = f", {_human_count(found.parameters)} parameters" if found.parameters else ""
     return (
-        f"{human_bytes(found.size)}{files}, {found.container}{naming}, {_plural(found.tensors, 'tensor')}{parameters}: "
+        f"{human_bytes(found.size)}{files}, {found.container}{naming}, {_plural(found.tensors, 'tensor')}{parameters}"
         f"{_types(found.dtypes)}"
     )
 
 
 def _types(dtypes: Sequence[Share]) -> str:
-    if len(dtypes) == 1:
-        return dtypes[0].name
-    return _listed([f"{share.tensors:,} {share.name}" for share in dtypes])
+    if len(dtypes) < 2:
+        return "".join(f": {share.name}" for share in dtypes)
+    return f": {_listed([f'{share.tensors:,} {share.name}' for share in dtypes])}"
 
 
 def _components(found: Inspection) -> list[str]:
