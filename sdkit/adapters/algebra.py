@@ -30,11 +30,9 @@ class DeltaSum:
         shape = self.terms[0][0].shape
         return shape[1] if self.transposed else shape[0]
 
-    def ready(self) -> PreparedSum:
-        """Read all factors, in float64."""
-        import torch
-
-        prepared = [delta.prepare(strength, torch.float64) for delta, strength in self.terms]
+    def ready(self, dtype: torch.dtype) -> PreparedSum:
+        """Read all factors."""
+        prepared = [delta.prepare(strength, dtype) for delta, strength in self.terms]
         if self.transposed:
             prepared = [delta.transpose() for delta in prepared]
         low_rank = [delta for delta in prepared if isinstance(delta, PreparedLowRank)]
@@ -51,10 +49,6 @@ class PreparedSum:
     def magnitude(self) -> float:
         """An upper bound of the entries' absolute values."""
         return sum(term.magnitude() for term in self.terms)
-
-    def to(self, dtype: torch.dtype) -> PreparedSum:
-        """The same sum, computing in another type."""
-        return PreparedSum(tuple(term.to(dtype) for term in self.terms))
 
     def add_rows(self, out: torch.Tensor, start: int) -> None:
         """Add rows ``start : start + len(out)`` of the change to `out`, in place."""

@@ -38,13 +38,16 @@ def identify(weights: Weights) -> Model:
     family = next((family for family in FAMILIES if not objections[family.name]), None)
     # Kolors has SDXL's U-Net and one layer more, which adapts another text encoder to it.
     alien = look_alike(shapes) if parts.unet is None or f"{parts.unet.prefix}{KOLORS_LAYER}" in shapes else None
-    if alien is not None or (parts.unet is not None and family is None):
-        family_name = alien.family if alien and alien.family else "unknown"
-        reasons = [f"looks like {alien.title}, which this version does not read yet"] if alien else []
-        return _unread(weights, family_name, [*reasons, *parts.oddities, *_denials(objections)])
-    if family is None:
-        return _fragment(weights, parts)
-    return _recognised(weights, family, parts, objections)
+    if alien is not None:
+        reason = f"looks like {alien.title}, which this version does not read yet"
+        return _unread(weights, alien.family or "unknown", [reason, *_denials(objections)])
+    if family is not None:
+        return _recognised(weights, family, parts, objections)
+    if parts.broken_unet:
+        return _unread(weights, "unknown", [parts.broken_unet])
+    if parts.unet is not None:
+        return _unread(weights, "unknown", _denials(objections))
+    return _fragment(weights, parts)
 
 
 def _recognised(weights: Weights, family: Family, parts: Parts, objections: dict[str, str]) -> Model:

@@ -59,13 +59,15 @@ class Parts:
         unet: the U-Net, if there is one that the rules can read.
         vae: the autoencoder, likewise.
         texts: the text encoders, likewise.
-        oddities: why something that begins like a component is none, one sentence each.
+        broken_unet: why a U-Net is there that the rules cannot read; empty where there is none.
+        oddities: why something that begins like another component is none, one sentence each.
     """
 
     unet: Part | None
     vae: Part | None
     texts: tuple[Part, ...]
-    oddities: tuple[str, ...]
+    broken_unet: str = ""
+    oddities: tuple[str, ...] = ()
 
     @property
     def unet_layout(self) -> UNetLayout | None:
@@ -76,21 +78,21 @@ class Parts:
 def find_parts(shapes: Mapping[str, Shape]) -> Parts:
     """Look for components by the names each of them begins with."""
     oddities: list[str] = []
-    unet = _find_unet(shapes, oddities)
-    return Parts(unet, _find_vae(shapes, oddities), _find_texts(shapes, oddities), tuple(oddities))
+    unet, broken = _find_unet(shapes)
+    return Parts(unet, _find_vae(shapes, oddities), _find_texts(shapes, oddities), broken, tuple(oddities))
 
 
-def _find_unet(shapes: Mapping[str, Shape], oddities: list[str]) -> Part | None:
+def _find_unet(shapes: Mapping[str, Shape]) -> tuple[Part | None, str]:
     for naming, prefixes in _UNET_PREFIXES.items():
         for prefix in prefixes:
             names = Names(shapes, prefix)
             if not unet_header.has_unet(names, naming):
                 continue
             try:
-                return Part(naming, prefix, unet_header.read_unet(names, naming))
+                return Part(naming, prefix, unet_header.read_unet(names, naming)), ""
             except OddLayout as odd:
-                oddities.append(f"the U-Net is not built as this version knows it: {odd}")
-    return None
+                return None, f"its U-Net is not built as this version knows it: {odd}"
+    return None, ""
 
 
 def _find_vae(shapes: Mapping[str, Shape], oddities: list[str]) -> Part | None:
@@ -102,7 +104,7 @@ def _find_vae(shapes: Mapping[str, Shape], oddities: list[str]) -> Part | None:
             try:
                 return Part(naming, prefix, vae.read_vae(names, naming), old=vae.uses_old_attention_names(names))
             except OddLayout as odd:
-                oddities.append(f"the autoencoder is not built as this version knows it: {odd}")
+                oddities.append(f"its autoencoder is not built as this version knows it: {odd}")
     return None
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from functools import lru_cache
-from importlib import resources
 from typing import Any
 
 from sdkit.core.errors import UsageError
@@ -51,6 +50,8 @@ def reference(family: str, variant: str = "base", naming: str = "diffusers") -> 
 
 def published_config(folder: str, component: str) -> dict[str, Any]:
     """A configuration file of a published model (``sdxl/base``, ``unet``)."""
+    from importlib import resources  # slow to import, and not needed to look at a file
+
     name = "scheduler_config.json" if component == "scheduler" else "config.json"
     path = resources.files("sdkit").joinpath("assets", "families", *folder.split("/"), component, name)
     config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -75,7 +76,7 @@ def _published_parts(family: Family, variant: str, naming: str) -> Parts:
     layout = replace(unet_layout(published_config(folder, "unet")), in_channels=channels[variant])
     unet = Part(naming, "model.diffusion_model." if ldm else "unet/", layout)
     vae = Part(naming, "first_stage_model." if ldm else "vae/", vae_layout(published_config(folder, "vae")))
-    return Parts(unet, vae, tuple(_published_texts(family, folder, ldm)), ())
+    return Parts(unet, vae, tuple(_published_texts(family, folder, ldm)))
 
 
 def _published_texts(family: Family, folder: str, ldm: bool) -> list[Part]:

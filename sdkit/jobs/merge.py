@@ -19,7 +19,7 @@ from sdkit.core.hashing import quick_id
 from sdkit.core.progress import NoProgress, Progress
 from sdkit.families import identify
 from sdkit.families.family import Model
-from sdkit.formats import adapter_family, read_adapter
+from sdkit.formats import adapter_family, read_adapter, recognise
 from sdkit.merging.bake import Bake, Dose, bake
 from sdkit.merging.blocks import BlockSpec, block_strengths
 from sdkit.merging.strengths import Strengths
@@ -253,11 +253,14 @@ class _Merge:
 
     def _open(self, weights: Weights) -> Artifact:
         """Read an adapter and refuse what cannot go into this base."""
-        artifact = read_adapter(weights, self._model)
+        check_is_adapter(weights)
+        try:
+            artifact = read_adapter(weights, self._model)
+        except SdkitError as error:
+            raise family_error(weights, self._model) or error from None
         check_bakeable(artifact)
-        check_family(artifact, self._model)
         if artifact.unmatched and not self._request.allow_unmatched:
-            raise unmatched_error(artifact, self._model)
+            raise family_error(weights, self._model) or unmatched_error(artifact, self._model)
         return artifact
 
     def _write(
@@ -385,13 +388,28 @@ def known_model(base: Weights) -> Model:
     """The base, recognised.
 
     Raises:
-        SdkitError: no family's rules explain it; the message gives the evidence.
+        SdkitError: it is an adapter, or no family's rules explain it; the message gives the evidence.
     """
     model = identify(base)
-    if not model.places:
-        reasons = "; ".join(model.reasons) or "no rule matches its keys"
-        raise SdkitError(f"{base.path}: not a checkpoint sdkit can merge into ({reasons})", f"sdkit inspect {base.path}")
-    return model
+    if "unet" in model.components or (model.places and model.components):
+        return model
+    format, _ = recognise(base)
+    if format is not None:
+        raise SdkitError(
+            f"{base.path}: is an adapter ({format}), not a checkpoint", "the base comes first: sdkit merge BASE ADAPTER"
+        )
+    reasons = "; ".join(model.reasons) or "no rule matches its keys"
+    raise SdkitError(f"{base.path}: not a checkpoint sdkit can merge into: {reasons}", f"sdkit inspect {base.path}")
+
+
+def check_is_adapter(weights: Weights) -> None:
+    """Refuse a whole checkpoint in an adapter's place."""
+    model = identify(weights)
+    if "unet" in model.components:
+        raise SdkitError(
+            f"{weights.path}: is a checkpoint ({model.family}), not an adapter",
+            "`sdkit merge` adds adapters to one checkpoint; the checkpoint comes first and alone",
+        )
 
 
 def check_is_not_input(output: Path, inputs: Iterable[Path]) -> None:
@@ -406,7 +424,7 @@ def check_bakeable(artifact: Artifact) -> None:
     """Refuse artifacts that are no weight changes."""
     if artifact.not_bakeable:
         raise SdkitError(
-            f"{artifact.source.path}: is a {artifact.kind} ({artifact.format}), which {artifact.not_bakeable}",
+            f"{artifact.source.path}: cannot be merged, because a file of the kind {artifact.kind} {artifact.not_bakeable}",
             "load it beside the model; only weight changes can be merged",
         )
     if not artifact.deltas and not artifact.unmatched:
@@ -416,14 +434,15 @@ def check_bakeable(artifact: Artifact) -> None:
         )
 
 
-def check_family(artifact: Artifact, model: Model) -> None:
-    """Refuse an adapter made for another family, however many of its names happen to match."""
-    family, reason = adapter_family(artifact.source)
-    if family is not None and family != model.family and artifact.unmatched:
-        raise SdkitError(
-            f"{artifact.source.path}: was made for {family} ({reason}), the base is {model.family}",
-            f"merge it into a {family} model",
-        )
+def family_error(weights: Weights, model: Model) -> SdkitError | None:
+    """The error for an adapter made for another family; None when nothing shows that it was."""
+    family, reason = adapter_family(weights)
+    if family is None or family == model.family:
+        return None
+    return SdkitError(
+        f"{weights.path}: was made for {family} ({reason}), the base is {model.family}",
+        f"merge it into a {family} model",
+    )
 
 
 def unmatched_error(artifact: Artifact, model: Model) -> SdkitError:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from sdkit.streaming.expression import Context, Expression, TileFunction
+from sdkit.weights import DType
 
 if TYPE_CHECKING:
     import torch
@@ -28,10 +29,6 @@ class ReadyChange(Protocol):
         """An upper bound of the entries' absolute values; infinite when none is known."""
         ...
 
-    def to(self, dtype: torch.dtype) -> ReadyChange:
-        """The same change, computing in another type."""
-        ...
-
     def add_rows(self, out: torch.Tensor, start: int) -> None:
         """Add rows ``start : start + len(out)`` of the change to `out`, [rows, columns], in place."""
         ...
@@ -45,8 +42,8 @@ class Change(Protocol):
         """How many rows it changes."""
         ...
 
-    def ready(self) -> ReadyChange:
-        """Read the factors, in float64."""
+    def ready(self, dtype: torch.dtype) -> ReadyChange:
+        """Read the factors, to compute in `dtype`."""
         ...
 
 
@@ -82,9 +79,7 @@ class AddDelta:
 
     def bind(self, context: Context) -> TileFunction:
         """Read the factors, choose the arithmetic, and add the rows of each tile."""
-        ready = [(addend, addend.change.ready()) for addend in self.addends]
-        dtype = _arithmetic(context, sum(change.magnitude() for _, change in ready))
-        ready = [(addend, change.to(dtype)) for addend, change in ready]
+        ready, dtype = self._ready(context)
         base, columns = self.base.bind(context.with_dtype(dtype)), self._columns
 
         def tile(start: int, stop: int) -> torch.Tensor:
@@ -96,14 +91,20 @@ class AddDelta:
 
         return tile
 
+    def _ready(self, context: Context) -> tuple[list[tuple[Addend, ReadyChange]], torch.dtype]:
+        """The changes, in float32 where that is exact enough, else in float64."""
+        import torch
 
-def _arithmetic(context: Context, magnitude: float) -> torch.dtype:
-    """float32 where its rounding stays invisible in the stored type, else float64."""
-    import torch
+        if context.target.name in SMALLEST_STEP:
+            ready = [(addend, addend.change.ready(context.dtype)) for addend in self.addends]
+            if _exact_enough(sum(change.magnitude() for _, change in ready), context.target):
+                return ready, context.dtype
+        return [(addend, addend.change.ready(torch.float64)) for addend in self.addends], torch.float64
 
-    smallest_step = SMALLEST_STEP.get(context.target.name, 0.0)
-    exact_enough = magnitude * FLOAT32_PRODUCT_ERROR <= ERROR_BUDGET * smallest_step
-    return context.dtype if exact_enough else torch.float64
+
+def _exact_enough(magnitude: float, target: DType) -> bool:
+    """Whether float32's rounding of a change of this magnitude stays invisible in the stored type."""
+    return magnitude * FLOAT32_PRODUCT_ERROR <= ERROR_BUDGET * SMALLEST_STEP.get(target.name, 0.0)
 
 
 def _add(matrix: torch.Tensor, first: int, addend: Addend, change: ReadyChange) -> None:

@@ -3,13 +3,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
 from click.testing import CliRunner
 
 from sdkit.cli.main import main
 from sdkit.jobs.example import Sizes, lora_modules
-
-pytest.importorskip("sdkit.jobs.merge")
 
 
 def test_quickstart_merges_every_module_and_can_be_repeated(tmp_path: Path) -> None:

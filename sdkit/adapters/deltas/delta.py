@@ -55,10 +55,6 @@ class PreparedDelta(Protocol):
         """An upper bound of the absolute values of the change's elements."""
         ...
 
-    def to(self, dtype: torch.dtype) -> PreparedDelta:
-        """The same change, ready for tiles of another type."""
-        ...
-
     def transpose(self) -> PreparedDelta:
         """The change of the transposed weight."""
         ...

@@ -70,10 +70,6 @@ class PreparedFull:
         """The largest absolute value."""
         return float(self.diff.abs().max())
 
-    def to(self, dtype: torch.dtype) -> PreparedFull:
-        """The same change, ready for tiles of another type."""
-        return PreparedFull(self.diff.to(dtype))
-
     def transpose(self) -> PreparedFull:
         """The change of the transposed weight."""
         return PreparedFull(self.diff.t().contiguous())

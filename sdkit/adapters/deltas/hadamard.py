@@ -112,10 +112,6 @@ class PreparedHadamard:
         """No element of the change is larger than this: the product of the bounds of both halves."""
         return product_bound(self.a1, self.b1) * product_bound(self.a2, self.b2)
 
-    def to(self, dtype: torch.dtype) -> PreparedHadamard:
-        """The same change, ready for tiles of another type."""
-        return PreparedHadamard(self.a1.to(dtype), self.b1.to(dtype), self.a2.to(dtype), self.b2.to(dtype))
-
     def transpose(self) -> PreparedHadamard:
         """The change of the transposed weight."""
         a1, b1, a2, b2 = (factor.t().contiguous() for factor in (self.a1, self.b1, self.a2, self.b2))

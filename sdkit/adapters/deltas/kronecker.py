@@ -153,10 +153,6 @@ class PreparedKronecker:
         """The largest absolute value: every element is one product."""
         return float(self.w1.abs().max() * self.w2.abs().max())
 
-    def to(self, dtype: torch.dtype) -> PreparedKronecker:
-        """The same change, ready for tiles of another type."""
-        return PreparedKronecker(self.w1.to(dtype), self.w2.to(dtype))
-
     def transpose(self) -> PreparedKronecker:
         """The change of the transposed weight."""
         return PreparedKronecker(self.w1.t().contiguous(), self.w2.t().contiguous())

@@ -113,10 +113,6 @@ class PreparedLowRank:
         """
         return product_bound(self.up, self.down)
 
-    def to(self, dtype: torch.dtype) -> PreparedLowRank:
-        """The same change, ready for tiles of another type."""
-        return PreparedLowRank(self.up.to(dtype), self.down.to(dtype))
-
 
 def product_bound(left: torch.Tensor, right: torch.Tensor) -> float:
     """No element of ``left @ right`` is larger than this (Cauchy–Schwarz)."""

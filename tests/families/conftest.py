@@ -1,0 +1,73 @@
+"""Checkpoints without weights: headers of real models, and headers made from a table of shapes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sdkit.families import Model
+from sdkit.weights import DTYPES, TensorInfo, Weights
+from sdkit.weights.reader import Container
+
+HEADERS = Path(__file__).parent.parent / "headers"
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def weights_of(
+    shapes: Shapes,
+    dtypes: Mapping[str, str] | None = None,
+    metadata: Mapping[str, str] | None = None,
+    configs: Mapping[str, dict[str, Any]] | None = None,
+) -> Weights:
+    """A header with these tensors and nothing behind it."""
+    types = dtypes or {}
+    tensors = {name: TensorInfo(name, DTYPES[types.get(name, "F16")], shape, 0) for name, shape in shapes.items()}
+    return Weights(Path("model.safetensors"), Container.SAFETENSORS, [], tensors, metadata or {}, configs=configs)
+
+
+def stored_shapes(model: Model) -> dict[str, tuple[int, ...]]:
+    """The tensors a checkpoint with these places has: three parameters in one where they share it, and so on."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for place in model.places.values():
+        shape = (3 * place.shape[0], *place.shape[1:]) if place.rows else place.shape
+        shapes[place.key] = shape[::-1] if place.transposed else shape
+    return shapes
+
+
+@pytest.fixture(scope="session")
+def make_weights() -> Callable[..., Weights]:
+    """Make a header: `make_weights({name: shape}, dtypes=…, metadata=…, configs=…)`."""
+    return weights_of
+
+
+@pytest.fixture(scope="session")
+def tensors_of() -> Callable[[Model], dict[str, tuple[int, ...]]]:
+    """The names and stored shapes a model's places call for."""
+    return stored_shapes
+
+
+@pytest.fixture(scope="session")
+def header() -> Callable[[str], Weights]:
+    """The header of a real model in ``tests/headers``."""
+
+    def read(name: str) -> Weights:
+        table = json.loads((HEADERS / f"{name}.json").read_text())
+        shapes = {key: tuple(shape) for key, (_, shape) in table.items()}
+        return weights_of(shapes, {key: dtype for key, (dtype, _) in table.items()})
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def kohya_list() -> Callable[[str], dict[str, tuple[int, ...]]]:
+    """The modules kohya trains in a family, with the shapes of their weights."""
+
+    def read(family: str) -> dict[str, tuple[int, ...]]:
+        table = json.loads((HEADERS / f"{family}-kohya-lora-modules.json").read_text())
+        return {name: tuple(shape) for name, shape in table.items()}
+
+    return read
