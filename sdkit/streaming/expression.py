@@ -325,7 +325,7 @@ def torch_dtype(dtype: DType) -> torch.dtype:
 
 
 def widen(stored: torch.Tensor, context: Context) -> torch.Tensor:
-    """Stored values in the computing type."""
+    """Values in the computing type; the same tensor where they have it already."""
     import torch
 
     if stored.dtype == context.dtype:

@@ -39,7 +39,7 @@ class AtomicFile:
         try:
             self.descriptor = self._open()
         except OSError as error:
-            raise _cannot_write(self.path, error) from None
+            raise cannot_write(self.path, error) from None
 
     def _open(self) -> int:
         folder = self.path.parent
@@ -250,8 +250,9 @@ def _busy(path: Path) -> SdkitError:
     return SdkitError(f"{path}: another process is writing it", "wait for it to finish")
 
 
-def _cannot_write(path: Path, error: OSError) -> SdkitError:
+def cannot_write(path: Path, error: OSError) -> SdkitError:
+    """The error for a place where nothing can be written."""
     hint = f"check who may write in {path.parent}, or choose another place with -o"
-    if error.errno in {errno.ELOOP, errno.EISDIR}:  # sdkit itself leaves only plain files there
+    if error.errno in {errno.ELOOP, errno.EISDIR, errno.ENOTDIR}:  # a link, a folder for a file or a file for a folder
         hint = f"remove {partial_path(path)}, which is in the way"
     return SdkitError(f"{path}: cannot be written: {error.strerror}", hint)

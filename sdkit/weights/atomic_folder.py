@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from sdkit.core.errors import SdkitError
-from sdkit.weights.atomic import exists_error, lock, partial_path, sync_folder
+from sdkit.weights.atomic import cannot_write, exists_error, lock, partial_path, sync_folder
 
 # One of these lies in every folder of a model, so that `overwrite` never removes a folder of anything else.
 MODEL_FILES = ("model_index.json", "config.json", "adapter_config.json", "*.index.json")
@@ -36,7 +36,10 @@ class AtomicFolder:
         self.overwrite = overwrite
         check_folder_target(self.path, overwrite=overwrite)
         self.work = partial_path(self.path)
-        self._lock = _claim(self.work, self.path)
+        try:
+            self._lock = _claim(self.work, self.path)
+        except OSError as error:
+            raise cannot_write(self.path, error) from None
         self._open = True
 
     def commit(self) -> None:
