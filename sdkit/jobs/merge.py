@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 from sdkit.adapters.artifact import Artifact, TokenRows
 from sdkit.core.errors import SdkitError, UsageError
 from sdkit.core.hashing import quick_id
+from sdkit.core.memory import peak_memory_mib
 from sdkit.core.progress import NoProgress, Progress
 from sdkit.families import identify
 from sdkit.families.family import Model
@@ -485,16 +485,6 @@ def adapter_report(dose: Dose) -> AdapterReport:
         tuple(dict.fromkeys(rows.token for rows in artifact.tokens)),
         tuple(artifact.notes),
     )
-
-
-def peak_memory_mib() -> float | None:
-    """Largest resident memory of this process so far, in MiB."""
-    if sys.platform == "win32":
-        return None
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1 << 20) if sys.platform == "darwin" else peak / (1 << 10)
 
 
 def _pairs(adapters: Adapters, alpha: float) -> tuple[tuple[Path, float], ...]:

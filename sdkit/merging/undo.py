@@ -51,7 +51,9 @@ class Changed:
     offset: int
 
 
-def write_undo(changed: Sequence[Changed], base_header: bytes, path: Path, *, overwrite: bool, threads: int) -> AtomicFile:
+def write_undo(
+    changed: Sequence[Changed], base_header: bytes, path: Path, *, overwrite: bool, threads: int
+) -> AtomicFile:
     """Write the undo file of a merge whose output is still open; the caller commits it.
 
     Args:
@@ -63,7 +65,8 @@ def write_undo(changed: Sequence[Changed], base_header: bytes, path: Path, *, ov
     """
     names = [TENSOR_PREFIX + entry.info.name for entry in changed]
     checks = {"base": [0] * len(names), "merged": [0] * len(names)}
-    room = len(build_header(_layout(names, [_WIDEST] * len(names), len(base_header)), _metadata(names, checks, pad=True)))
+    widest = _layout(names, [_WIDEST] * len(names), len(base_header))
+    room = len(build_header(widest, _metadata(names, checks, pad=True)))
     file = AtomicFile(path, overwrite=overwrite)
     try:
         position = room
