@@ -73,7 +73,7 @@ _NOT_BAKEABLE = {
     "textual-inversion": "teaches the tokenizer a word; it changes no weight of the checkpoint",
     "hypernetwork": "transforms what cross-attention reads while a picture is made; no change of the weights equals it",
     "aesthetic": "steers the text embedding while a picture is made; it holds no weights",
-    "custom-diffusion": "holds absolute cross-attention weights, which replace the base's own instead of adding to them",
+    "custom-diffusion": "holds absolute cross-attention weights, which replace the base's instead of adding to them",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import cast
 
 from sdkit.adapters.artifact import Artifact
@@ -26,7 +27,7 @@ def recognise(weights: Weights) -> tuple[str | None, dict[str, Verdict]]:
     Returns:
         The name of the only codec that recognises the file, None when none does or several do; and each verdict.
     """
-    verdicts = {name: _codec(plugin).detect(weights) for name, plugin in formats().items()}
+    verdicts = {name: codec.detect(weights) for name, codec in _codecs().items()}
     recognised = [name for name, verdict in verdicts.items() if verdict.recognised]
     return (recognised[0] if len(recognised) == 1 else None), verdicts
 
@@ -43,7 +44,7 @@ def read_adapter(weights: Weights, model: Model | None = None) -> Artifact:
     """
     name, verdicts = recognise(weights)
     if name is not None:
-        return _codec(formats()[name]).read(weights, model)
+        return _codecs()[name].read(weights, model)
     several = [name for name, verdict in verdicts.items() if verdict.recognised]
     if several:
         raise SdkitError(
@@ -54,8 +55,17 @@ def read_adapter(weights: Weights, model: Model | None = None) -> Artifact:
     raise SdkitError(f"{weights.path}: not an adapter in a known format", reasons)
 
 
-def _codec(plugin: Plugin) -> Codec:
-    module = plugin.load()
-    if not hasattr(module, "detect") or not hasattr(module, "read"):
-        raise SdkitError(f"the format {plugin.name} ({plugin.module}) lacks detect or read", "uninstall or repair it")
-    return cast(Codec, module)
+@cache
+def _codecs() -> dict[str, Codec]:
+    """The imported codecs.
+
+    Raises:
+        SdkitError: a plugin cannot be imported, or is no codec.
+    """
+    codecs: dict[str, Codec] = {}
+    for name, plugin in formats().items():
+        module = plugin.load()
+        if not hasattr(module, "detect") or not hasattr(module, "read"):
+            raise SdkitError(f"the format {name} ({plugin.module}) lacks detect or read", "uninstall or repair it")
+        codecs[name] = cast(Codec, module)
+    return codecs

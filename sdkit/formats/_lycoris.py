@@ -82,13 +82,14 @@ def changes(builder: ArtifactBuilder, module: str, parts: Parts) -> Iterator[tup
 
 def _lora(builder: ArtifactBuilder, module: str, parts: Parts) -> LowRank:
     up, down = _needed(builder, module, parts, LORA[:2])
-    return LowRank(up, down, _scale(builder, parts, down.shape[0] if down.shape else 1), _optional(builder, parts, LORA[2]))
+    mid = _optional(builder, parts, LORA[2])
+    return LowRank(up, down, _scale(builder, parts, _rank(down)), mid)
 
 
 def _loha(builder: ArtifactBuilder, module: str, parts: Parts) -> Hadamard:
     w1_a, w1_b, w2_a, w2_b = _needed(builder, module, parts, LOHA[:4])
     cores = [_optional(builder, parts, role) for role in LOHA[4:]]
-    return Hadamard(w1_a, w1_b, w2_a, w2_b, _scale(builder, parts, w1_b.shape[0] if w1_b.shape else 1), *cores)
+    return Hadamard(w1_a, w1_b, w2_a, w2_b, _scale(builder, parts, _rank(w1_b)), *cores)
 
 
 def _lokr(builder: ArtifactBuilder, module: str, parts: Parts) -> Kronecker:
@@ -105,11 +106,16 @@ def _lokr(builder: ArtifactBuilder, module: str, parts: Parts) -> Kronecker:
 _READERS = ((LORA, _lora), (LOHA, _loha), (LOKR, _lokr))
 
 
+def _rank(factor: Read) -> int:
+    """Rows of a factor; 1 for a scalar or an empty tensor, which the delta itself refuses with a better message."""
+    return max(factor.shape[0], 1) if factor.shape else 1
+
+
 def _scale(builder: ArtifactBuilder, parts: Parts, rank: int) -> float:
     if "alpha" not in parts:
         builder.note("a module has no alpha: alpha = rank is assumed, as every reader does")
         return 1.0
-    return builder.weights.scalar(parts["alpha"].name) / max(rank, 1)
+    return builder.weights.scalar(parts["alpha"].name) / rank
 
 
 def _needed(builder: ArtifactBuilder, module: str, parts: Parts, roles: tuple[str, ...]) -> list[Read]:

@@ -1,4 +1,8 @@
-"""What a file format's codec provides. A codec is a module of this package; its file name is the format's name."""
+"""What a file format's codec provides.
+
+A codec is a module of this package; its file name is the format's name. Files that
+begin with an underscore are helpers.
+"""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def read(weights: Weights, model: Model | None) -> Artifact:
         if alpha is None and component not in settings:
             builder.note("a module has neither alpha nor metadata: scale 1 is used, as in diffusers")
         add_pair(builder, candidates(component, module), spelled, parts, chosen, alpha)
-    for spelled in set(alphas) - set(pairs):
+    for spelled in sorted(set(alphas) - set(pairs)):
         raise SdkitError(f"{weights.path}: {spelled} has an alpha and nothing that it scales")
     return builder.build()
 

@@ -22,7 +22,7 @@ from sdkit.formats.codec import Verdict
 from sdkit.formats.textual_inversion import encoder_of
 from sdkit.weights import TensorInfo, Weights
 
-_MODULE = re.compile(r"(lora_(?:unet|te[123]?|transformer|prior\w*?)|lycoris)_[^.]+")
+_MODULE = re.compile(r"(lora_(?:unet|te[123]?|transformer|prior)|lycoris)_[^.]+")
 _COMPONENTS = {"lora_unet": "unet", "lora_te": "text_encoder", "lora_te1": "text_encoder", "lora_te2": "text_encoder_2"}
 _BUNDLE = "bundle_emb."
 

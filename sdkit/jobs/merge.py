@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 from sdkit.adapters.artifact import Artifact, TokenRows
 from sdkit.core.errors import SdkitError, UsageError
 from sdkit.core.hashing import quick_id
+from sdkit.core.memory import peak_memory_mib
 from sdkit.core.progress import NoProgress, Progress
 from sdkit.families import identify
 from sdkit.families.family import Model
@@ -30,7 +30,7 @@ from sdkit.streaming.checkpoint import check_output, checkpoint_stream, is_folde
 from sdkit.weights import DTYPES, DType, Weights, open_weights
 from sdkit.weights.atomic import AtomicFile, check_target
 from sdkit.weights.metadata import merged_metadata, parent
-from sdkit.weights.reader import raw_header
+from sdkit.weights.reader import Container, raw_header
 
 PathLike = str | os.PathLike[str]
 Adapters = PathLike | Sequence[PathLike | tuple[PathLike, float]] | Mapping[PathLike, float]
@@ -244,7 +244,7 @@ class _Merge:
             )
         parents = tuple(self._parents())
         if not dry_run:
-            self._write(plan, outputs, tokens, merged_metadata(self._base.metadata, self._recipe(parents)))
+            self._write(plan, outputs, tokens, merged_metadata(self._kept_metadata(), self._recipe(parents)))
         return self._report(plan, outputs, tokens, parents, dry_run=dry_run)
 
     def _check_targets(self) -> None:
@@ -315,6 +315,10 @@ class _Merge:
         ]
         self._progress.start("saving the undo file", sum(entry.info.nbytes for entry in changed))
         return write_undo(changed, raw_header(self._base), path, overwrite=self._request.force, threads=stream.threads)
+
+    def _kept_metadata(self) -> Mapping[str, str]:
+        """What the base says about itself; a pickle has no metadata, only its maker's variables, paths among them."""
+        return {"format": "pt"} if self._base.container is Container.PICKLE else self._base.metadata
 
     def _parents(self) -> Iterable[dict[str, object]]:
         yield parent(self._base.path, quick_id(*self._base.files), role="base")
@@ -447,7 +451,7 @@ def check_bakeable(artifact: Artifact) -> None:
     """Refuse artifacts that are no weight changes."""
     if artifact.not_bakeable:
         raise SdkitError(
-            f"{artifact.source.path}: cannot be merged, because a file of the kind {artifact.kind} {artifact.not_bakeable}",
+            f"{artifact.source.path}: cannot be merged: a file of the kind {artifact.kind} {artifact.not_bakeable}",
             "load it beside the model; only weight changes can be merged",
         )
     if not artifact.deltas and not artifact.unmatched:
@@ -487,7 +491,7 @@ def check_requantisation(base: Weights, dtype: DType | None) -> None:
     """Refuse to change the type of scaled fp8 weights, whose scales would no longer hold."""
     scaled = any(name == "scaled_fp8" or name.endswith((".scale_weight", ".comfy_quant")) for name in base.tensors)
     if scaled and dtype is not None:
-        raise SdkitError(f"{base.path}: holds scaled fp8 weights, whose type cannot be changed here", "leave out --dtype")
+        raise SdkitError(f"{base.path}: holds scaled fp8 weights, whose type must stay", "leave out --dtype")
     if any(name.endswith(".comfy_quant") for name in base.tensors):
         raise SdkitError(f"{base.path}: holds ComfyUI-quantised weights", "merge into the unquantised model")
 
@@ -504,16 +508,6 @@ def adapter_report(dose: Dose) -> AdapterReport:
         tuple(dict.fromkeys(rows.token for rows in artifact.tokens)),
         tuple(artifact.notes),
     )
-
-
-def peak_memory_mib() -> float | None:
-    """Largest resident memory of this process so far, in MiB."""
-    if sys.platform == "win32":
-        return None
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1 << 20) if sys.platform == "darwin" else peak / (1 << 10)
 
 
 def _pairs(adapters: Adapters, alpha: float) -> tuple[tuple[Path, float], ...]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from sdkit.adapters.algebra import DeltaSum
 from sdkit.adapters.artifact import Artifact, Target
-from sdkit.adapters.builder import same_weight, widens
+from sdkit.adapters.builder import widens
 from sdkit.adapters.deltas.delta import Delta
 from sdkit.core.errors import SdkitError
 from sdkit.families.family import Model, Place
@@ -64,7 +64,7 @@ def bake(base: Weights, model: Model, doses: Iterable[Dose], strengths: Strength
     Several adapters that change one weight become one sum. A strength of zero changes nothing at all.
 
     Raises:
-        SdkitError: a change has the wrong shape, or falls on a tensor that holds no floating-point numbers.
+        SdkitError: a change falls on a tensor that holds no floating-point numbers.
     """
     terms: dict[str, dict[_Region, list[tuple[Delta, float]]]] = {}
     for dose in doses:
@@ -91,21 +91,10 @@ def _region(target: Target, delta: Delta, place: Place, base: Weights) -> _Regio
     info = base.tensors[place.key]
     if not info.dtype.is_float:
         raise SdkitError(f"{place.key}: holds {info.dtype.name}, which cannot be merged into", "use a float checkpoint")
-    columns = None
-    if not same_weight(delta.shape, place.shape):
-        if not widens(target, delta.shape, place.shape):
-            raise shape_error(target, delta.shape, place.shape)
-        columns = math.prod(delta.shape[1:])  # the first channels are the ones the adapter knows
+    # The codec has compared the shapes. Of a widened convolution the first channels are the ones the adapter knows.
+    columns = math.prod(delta.shape[1:]) if widens(target, delta.shape, place.shape) else None
     first_row = place.rows[0] if place.rows else 0
     return first_row, columns, place.transposed
-
-
-def shape_error(target: Target, delta: tuple[int, ...], weight: tuple[int, ...]) -> SdkitError:
-    """The error for a change that does not fit its weight."""
-    return SdkitError(
-        f"{target.name}: the adapter changes a weight of shape {list(delta)}, the base has {list(weight)}",
-        "the adapter was made for another model; `sdkit inspect` both files to see which",
-    )
 
 
 def quantisation_scale(base: Weights, key: str) -> float:

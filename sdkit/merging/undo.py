@@ -12,7 +12,6 @@ tensor, chunk by chunk (per chunk and byte plane: a 32-bit length, then the defl
 from __future__ import annotations
 
 import json
-import math
 import struct
 import zlib
 from collections import deque
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdkit.core.errors import SdkitError
-from sdkit.streaming import Output, Rounding
+from sdkit.streaming import Output, Read
 from sdkit.streaming.expression import Context, TileFunction, torch_dtype
 from sdkit.weights import DTYPES, DType, TensorInfo, Weights, positional
 from sdkit.weights.atomic import AtomicFile
@@ -52,7 +51,9 @@ class Changed:
     offset: int
 
 
-def write_undo(changed: Sequence[Changed], base_header: bytes, path: Path, *, overwrite: bool, threads: int) -> AtomicFile:
+def write_undo(
+    changed: Sequence[Changed], base_header: bytes, path: Path, *, overwrite: bool, threads: int
+) -> AtomicFile:
     """Write the undo file of a merge whose output is still open; the caller commits it.
 
     Args:
@@ -64,7 +65,8 @@ def write_undo(changed: Sequence[Changed], base_header: bytes, path: Path, *, ov
     """
     names = [TENSOR_PREFIX + entry.info.name for entry in changed]
     checks = {"base": [0] * len(names), "merged": [0] * len(names)}
-    room = len(build_header(_layout(names, [_WIDEST] * len(names), len(base_header)), _metadata(names, checks, pad=True)))
+    widest = _layout(names, [_WIDEST] * len(names), len(base_header))
+    room = len(build_header(widest, _metadata(names, checks, pad=True)))
     file = AtomicFile(path, overwrite=overwrite)
     try:
         position = room
@@ -164,17 +166,6 @@ def decode(data: Iterable[memoryview], merged: torch.Tensor, itemsize: int) -> N
     merged.add_(magnitude ^ -(zigzag & 1))
 
 
-def _inflate(data: memoryview, length: int) -> bytes:
-    """Decompress to exactly `length` bytes; a hostile file could ask for terabytes."""
-    try:
-        plane = zlib.decompressobj().decompress(data, length + 1)
-    except zlib.error:
-        plane = b""
-    if len(plane) != length:
-        raise SdkitError("the undo file is damaged: a chunk has the wrong length", "only the untouched file can undo")
-    return plane
-
-
 def _integer(itemsize: int) -> torch.dtype:
     import torch
 
@@ -185,6 +176,18 @@ def _deflate(data: memoryview, *, lowest: bool) -> bytes:
     strategy = zlib.Z_HUFFMAN_ONLY if lowest else zlib.Z_RLE
     compressor = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, strategy)
     return compressor.compress(data) + compressor.flush()
+
+
+def _inflate(data: memoryview, size: int) -> bytes:
+    """One byte plane of exactly `size` bytes; never more than that is unpacked, whatever the file claims."""
+    inflater = zlib.decompressobj()
+    try:
+        plane = inflater.decompress(data, size)
+    except zlib.error as error:
+        raise SdkitError(f"the undo file is damaged: {error}") from None
+    if len(plane) != size:
+        raise SdkitError("the undo file is damaged: a chunk has the wrong length")
+    return plane
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,8 +271,8 @@ def restored_outputs(merged: Weights, undo: Weights) -> tuple[list[Output], byte
     changed = set(names)
     outputs = []
     for info in merged.tensors.values():
-        source = Restored(merged, info, undo, checks[info.name]) if info.name in changed else None
-        outputs.append(_output(merged, info, source))
+        base = Restored(merged, info, undo, checks[info.name]) if info.name in changed else Read(merged, info)
+        outputs.append(Output(info.name, info.dtype, base))
     return outputs, _base_header(merged, undo)
 
 
@@ -298,14 +301,3 @@ def _base_header(merged: Weights, undo: Weights) -> bytes:
     if fields != wanted or header[:LENGTH_BYTES] != struct.pack("<Q", len(header) - LENGTH_BYTES):
         raise DamagedFileError(undo.path, "its header is not that of the merged file's base")
     return header
-
-
-def _output(merged: Weights, info: TensorInfo, restored: Restored | None) -> Output:
-    from sdkit.streaming import Read
-
-    return Output(info.name, info.dtype, restored or Read(merged, info), Rounding())
-
-
-def data_size(outputs: Iterable[Output]) -> int:
-    """Bytes of all tensors."""
-    return sum(output.dtype.nbytes(math.prod(output.shape)) for output in outputs)
