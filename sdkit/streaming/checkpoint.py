@@ -20,8 +20,6 @@ from sdkit.weights.reader import Container
 
 # What a model folder holds beside weights: configurations, vocabularies, licences, model cards.
 SIDE_FILES = {".json", ".txt", ".md", ".model", ".yaml", ".yml", ".jinja", ""}
-# What shows that a folder is a model and nothing else.
-MODEL_FILES = ("model_index.json", "config.json")
 
 
 def is_folder(base: Weights) -> bool:
@@ -35,21 +33,8 @@ def check_output(base: Weights, path: Path, *, overwrite: bool) -> None:
         check_folder_target(path, overwrite=overwrite)
         if path.exists() and _root(base).resolve().is_relative_to(path.resolve()):
             raise SdkitError(f"{path}: is the input itself, or holds it", "choose another name with -o")
-        _check_replaceable(path)
     else:
         check_target(path, overwrite=overwrite)
-
-
-def _check_replaceable(path: Path) -> None:
-    """Refuse to replace a folder that is no model: replacing means that everything in it goes away."""
-    if path.name in {"", ".."}:
-        raise SdkitError(f"{path}: is no name for a new folder", "name a folder with -o")
-    if path.exists() and not any((path / name).is_file() for name in MODEL_FILES) and not _has_index(path):
-        raise SdkitError(f"{path}: is a folder, but none of a model, so it is not replaced", "name another with -o")
-
-
-def _has_index(path: Path) -> bool:
-    return any(entry.name.endswith(".safetensors.index.json") for entry in path.iterdir())
 
 
 @contextmanager
