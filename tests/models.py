@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sdkit.families.clip import TextLayout, text_parameters
-from sdkit.families.parameter import Parameter
+from sdkit.families.parameter import Parameter, is_module_weight
 from sdkit.families.unet import UNetLayout, unet_parameters
 from sdkit.families.vae import VaeLayout, vae_parameters
 
@@ -105,7 +105,7 @@ def sdxl_modules() -> dict[str, tuple[int, ...]]:
 
 
 def _flat(prefix: str, table: list[Parameter]) -> dict[str, tuple[int, ...]]:
-    modules = [row for row in table if len(row.shape) >= 2 and not row.hub.endswith("_embedding.weight")]
+    modules = [row for row in table if is_module_weight(row) and len(row.shape) > 1]
     return {f"{prefix}_{row.hub.removesuffix('.weight').replace('.', '_')}": row.shape for row in modules}
 
 

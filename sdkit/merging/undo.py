@@ -178,18 +178,6 @@ def _deflate(data: memoryview, *, lowest: bool) -> bytes:
     return compressor.compress(data) + compressor.flush()
 
 
-def _inflate(data: memoryview, size: int) -> bytes:
-    """One byte plane of exactly `size` bytes; never more than that is unpacked, whatever the file claims."""
-    inflater = zlib.decompressobj()
-    try:
-        plane = inflater.decompress(data, size)
-    except zlib.error as error:
-        raise SdkitError(f"the undo file is damaged: {error}") from None
-    if len(plane) != size:
-        raise SdkitError("the undo file is damaged: a chunk has the wrong length")
-    return plane
-
-
 @dataclass(frozen=True, slots=True)
 class Restored:
     """The base's tensor: the merged one plus its correction. Checked against the base's checksum at the end."""

@@ -962,7 +962,7 @@ def test_a_folder_is_not_replaced_unless_it_is_a_model(pipeline: Path, lora: Pat
     home = tmp_path / "home"
     home.mkdir()
     (home / "thesis.txt").write_text("precious")
-    assert "none of a model" in refused(pipeline, lora, "--force", output=home)
+    assert "holds no model" in refused(pipeline, lora, "--force", output=home)
     merged = tmp_path / "merged"
     sdkit.merge(pipeline, lora, merged)
     assert "already exists" in refused(pipeline, lora, output=merged)
