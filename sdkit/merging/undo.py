@@ -166,6 +166,17 @@ def decode(data: Iterable[memoryview], merged: torch.Tensor, itemsize: int) -> N
     merged.add_(magnitude ^ -(zigzag & 1))
 
 
+def _inflate(data: memoryview, length: int) -> bytes:
+    """Decompress to exactly `length` bytes; a hostile file could ask for terabytes."""
+    try:
+        plane = zlib.decompressobj().decompress(data, length + 1)
+    except zlib.error:
+        plane = b""
+    if len(plane) != length:
+        raise SdkitError("the undo file is damaged: a chunk has the wrong length", "only the untouched file can undo")
+    return plane
+
+
 def _integer(itemsize: int) -> torch.dtype:
     import torch
 
