@@ -93,6 +93,7 @@ class ArtifactBuilder:
             unmatched=tuple(self._unmatched),
             notes=tuple(notes),
             metadata=self.weights.metadata,
+            spelled={target.module: spelled for target, spelled in self._spelled.items()},
         )
 
     def _check_shape(self, target: Target, spelled: str, delta: Delta) -> None:
