@@ -48,7 +48,7 @@ def alpha(delta: Delta) -> float | None:
 
 
 def network_metadata(deltas: Iterable[Delta]) -> dict[str, str]:
-    """What kohya's scripts write about ranks and alphas; ``Dynamic`` where modules differ, as their `resize_lora` does."""
+    """What kohya's scripts write about ranks and alphas; ``Dynamic`` where modules differ, as after `resize_lora`."""
     known = list(deltas)
     kinds = {delta.kind for delta in known}
     kernels = [delta for delta in known if delta.kind in ("locon", "tucker")]

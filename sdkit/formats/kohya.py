@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
-from sdkit.adapters.artifact import Artifact
+from sdkit.adapters.artifact import Artifact, TokenRows
 from sdkit.adapters.builder import ArtifactBuilder
 from sdkit.core.errors import SdkitError
 from sdkit.families.family import Model
@@ -25,6 +25,7 @@ from sdkit.formats._lycoris import ROLES, changes
 from sdkit.formats._write import Content, write_adapter_file
 from sdkit.formats.codec import Verdict
 from sdkit.formats.textual_inversion import encoder_of
+from sdkit.streaming.expression import Read
 from sdkit.weights import TensorInfo, Weights
 
 _MODULE = re.compile(r"(lora_(?:unet|te[123]?|transformer|prior)|lycoris)_[^.]+")
@@ -77,8 +78,15 @@ def write(
         alpha = _lycoris_write.alpha(delta)
         if alpha is not None:
             contents[f"{spelled}.alpha"] = alpha
+    contents |= {_token_name(rows): Read(rows.weights, rows.info) for rows in artifact.tokens}
     metadata = {**metadata, **_lycoris_write.network_metadata(artifact.deltas.values())}
     write_adapter_file(path, contents, metadata, overwrite=overwrite)
+
+
+def _token_name(rows: TokenRows) -> str:
+    """The name of a token's rows in a bundle, as the web UIs read it."""
+    key = {"text_encoder_2": "clip_g"}.get(rows.component, "clip_l" if rows.info.name.endswith("clip_l") else "")
+    return f"{_BUNDLE}{rows.token}.{key or 'string_to_param.*'}"
 
 
 def _written_names(model: Model) -> dict[str, str]:

@@ -180,6 +180,8 @@ def plain_pairs(artifact: Artifact, format: str) -> dict[str, dict[str, LowRank]
     Raises:
         SdkitError: a change is no plain LoRA.
     """
+    if artifact.tokens:
+        raise SdkitError(f"{format}'s format cannot hold the token {artifact.tokens[0].token}", "write it in kohya's")
     components: dict[str, dict[str, LowRank]] = defaultdict(dict)
     for target, delta in artifact.deltas.items():
         if not isinstance(delta, LowRank) or delta.mid is not None or target.parameter != "weight":
