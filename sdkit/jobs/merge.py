@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 from sdkit.adapters.artifact import Artifact, TokenRows
 from sdkit.core.errors import SdkitError, UsageError
 from sdkit.core.hashing import quick_id
+from sdkit.core.memory import peak_memory_mib
 from sdkit.core.progress import NoProgress, Progress
 from sdkit.families import identify
 from sdkit.families.family import Model
@@ -188,6 +188,9 @@ def merge(
         SdkitError: whatever is wrong, with a hint. No output is left behind, and inputs are never touched.
     """
     pairs = _pairs(adapters, alpha)
+    for name, factor in (("unet_alpha", unet_alpha), ("te_alpha", te_alpha)):
+        if not math.isfinite(factor):
+            raise UsageError(f"{name} {factor} is no finite number")
     request = _Request(
         Path(base),
         pairs,
@@ -213,13 +216,17 @@ class _Merge:
         self._request = request
         self._progress = progress
         self._threads = threads
-        check_is_not_input(request.output, [request.base, *(path for path, _ in request.adapters)])
+        check_is_not_input(request.output, self._inputs)
         self._base = stack.enter_context(open_weights(request.base))
         self._model = known_model(self._base)
         self._check_targets()
         self._doses = [
             Dose(self._open(stack.enter_context(open_weights(path))), strength) for path, strength in request.adapters
         ]
+
+    @property
+    def _inputs(self) -> list[Path]:
+        return [self._request.base, *(path for path, _ in self._request.adapters)]
 
     def run(self, *, dry_run: bool) -> MergeReport:
         request = self._request
@@ -229,7 +236,7 @@ class _Merge:
         outputs = plan.outputs(request.dtype, request.rounding)
         tokens = token_paths((rows for dose in self._doses for rows in dose.artifact.tokens), request.output)
         for path, _ in tokens:
-            check_target(path, overwrite=request.force)
+            self._check_side_target(path)
         if not plan.addends and request.dtype is None:
             raise SdkitError(
                 "nothing would change: every strength is 0, or the adapters hold no weight changes",
@@ -245,11 +252,18 @@ class _Merge:
         check_output(self._base, request.output, overwrite=request.force)
         if request.undo is None:
             return
-        check_target(request.undo, overwrite=request.force)
+        self._check_side_target(request.undo)
         if is_folder(self._base):
             raise SdkitError("--undo works on single files; the base is a folder", "keep the folder itself as the undo")
         if request.dtype is not None:
             raise SdkitError("--undo restores bits, which --dtype discards in every tensor", "leave out one of the two")
+
+    def _check_side_target(self, path: Path) -> None:
+        """Refuse a file beside the output that would replace an input, the output or what may not be replaced."""
+        check_is_not_input(path, self._inputs)
+        if path.resolve() == self._request.output.resolve():
+            raise SdkitError(f"{path}: would be both the merged model and a file beside it", "give them two names")
+        check_target(path, overwrite=self._request.force)
 
     def _open(self, weights: Weights) -> Artifact:
         """Read an adapter and refuse what cannot go into this base."""
@@ -272,9 +286,10 @@ class _Merge:
     ) -> None:
         request = self._request
         self._progress.start("merging", sum(output.nbytes for output in outputs))
-        with ExitStack() as beside:
+        with ExitStack() as stack:
+            beside: list[AtomicFile] = []
             for path, group in tokens:
-                beside.enter_context(save_tokens(group, path, overwrite=request.force)).commit()
+                beside.append(stack.enter_context(save_tokens(group, path, overwrite=request.force)))
             with checkpoint_stream(
                 self._base,
                 outputs,
@@ -286,7 +301,9 @@ class _Merge:
             ) as stream:
                 stream.run()
                 if request.undo is not None:
-                    beside.enter_context(self._undo(plan, stream, request.undo)).commit()
+                    beside.append(stack.enter_context(self._undo(plan, stream, request.undo)))
+                for file in beside:  # only now is it sure that there will be a merged model beside them
+                    file.commit()
 
     def _undo(self, plan: Bake, stream: Stream, path: Path) -> AtomicFile:
         """Compare the base with the output, which has no name yet, so that there is no merge without its undo file."""
@@ -417,11 +434,17 @@ def check_is_adapter(weights: Weights) -> None:
 
 
 def check_is_not_input(output: Path, inputs: Iterable[Path]) -> None:
-    """Refuse to write over an input, under whatever name."""
+    """Refuse to write over an input, under whatever name, into a folder that is one, or over one that holds one."""
+    target = output.resolve()
     for path in inputs:
+        source = path.resolve()
         same = output.exists() and path.exists() and output.samefile(path)
-        if same or output.resolve() == path.resolve():
+        if same or target == source:
             raise SdkitError(f"{output}: is an input of this merge", "choose another output with -o")
+        if target in source.parents:
+            raise SdkitError(f"{output}: holds {path}, an input of this merge", "choose another output with -o")
+        if source in target.parents:
+            raise SdkitError(f"{output}: lies inside {path}, an input of this merge", "choose another output with -o")
 
 
 def check_bakeable(artifact: Artifact) -> None:
@@ -485,16 +508,6 @@ def adapter_report(dose: Dose) -> AdapterReport:
         tuple(dict.fromkeys(rows.token for rows in artifact.tokens)),
         tuple(artifact.notes),
     )
-
-
-def peak_memory_mib() -> float | None:
-    """Largest resident memory of this process so far, in MiB."""
-    if sys.platform == "win32":
-        return None
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1 << 20) if sys.platform == "darwin" else peak / (1 << 10)
 
 
 def _pairs(adapters: Adapters, alpha: float) -> tuple[tuple[Path, float], ...]:
