@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "SdkitError": "sdkit.core.errors",
     "combine": "sdkit.jobs.combine",
+    "extract": "sdkit.jobs.extract",
     "hash": "sdkit.jobs.hash",
     "inspect": "sdkit.jobs.inspect",
     "merge": "sdkit.jobs.merge",
@@ -29,6 +30,7 @@ __all__ = [  # noqa: F822  (lazy: PEP 562)
     "SdkitError",
     "__version__",
     "combine",
+    "extract",
     "hash",
     "inspect",
     "merge",

@@ -15,10 +15,11 @@ from typing import Any, TypeVar
 from sdkit.adapters.artifact import Artifact, Target
 from sdkit.core.errors import SdkitError
 from sdkit.core.hashing import quick_id
+from sdkit.core.memory import peak_memory_mib
 from sdkit.families import FAMILIES, reference
 from sdkit.families.family import Model
 from sdkit.formats import adapter_family, read_adapter, writing_codec
-from sdkit.jobs.merge import check_bakeable, check_is_adapter, known_model, peak_memory_mib
+from sdkit.jobs.merge import check_bakeable, check_is_adapter, known_model
 from sdkit.streaming.engine import default_threads
 from sdkit.weights import Weights, open_weights
 from sdkit.weights.atomic import check_target

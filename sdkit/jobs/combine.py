@@ -303,8 +303,9 @@ def _shape(target: Target, parts: Terms, model: Model | None) -> tuple[int, ...]
     Raises:
         SdkitError: the changes are of different weights.
     """
-    if model is not None:
-        return model.places[target.name].shape
+    place = model.places[target.name].shape if model is not None else ()
+    if all(same_weight(delta.shape, place) for delta, _ in parts):
+        return place
     shape = max((delta.shape for delta, _ in parts), key=len)
     for delta, _ in parts:
         if not same_weight(delta.shape, shape):
