@@ -92,8 +92,10 @@ def leading(matrix: torch.Tensor, rule: RankRule) -> Decomposition:
         matrix: [rows, columns], float32.
         rule: says when enough are known; its `rank` bounds the work.
     """
+    import torch
+
     # In pieces: the whole matrix in float64 would be the largest thing in memory.
-    energy = sum(float(rows.double().square_().sum()) for rows in matrix.split(64))
+    energy = sum(float(rows.double().square_().sum()) for rows in torch.split(matrix, 64))
     smaller = min(matrix.shape)
     count = min(smaller, rule.rank or smaller)
     if smaller <= EXACT_SIZE or 3 * (count + OVERSAMPLING) > smaller and rule.fixed:
