@@ -46,7 +46,7 @@ class Located:
 
 
 def difference(tuned: Located, base: Located) -> torch.Tensor | None:
-    """tuned − base in float32 and the base's shape; None where they are equal, or differ only by the rounding to the coarser of their types.
+    """tuned − base in float32 and the base's shape; None where only rounding to the coarser type tells them apart.
 
     Raises:
         SdkitError: the difference is not finite.
@@ -59,8 +59,8 @@ def difference(tuned: Located, base: Located) -> torch.Tensor | None:
         coarser = max((one.dtype, other.dtype), key=lambda dtype: torch.finfo(dtype).eps)
         if torch.equal(one.to(coarser), other.to(coarser)):
             return None
-    delta = one.float().mul_(tuned.scale) if tuned.scale != 1.0 else one.to(torch.float32, copy=True)
-    delta.sub_(other, alpha=base.scale) if other.dtype == torch.float32 else delta.sub_(other.float(), alpha=base.scale)
+    delta = one.to(torch.float32, copy=True).mul_(tuned.scale)
+    delta.sub_(other.float(), alpha=base.scale)
     if not bool(torch.isfinite(delta).all()):
         raise SdkitError(f"{tuned.place.key}: a checkpoint holds NaN or infinity there", "repair or exclude it")
     return delta

@@ -85,8 +85,9 @@ def write(
 
 def _token_name(rows: TokenRows) -> str:
     """The name of a token's rows in a bundle, as the web UIs read it."""
-    key = {"text_encoder_2": "clip_g"}.get(rows.component, "clip_l" if rows.info.name.endswith("clip_l") else "")
-    return f"{_BUNDLE}{rows.token}.{key or 'string_to_param.*'}"
+    if rows.info.name.startswith(_BUNDLE):
+        return rows.info.name
+    return f"{_BUNDLE}{rows.token}.{'clip_g' if rows.component == 'text_encoder_2' else 'string_to_param.*'}"
 
 
 def _written_names(model: Model) -> dict[str, str]:

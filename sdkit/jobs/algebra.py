@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -19,7 +19,7 @@ from sdkit.core.memory import peak_memory_mib
 from sdkit.families import FAMILIES, reference
 from sdkit.families.family import Model
 from sdkit.formats import adapter_family, read_adapter, writing_codec
-from sdkit.jobs.merge import check_bakeable, check_is_adapter, known_model
+from sdkit.jobs.merge_checks import check_bakeable, check_is_adapter, known_model
 from sdkit.streaming.engine import default_threads
 from sdkit.weights import Weights, open_weights
 from sdkit.weights.atomic import check_target
@@ -142,10 +142,11 @@ class Finished:
 
 def finish(result: Finished, output: Path, began: float, *, force: bool, dry_run: bool) -> AlgebraReport:
     """Write the result, unless this is a dry run, and report."""
-    if not dry_run:
-        codec = writing_codec(result.format)
-        codec.write(result.artifact, result.model, output, result.metadata, overwrite=force)
-    modules = tuple(result.modules())
+    with one_thread():
+        if not dry_run:
+            codec = writing_codec(result.format)
+            codec.write(result.artifact, result.model, output, result.metadata, overwrite=force)
+        modules = tuple(result.modules())
     energy = sum((module.norm or 0.0) ** 2 for module in modules)
     lost = sum((module.error * (module.norm or 0.0)) ** 2 for module in modules)
     return AlgebraReport(
@@ -329,6 +330,20 @@ def sorted_changes(targets: Iterable[Target]) -> list[Target]:
     return sorted(targets, key=lambda target: target.name)
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute with one thread, so that the machine's number of cores never shows in the numbers."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -339,16 +354,12 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], threads:
     Each worker computes with one torch thread, so the numbers never depend on how many workers there are; and no more
     items are begun than there are workers, so memory stays bounded.
     """
-    import torch
-
     def work(item: Item) -> Result:
-        torch.set_num_threads(1)
-        with torch.inference_mode():
+        with one_thread():  # torch keeps the number for each thread of ours
             return function(item)
 
     count = threads or default_threads()
     queue = iter(items)
-    threads_before = torch.get_num_threads()
     with ThreadPoolExecutor(count, thread_name_prefix="sdkit") as pool:
         running: list[Future[Result]] = [pool.submit(work, item) for item in islice(queue, count)]
         try:
@@ -358,4 +369,3 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], threads:
         finally:
             for future in running:
                 future.cancel()
-            torch.set_num_threads(threads_before)

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 from sdkit.adapters.artifact import Artifact, Target
 from sdkit.adapters.builder import reads, same_weight
@@ -38,29 +39,43 @@ from sdkit.jobs.algebra import (
     sorted_changes,
     stem,
 )
-from sdkit.jobs.merge import check_is_not_input, parse_dtype
+from sdkit.jobs.merge_checks import check_is_not_input
 from sdkit.streaming.expression import torch_dtype
 from sdkit.weights import DType
+from sdkit.weights.dtypes import parse_dtype
 from sdkit.weights.metadata import merged_metadata
 
 PathLike = str | os.PathLike[str]
 Adapters = Sequence[PathLike | tuple[PathLike, float]] | Mapping[PathLike, float]
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
+class Options(TypedDict, total=False):
     """What every calculation may be told.
 
-    Attributes:
-        format: of the output; None keeps the first adapter's.
-        dtype: element type of the output; None keeps the widest of the inputs.
+    Keys:
+        format: of the output: ``kohya``, ``peft`` or ``diffusers``; default: the first adapter's.
+        dtype: element type of the output; default: the widest of the inputs.
         base: the model the adapters are for, when their own headers do not tell enough.
         allow_unmatched: leave out tensors that belong to no module.
         force: replace an existing output.
         dry_run: calculate and report, but write nothing.
         threads: workers; the bytes written never depend on it.
-        progress: told about the modules done.
+        progress: told about the bytes done.
     """
+
+    format: str | None
+    dtype: str | None
+    base: PathLike | None
+    allow_unmatched: bool
+    force: bool
+    dry_run: bool
+    threads: int | None
+    progress: Progress | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Options:
+    """`Options` with their defaults."""
 
     format: str | None = None
     dtype: str | None = None
@@ -77,7 +92,7 @@ def combine(
     output: PathLike | None = None,
     *,
     rank: RankRule | int | None = None,
-    options: Options | None = None,
+    **options: Unpack[Options],
 ) -> AlgebraReport:
     """Add adapters up to one that does, at strength 1, what all of them loaded at their strengths do together.
 
@@ -95,7 +110,7 @@ def combine(
         SdkitError: whatever is wrong, with a hint; no output is left behind.
     """
     pairs = _pairs(adapters)
-    return _Sum("combine", pairs, "+".join(stem(path) for path, _ in pairs), rank, options or Options()).run(output)
+    return _Sum("combine", pairs, "+".join(stem(path) for path, _ in pairs), rank, _Options(**options)).run(output)
 
 
 def subtract(
@@ -104,16 +119,16 @@ def subtract(
     output: PathLike | None = None,
     *,
     rank: RankRule | int | None = None,
-    options: Options | None = None,
+    **options: Unpack[Options],
 ) -> AlgebraReport:
     """What the first adapter does and the second does not: A − strength · B, as exactly as `combine`."""
     (one, _), (other, strength) = _pairs([first, second])
     pairs = [(one, 1.0), (other, -strength)]
-    return _Sum("subtract", pairs, f"{stem(one)}-{stem(other)}", rank, options or Options()).run(output)
+    return _Sum("subtract", pairs, f"{stem(one)}-{stem(other)}", rank, _Options(**options)).run(output)
 
 
 def resize(
-    adapter: PathLike, output: PathLike | None = None, *, rank: RankRule | int, options: Options | None = None
+    adapter: PathLike, output: PathLike | None = None, *, rank: RankRule | int, **options: Unpack[Options]
 ) -> AlgebraReport:
     """The same adapter at a smaller rank: for each module the best approximation there is, with its error.
 
@@ -129,11 +144,11 @@ def resize(
     path = Path(adapter)
     rule = _rule(rank)
     suffix = f"rank{rule.rank}" if rule.fixed else "resized"
-    return _Sum("resize", [(path, 1.0)], f"{stem(path)}-{suffix}", rule, options or Options()).run(output)
+    return _Sum("resize", [(path, 1.0)], f"{stem(path)}-{suffix}", rule, _Options(**options)).run(output)
 
 
 def scale(
-    adapter: PathLike, factor: float, output: PathLike | None = None, *, options: Options | None = None
+    adapter: PathLike, factor: float, output: PathLike | None = None, **options: Unpack[Options]
 ) -> AlgebraReport:
     """The adapter whose effect at strength 1 is that of `adapter` at strength `factor`.
 
@@ -142,7 +157,7 @@ def scale(
     path = Path(adapter)
     if factor == 0 or not math.isfinite(factor):
         raise UsageError(f"a factor of {factor:g} leaves no adapter", "readers take an alpha of 0 for a missing one")
-    return _Sum("scale", [(path, factor)], f"{stem(path)}-x{factor:g}", None, options or Options()).run(output)
+    return _Sum("scale", [(path, factor)], f"{stem(path)}-x{factor:g}", None, _Options(**options)).run(output)
 
 
 class _Sum:
@@ -154,7 +169,7 @@ class _Sum:
         pairs: Sequence[tuple[Path, float]],
         name: str,
         rank: RankRule | int | None,
-        options: Options,
+        options: _Options,
     ) -> None:
         self._began = time.perf_counter()
         self._verb, self._pairs, self._name, self._options = verb, pairs, name, options
@@ -168,8 +183,7 @@ class _Sum:
             format = self._options.format or opened.artifacts[0].format
             target = Path(output) if output is not None else default_name(self._name, format)
             check_is_not_input(target, [path for path, _ in self._pairs])
-            if not self._options.dry_run:
-                check_result(target, format, force=self._options.force)
+            check_result(target, format, force=self._options.force)
             result = self._result(opened, format)
             return finish(result, target, self._began, force=self._options.force, dry_run=self._options.dry_run)
 

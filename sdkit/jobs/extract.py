@@ -31,10 +31,11 @@ from sdkit.jobs.algebra import (
     in_order,
     stem,
 )
-from sdkit.jobs.merge import check_is_not_input, known_model, parse_dtype
+from sdkit.jobs.merge_checks import check_is_not_input, known_model
 from sdkit.merging.bake import quantisation_scale
 from sdkit.streaming.expression import torch_dtype
 from sdkit.weights import Weights, open_weights
+from sdkit.weights.dtypes import parse_dtype
 from sdkit.weights.metadata import merged_metadata, parent
 
 PathLike = str | os.PathLike[str]
@@ -121,8 +122,7 @@ def extract(
         raise UsageError(f"{'tucker' if tucker else 'diffs'} needs kohya's format", "leave out --format, or the option")
     target = Path(output) if output is not None else default_name(f"{stem(Path(tuned))}-lora", format)
     check_is_not_input(target, [Path(tuned), Path(base)])
-    if not dry_run:
-        check_result(target, format, force=force)
+    check_result(target, format, force=force)
     with ExitStack() as stack:
         job = _Extract(Path(tuned), Path(base), stack, _rule(rank, ratio, error), dtype)
         result = job.run(conv_rank, tucker, diffs, format, threads, progress or NoProgress())

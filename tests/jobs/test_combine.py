@@ -16,7 +16,7 @@ import sdkit
 from sdkit.adapters.ranks import RankRule
 from sdkit.cli.main import main
 from sdkit.core.errors import SdkitError, UsageError
-from sdkit.jobs.combine import Options, combine, resize, scale, subtract
+from sdkit.jobs.combine import combine, resize, scale, subtract
 
 Tensors = Mapping[str, torch.Tensor]
 Q = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
@@ -188,12 +188,12 @@ def test_resizing_keeps_the_best(a: Path, tmp_path: Path) -> None:
 
 def test_threads_do_not_change_the_bytes(a: Path, b: Path, tmp_path: Path) -> None:
     for threads in (1, 3):
-        combine([a, b], tmp_path / f"{threads}", rank=3, options=Options(threads=threads))
+        combine([a, b], tmp_path / f"{threads}", rank=3, threads=threads)
     assert (tmp_path / "1").read_bytes() == (tmp_path / "3").read_bytes()
 
 
 def test_formats_may_differ_and_the_first_decides(a: Path, b: Path, tmp_path: Path) -> None:
-    combine([a, b], tmp_path / "d.safetensors", options=Options(format="diffusers"))
+    combine([a, b], tmp_path / "d.safetensors", format="diffusers")
     report = combine([tmp_path / "d.safetensors", (a, -1.0)], tmp_path / "e.safetensors", rank=RankRule(sv_ratio=1e5))
     assert report.format == "diffusers"
     combine([(a, 0.0), tmp_path / "e.safetensors"], tmp_path / "f.safetensors")
@@ -203,7 +203,7 @@ def test_formats_may_differ_and_the_first_decides(a: Path, b: Path, tmp_path: Pa
 def test_diffusers_reads_the_sum(a: Path, b: Path, tmp_path: Path) -> None:
     from diffusers import UNet2DConditionModel
 
-    combine([a, (b, 0.5)], tmp_path / "d.safetensors", options=Options(format="diffusers"))
+    combine([a, (b, 0.5)], tmp_path / "d.safetensors", format="diffusers")
     with torch.device("meta"):
         unet = UNet2DConditionModel(cross_attention_dim=768)
     unet = unet.to_empty(device="cpu")
@@ -236,8 +236,8 @@ def test_other_families_are_refused(a: Path, tmp_path: Path) -> None:
 def test_peft_cannot_hold_a_difference(a: Path, tmp_path: Path) -> None:
     two = save({f"{Q}.diff": torch.ones(320, 768)}, tmp_path / "full.safetensors")
     with pytest.raises(SdkitError, match="kind full cannot be written in PEFT"):
-        combine([a, two], tmp_path / "both", options=Options(format="peft"))
-    report = combine([a, two], tmp_path / "cut", rank=4, options=Options(format="peft"))
+        combine([a, two], tmp_path / "both", format="peft")
+    report = combine([a, two], tmp_path / "cut", rank=4, format="peft")
     assert 0 < report.error < 1
 
 
@@ -285,3 +285,68 @@ def test_scale_and_subtract_commands(a: Path, b: Path, tmp_path: Path) -> None:
     assert_sum(tmp_path / "s.safetensors", lambda name: -0.5 * torch.as_tensor(change(A, name)))
     assert run("subtract", a, f"{b}=2", "-o", tmp_path / "d.safetensors").exit_code == 0
     assert_sum(tmp_path / "d.safetensors", lambda name: change(A, name) - 2 * torch.as_tensor(change(B, name)))
+
+
+def test_loha_and_lokr_become_lora_where_they_must(a: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    loha = {"hada_w1_a": (320, 2), "hada_w1_b": (2, 768), "hada_w2_a": (320, 2), "hada_w2_b": (2, 768)}
+    tensors = {f"{Q}.{role}": torch.randn(*shape) * 0.1 for role, shape in loha.items()}
+    tensors |= {
+        f"{Q}.alpha": torch.tensor(1.0),
+        f"{FF}.lokr_w1": torch.randn(8, 8),
+        f"{FF}.lokr_w2": torch.randn(160, 640),
+    }
+    other = save(tensors, tmp_path / "lycoris.safetensors")
+    report = combine([a, (other, 0.5)], tmp_path / "both.safetensors")
+    assert {module.kind for module in report.modules} == {"lora", "locon", "lokr"}  # alone in its module it stays
+    wanted = change(A, Q) + 0.5 * 0.5 * (
+        (tensors[f"{Q}.hada_w1_a"].double() @ tensors[f"{Q}.hada_w1_b"].double())
+        * (tensors[f"{Q}.hada_w2_a"].double() @ tensors[f"{Q}.hada_w2_b"].double())
+    )
+    both = load_file(tmp_path / "both.safetensors")
+    assert torch.allclose(double(change(both, Q)), wanted, atol=1e-7)
+    assert torch.allclose(both[f"{FF}.lokr_w1"], tensors[f"{FF}.lokr_w1"] * 0.5)
+    small = resize(other, tmp_path / "small.safetensors", rank=8)
+    assert {module.kind for module in small.modules} == {"lora", "loha"}  # a LoHa of rank 2·2 is small enough already
+    values = torch.outer(*(torch.linalg.svdvals(tensors[f"{FF}.lokr_w{side}"].double()) for side in (1, 2))).flatten()
+    values = values.sort(descending=True).values
+    (error,) = (module.error for module in small.modules if module.error)
+    assert error == pytest.approx(float(values[8:].norm() / values.norm()), rel=1e-5)
+
+
+def test_tokens_travel_along(a: Path, tmp_path: Path) -> None:
+    bundle = save({**B, "bundle_emb.cat.string_to_param.*": torch.randn(2, 768)}, tmp_path / "bundle.safetensors")
+    combine([a, bundle], tmp_path / "both.safetensors")
+    key = "bundle_emb.cat.string_to_param.*"
+    assert torch.equal(load_file(tmp_path / "both.safetensors")[key], load_file(bundle)[key])
+    with pytest.raises(SdkitError, match="cannot hold the token cat"):
+        combine([a, bundle], tmp_path / "d.safetensors", format="diffusers")
+
+
+def test_stray_tensors_are_not_dropped_silently(a: Path, tmp_path: Path) -> None:
+    stray = save({**B, "what.is.this": torch.ones(3)}, tmp_path / "stray.safetensors")
+    with pytest.raises(SdkitError, match="what.is.this"):
+        scale(stray, 2.0, tmp_path / "out.safetensors")
+    scale(stray, 2.0, tmp_path / "out.safetensors", allow_unmatched=True)
+    assert "what.is.this" not in load_file(tmp_path / "out.safetensors")
+
+
+def test_a_checkpoint_takes_no_rank(a: Path, tmp_path: Path) -> None:
+    from sdkit.jobs.example import Sizes, make_checkpoint
+
+    base = save(make_checkpoint(Sizes()), tmp_path / "base.safetensors")
+    refused = run("merge", base, a, "--rank", "4")
+    assert refused.exit_code == 2 and "BASE is a checkpoint" in refused.stderr
+    misplaced = run("merge", a, base)
+    assert misplaced.exit_code == 1 and "not an adapter" in misplaced.stderr
+
+
+def test_an_old_format_is_converted(tmp_path: Path) -> None:
+    """cloneofsimo's files are read, not written: the sum needs another format."""
+    disney = Path(__file__).parents[1] / "data" / "lora_disney.safetensors"
+    with pytest.raises(SdkitError, match="is read but not written"):
+        scale(disney, 0.5, tmp_path / "out.safetensors")
+    report = scale(disney, 0.5, tmp_path / "out.safetensors", format="kohya")
+    tensors = load_file(tmp_path / "out.safetensors")
+    assert report.family == "sd1" and tensors[f"{Q}.alpha"] == 0.5
+    assert "bundle_emb.<s1>.string_to_param.*" in tensors

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 import sdkit
 from sdkit.cli.main import main
 from sdkit.core.errors import SdkitError, UsageError
-from sdkit.families import identify
+from sdkit.families import Model, identify
 from sdkit.jobs.example import Sizes, make_checkpoint, make_lora
-from sdkit.jobs.extract import extract
+from sdkit.jobs.extract import _check_families, extract
 from sdkit.weights import open_weights
 
 SIZES = Sizes()
@@ -220,3 +220,16 @@ def test_the_command_reports_and_warns(base: Path, base_tensors: Mapping[str, to
     assert "largest changes" in text.stdout and "relative error" in text.stdout
     metadata = json.dumps(open_weights(tmp_path / "o").metadata)
     assert "tuned.safetensors" in metadata and str(tmp_path) not in metadata
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "reason"),
+    [
+        (Model("sd1"), Model("sdxl"), "is sd1.*is sdxl"),
+        (Model("unknown"), Model("unknown"), "is unknown"),
+        (Model("sd2", prediction="epsilon"), Model("sd2", prediction="v_prediction"), "predicts epsilon.*v_prediction"),
+    ],
+)
+def test_models_that_cannot_be_compared(base: Path, one: Model, other: Model, reason: str) -> None:
+    with open_weights(base) as weights, pytest.raises(SdkitError, match=reason):
+        _check_families(weights, weights, one, other)

@@ -116,12 +116,12 @@ def combine_adapters(output: Output, adapters: list[str], target: Path | None, o
     for name, value in plain.items():
         if options.pop(name) != value:
             raise UsageError(f"--{name.replace('_', '-')} is for merging into a checkpoint", "leave it out")
-    from sdkit.jobs.combine import Options, combine
+    from sdkit.jobs.combine import combine
 
     alpha, rank = options.pop("alpha"), options.pop("rank")
     pairs = [split_strength(text, alpha) for text in adapters]
     with output.progress() as progress:
-        report = combine(pairs, target, rank=rank, options=Options(progress=progress, **options))
+        report = combine(pairs, target, rank=rank, progress=progress, **options)
     output.result(report.as_dict(), describe(report), [report.output])
 
 

@@ -29,8 +29,8 @@ def command(output: Output, adapter: Path, target: Path | None, **options: Any) 
     rule = take_rule(options)
     if rule is None:
         raise UsageError("no rank was given", "write --rank 32, or a rule such as --sv-fro 0.95")
-    from sdkit.jobs.combine import Options, resize
+    from sdkit.jobs.combine import resize
 
     with output.progress() as progress:
-        report = resize(adapter, target, rank=rule, options=Options(progress=progress, **options))
+        report = resize(adapter, target, rank=rule, progress=progress, **options)
     output.result(report.as_dict(), describe(report), [report.output])

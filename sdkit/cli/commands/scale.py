@@ -24,8 +24,8 @@ def command(output: Output, adapter: Path, factor: float, target: Path | None, *
 
     Only alpha changes where there is one, so the factors keep every bit. A negative FACTOR turns the effect around.
     """
-    from sdkit.jobs.combine import Options, scale
+    from sdkit.jobs.combine import scale
 
     with output.progress() as progress:
-        report = scale(adapter, factor, target, options=Options(progress=progress, **options))
+        report = scale(adapter, factor, target, progress=progress, **options)
     output.result(report.as_dict(), describe(report), [report.output])

@@ -26,9 +26,9 @@ def command(output: Output, first: Path, second: str, target: Path | None, **opt
     The difference is exact, of the sum of both ranks; --rank or a rule cuts it.
     """
     rule = take_rule(options)
-    from sdkit.jobs.combine import Options, subtract
+    from sdkit.jobs.combine import subtract
 
     with output.progress() as progress:
         other = split_strength(second, 1.0)
-        report = subtract(first, other, target, rank=rule, options=Options(progress=progress, **options))
+        report = subtract(first, other, target, rank=rule, progress=progress, **options)
     output.result(report.as_dict(), describe(report), [report.output])
