@@ -15,13 +15,30 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "SdkitError": "sdkit.core.errors",
+    "combine": "sdkit.jobs.combine",
+    "extract": "sdkit.jobs.extract",
     "hash": "sdkit.jobs.hash",
     "inspect": "sdkit.jobs.inspect",
     "merge": "sdkit.jobs.merge",
+    "resize": "sdkit.jobs.combine",
+    "scale": "sdkit.jobs.combine",
+    "subtract": "sdkit.jobs.combine",
     "unmerge": "sdkit.jobs.unmerge",
 }
 
-__all__ = ["SdkitError", "__version__", "hash", "inspect", "merge", "unmerge"]  # noqa: F822  (lazy: PEP 562)
+__all__ = [  # noqa: F822  (lazy: PEP 562)
+    "SdkitError",
+    "__version__",
+    "combine",
+    "extract",
+    "hash",
+    "inspect",
+    "merge",
+    "resize",
+    "scale",
+    "subtract",
+    "unmerge",
+]
 
 
 def __getattr__(name: str) -> Any:

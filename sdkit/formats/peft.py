@@ -8,9 +8,10 @@ regular expressions of ``rank_pattern`` and ``alpha_pattern``; the scale is alph
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +24,11 @@ from sdkit.adapters.deltas.low_rank import LowRank
 from sdkit.core.errors import SdkitError
 from sdkit.families.family import Model
 from sdkit.formats._lycoris import refuse
+from sdkit.formats._write import Content, write_adapter_file
 from sdkit.formats.codec import Verdict
 from sdkit.weights import TensorInfo, Weights
+from sdkit.weights.atomic import write_file
+from sdkit.weights.atomic_folder import AtomicFolder
 
 CONFIG = "adapter_config"
 TEXT_MODEL = "text_model."
@@ -145,6 +149,67 @@ def read(weights: Weights, model: Model | None) -> Artifact:
     for spelled, parts in pairs.items():
         add_pair(builder, candidates(component, spelled), spelled, parts, settings)
     return builder.build()
+
+
+def write(
+    artifact: Artifact, model: Model | None, path: Path, metadata: Mapping[str, str], *, overwrite: bool = False
+) -> None:
+    """See `formats.write_adapter`. `path` becomes PEFT's folder; a LoRA of several components has one folder for each.
+
+    Raises:
+        SdkitError: also when a change is no plain LoRA.
+    """
+    components = plain_pairs(artifact, "PEFT")
+    with AtomicFolder(path, overwrite=overwrite) as folder:
+        for component, modules in components.items():
+            place = folder.work / component if len(components) > 1 else folder.work
+            place.mkdir(exist_ok=True)
+            contents: dict[str, Content] = {}
+            for module, delta in modules.items():
+                contents[f"base_model.model.{module}.lora_A.weight"] = delta.down
+                contents[f"base_model.model.{module}.lora_B.weight"] = delta.up
+            write_adapter_file(place / "adapter_model.safetensors", contents, metadata, overwrite=False)
+            config = json.dumps(lora_config(modules), indent=2, sort_keys=True)
+            write_file(place / "adapter_config.json", config.encode() + b"\n")
+        folder.commit()
+
+
+def plain_pairs(artifact: Artifact, format: str) -> dict[str, dict[str, LowRank]]:
+    """Component → module → its pair of factors, for formats that hold nothing else.
+
+    Raises:
+        SdkitError: a change is no plain LoRA.
+    """
+    if artifact.tokens:
+        raise SdkitError(f"{format}'s format cannot hold the token {artifact.tokens[0].token}", "write it in kohya's")
+    components: dict[str, dict[str, LowRank]] = defaultdict(dict)
+    for target, delta in artifact.deltas.items():
+        if not isinstance(delta, LowRank) or delta.mid is not None or target.parameter != "weight":
+            raise SdkitError(
+                f"{target.name}: a change of the kind {delta.kind} cannot be written in {format}'s format",
+                "write it in kohya's, which holds every kind",
+            )
+        components[target.component][target.module.partition(".")[2]] = delta
+    return components
+
+
+def lora_config(modules: Mapping[str, LowRank]) -> dict[str, object]:
+    """PEFT's configuration of one component; ranks and alphas that differ from the most common go into the patterns."""
+    ranks = {name: delta.rank for name, delta in modules.items()}
+    alphas = {name: delta.scale * delta.rank for name, delta in modules.items()}
+    rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
+    return {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": alpha,
+        "rank_pattern": {re.escape(name): value for name, value in ranks.items() if value != rank},
+        "alpha_pattern": {re.escape(name): value for name, value in alphas.items() if value != alpha},
+        "target_modules": sorted(modules),
+        "base_model_name_or_path": None,
+        "bias": "none",
+        "inference_mode": True,
+        "task_type": None,
+    }
 
 
 def candidates(component: str, module: str) -> list[str]:
