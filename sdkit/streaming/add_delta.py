@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from sdkit.streaming.expression import Context, Expression, TileFunction
+from sdkit.streaming.expression import Context, Expression, TileFunction, widen
 from sdkit.weights import DType
 
 if TYPE_CHECKING:
@@ -80,10 +80,11 @@ class AddDelta:
     def bind(self, context: Context) -> TileFunction:
         """Read the factors, choose the arithmetic, and add the rows of each tile."""
         ready, dtype = self._ready(context)
-        base, columns = self.base.bind(context.with_dtype(dtype)), self._columns
+        context = context.with_dtype(dtype)
+        base, columns = self.base.bind(context), self._columns
 
         def tile(start: int, stop: int) -> torch.Tensor:
-            values = base(start, stop)
+            values = widen(base(start, stop), context)
             matrix, first = values.view(-1, columns), start // columns
             for addend, change in ready:
                 _add(matrix, first, addend, change)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,8 +25,8 @@ class Rounding:
 
     Attributes:
         seed: None rounds to the nearest (ties to even). A number rounds up or down at random, in proportion to the
-            distance, so that small changes survive on average in coarse types; the draw depends on the seed, the
-            tensor's name and the element alone.
+            distance, so that small changes survive on average in types shorter than float32; the draw depends on the
+            seed, the tensor's name and the place of the tile within it, never on threads.
     """
 
     seed: int | None = None
@@ -47,8 +48,8 @@ class Rounding:
             return
         if dtype.is_float:
             check_range(values, dtype, name)
-        if self.seed is not None and dtype.name not in {"F32", "F64"}:
-            values = self._jitter(values, dtype, name, start)
+            if self.seed is not None and dtype.name not in {"F32", "F64"}:
+                values = self._jitter(values, dtype, name, start)
         out.copy_(values)
 
     def _jitter(self, values: torch.Tensor, dtype: DType, name: str, start: int) -> torch.Tensor:
@@ -58,12 +59,22 @@ class Rounding:
         key = hashlib.sha256(f"{self.seed}/{name}/{start}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "little") >> 1)
         info = torch.finfo(torch_dtype(dtype))
-        _, exponent = torch.frexp(values)
-        # frexp's mantissa lies in [0.5, 1), so a value below 2**e has steps of eps * 2**(e - 1), and no finer than the
-        # smallest subnormal.
-        step = torch.ldexp(torch.full_like(values, info.eps), exponent - 1).clamp_(min=info.smallest_normal * info.eps)
+        # Between two powers of two the step is the lower one times eps, and no finer than the smallest subnormal.
+        step = _power_below(values).mul_(info.eps).clamp_(min=info.smallest_normal * info.eps)
+        steps = values.div_(step)
+        lower = steps.floor()
         draw = torch.rand(values.shape, generator=generator, dtype=values.dtype)
-        return values.div_(step).add_(draw).floor_().mul_(step).clamp_(info.min, info.max)
+        # Adding the draw before taking the floor would itself round, and now and then lift an exact value.
+        return lower.add_(draw < steps.sub_(lower)).mul_(step).clamp_(info.min, info.max)
+
+
+def _power_below(values: torch.Tensor) -> torch.Tensor:
+    """The largest power of two not above each absolute value: its exponent bits. Zero for zero and subnormal values."""
+    import torch
+
+    if values.dtype == torch.float64:
+        return values.view(torch.int64).bitwise_and(0x7FF0000000000000).view(torch.float64)
+    return values.view(torch.int32).bitwise_and(0x7F800000).view(torch.float32)
 
 
 def check_range(values: torch.Tensor, dtype: DType, name: str) -> None:
@@ -76,11 +87,11 @@ def check_range(values: torch.Tensor, dtype: DType, name: str) -> None:
 
     if values.dtype.itemsize == 1:
         values = values.float()  # torch finds no extremes of float8
-    low, high = (float(bound) for bound in torch.aminmax(values))
+    low, high = (float(bound) for bound in torch.aminmax(values))  # both NaN where any value is
     limit = float(torch.finfo(torch_dtype(dtype)).max)
     if -limit <= low and high <= limit:
         return
-    if low != low or high != high:
+    if math.isnan(low):
         raise OverflowToInfinity(f"{name}: the result is not a number", "one of the inputs holds NaN: sdkit inspect it")
     # Slightly above the limit still rounds down to it; let the cast itself decide.
     rounded = values.to(torch_dtype(dtype)).float()
