@@ -99,7 +99,7 @@ class ArtifactBuilder:
         if self.model is None:
             return
         wanted = self.model.places[target.name].shape
-        if not same_weight(delta.shape, wanted):
+        if not same_weight(delta.shape, wanted) and not widens(target, delta.shape, wanted):
             raise SdkitError(
                 f"{self.weights.path}: {spelled} changes a weight of shape {list(delta.shape)}, "
                 f"but {target.name} of the model has {list(wanted)}",
@@ -125,6 +125,19 @@ def same_weight(change: tuple[int, ...], weight: tuple[int, ...]) -> bool:
         return True
     flattened = len(change) == 2 and len(weight) > 2
     return flattened and change == (weight[0], math.prod(weight[1:]))
+
+
+def widens(target: Target, change: tuple[int, ...], weight: tuple[int, ...]) -> bool:
+    """Whether a change was made for a plain model and `weight` is an inpainting-like one's.
+
+    Inpainting, pix2pix and depth models only add input channels to the first convolution, behind the plain model's.
+    """
+    return (
+        target.module == "unet.conv_in"
+        and len(change) == len(weight) == 4
+        and (change[0], *change[2:]) == (weight[0], *weight[2:])
+        and change[1] < weight[1]
+    )
 
 
 def same_delta(first: Delta, second: Delta) -> bool:
