@@ -16,6 +16,7 @@ from sdkit.merging.strengths import Strengths
 from sdkit.streaming import AddDelta, Addend, Output, Read, Rounding
 from sdkit.weights import DType, Weights
 
+
 @dataclass(frozen=True, slots=True)
 class Dose:
     """One adapter and how strongly it goes in."""
