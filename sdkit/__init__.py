@@ -15,13 +15,14 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "SdkitError": "sdkit.core.errors",
+    "blend": "sdkit.jobs.blend",
     "hash": "sdkit.jobs.hash",
     "inspect": "sdkit.jobs.inspect",
     "merge": "sdkit.jobs.merge",
     "unmerge": "sdkit.jobs.unmerge",
 }
 
-__all__ = ["SdkitError", "__version__", "hash", "inspect", "merge", "unmerge"]  # noqa: F822  (lazy: PEP 562)
+__all__ = ["SdkitError", "__version__", "blend", "hash", "inspect", "merge", "unmerge"]  # noqa: F822  (lazy: PEP 562)
 
 
 def __getattr__(name: str) -> Any:

@@ -309,7 +309,7 @@ class _Blend:
     def _warnings(self, plan: Plan) -> Iterable[str]:
         coarse = sum(output.dtype.name in COARSE and output.copied is None for output in plan.outputs)
         if coarse and self._request.policy.rounding.seed is None:
-            yield f"{coarse} blended tensors are stored in 8 or 16 bits that drop small changes; --stochastic keeps them"
+            yield f"{coarse} blended tensors have a coarse type, which drops small changes; --stochastic keeps them"
         if plan.missing:
             action = "left out" if self._request.policy.missing == "skip" else "taken from A"
             yield f"{len(plan.missing)} weights that another model lacks are {action}"

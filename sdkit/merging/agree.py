@@ -19,7 +19,8 @@ def check_families(sources: Sequence[Source]) -> None:
         if other.model.family == first.model.family:
             continue
         raise SdkitError(
-            f"{other.role} ({other.weights.path}) is {_described(other)}, but A ({first.weights.path}) is {_described(first)}",
+            f"{other.role} ({other.weights.path}) is {_described(other)}, "
+            f"but A ({first.weights.path}) is {_described(first)}",
             "only models of one family can be blended; `sdkit inspect` shows what each file is",
         )
 
@@ -37,7 +38,7 @@ def check_variants(sources: Sequence[Source]) -> None:
     if len(wide) > 1:
         one, other = list(wide.values())[:2]
         raise SdkitError(
-            f"{one.role} is an {one.model.variant} model and {other.role} a {other.model.variant} one: their additional "
+            f"{one.role} is a {one.model.variant} model and {other.role} a {other.model.variant} one: their additional "
             "input channels mean different things",
             "blend models of one of the two kinds, in any order with plain ones",
         )
@@ -59,7 +60,8 @@ def check_prediction(sources: Sequence[Source], *, allow: bool) -> None:
         return
     says = "predicts the noise" if rest[0].model.prediction else "does not say that it does"
     raise SdkitError(
-        f"{velocity[0].role} ({velocity[0].weights.path}) predicts the velocity, {rest[0].role} ({rest[0].weights.path}) {says}",
+        f"{velocity[0].role} ({velocity[0].weights.path}) predicts the velocity, "
+        f"{rest[0].role} ({rest[0].weights.path}) {says}",
         "such a blend gives noise; --allow-prediction-mix if you know better",
     )
 

@@ -94,7 +94,7 @@ class Counting:
         """Count."""
         import torch
 
-        return lambda start, stop: torch.arange(start, stop)
+        return torch.arange
 
 
 def plan_blend(
@@ -155,7 +155,7 @@ class _Planner:
         if unused:
             raise SdkitError(
                 f"--rule {unused[0]}: matches no blended weight",
-                "rules are searched for in names like unet.mid_block.resnets.0.conv1.weight; `sdkit inspect` lists them",
+                "rules are searched for in diffusers' names, like unet.mid_block.resnets.0.conv1.weight",
             )
         return self._plan
 

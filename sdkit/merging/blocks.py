@@ -32,7 +32,7 @@ def block_strengths(spec: BlockSpec | None, model: Model) -> dict[str, float]:
     """
     named = given_blocks(spec, model)
     if named.get(VAE):
-        raise UsageError("--blocks: an adapter changes nothing in the autoencoder", "leave the number of VAE out, or make it 0")
+        raise UsageError("--blocks: adapters change nothing in the autoencoder", "leave VAE out")
     return dict.fromkeys(block_order(model), 1.0) | {name: value for name, value in named.items() if name != VAE}
 
 
@@ -115,7 +115,7 @@ def _number(value: object) -> float:
     try:
         number = float(value)  # type: ignore[arg-type]  # whatever it is, float decides
     except (TypeError, ValueError):
-        raise UsageError(f"--blocks: {value!r} is not a number", "write for example --blocks 'IN04=0.5,OUT*=0.2'") from None
+        raise UsageError(f"--blocks: {value!r} is not a number", "write for example --blocks 'IN04=0.5'") from None
     if number != number or number in (float("inf"), float("-inf")):
         raise UsageError(f"--blocks: {value!r} is not a finite number")
     return number

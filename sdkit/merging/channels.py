@@ -1,4 +1,4 @@
-"""Input convolutions of different widths: inpainting, pix2pix and depth models add input channels behind the usual ones."""
+"""Input convolutions of different widths: inpainting, pix2pix and depth models add input channels behind the usual."""
 
 from __future__ import annotations
 

@@ -4,7 +4,8 @@
     def my_method(a: Weight, b: Weight, *, alpha: Strength = 0.5) -> Weight: ...
 
 The positional parameters are the models, `*models` for any number of them. Their type says in which space they live:
-`Weight` is a model, `Delta` a model minus the base (so the method needs a base, and its result is added to it), `Either`
+`Weight` is a model, `Delta` a model minus the base (so the method needs a base, and its result is added to it),
+`Either`
 takes both. Keyword-only parameters are options; their annotations give type and range. Three keyword names are special:
 
     measured   the result of `measure`, a function that sees all tiles of a tensor, as often as it likes, beforehand

@@ -1,6 +1,7 @@
 """Breadcrumbs: drop the smallest and the few largest changes of each model, and add the rest to the base.
 
-    base + α Σ wᵢ Δᵢ,   of each Δᵢ and tensor the ⌊γ n⌋ largest magnitudes are dropped, and the ⌊density · n⌋ next ones kept
+    base + α Σ wᵢ Δᵢ,   of each Δᵢ and tensor
+    the ⌊γ n⌋ largest magnitudes are dropped, and the ⌊density · n⌋ next ones kept
 
 Exact per tensor, and right for tensors smaller than 1/γ too (mergekit once set those to zero).
 Source: Davari and Belilovsky 2023, https://arxiv.org/abs/2312.06795

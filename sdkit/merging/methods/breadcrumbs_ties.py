@@ -1,6 +1,7 @@
-"""Breadcrumbs with TIES: drop the smallest and the largest changes, then average the models that agree with the elected sign.
+"""Breadcrumbs with TIES: drop the smallest and the largest changes, then average what has the elected sign.
 
-    base + α Σ wᵢ Δᵢ [sgn Δᵢ = s] / Σ wᵢ [sgn Δᵢ = s],   of each Δᵢ and tensor the ⌊γ n⌋ largest magnitudes are dropped, and the ⌊density · n⌋ next ones kept
+    base + α Σ wᵢ Δᵢ [sgn Δᵢ = s] / Σ wᵢ [sgn Δᵢ = s],   of each Δᵢ and tensor
+    the ⌊γ n⌋ largest magnitudes are dropped, and the ⌊density · n⌋ next ones kept
 
 Exact per tensor, and right for tensors smaller than 1/γ too (mergekit once set those to zero).
 Source: Davari and Belilovsky 2023, https://arxiv.org/abs/2312.06795

@@ -2,8 +2,8 @@
 
     base + α Σ wᵢ mᵢ Δᵢ / density,   mᵢ ~ Bernoulli(density)
 
-Scaled by 1/density as in the paper and peft; mergekit scales each tensor back to the same L1 norm. The draw depends on the
-seed, the weight's name and the model alone.
+Scaled by 1/density as in the paper and peft; mergekit scales each tensor back to the same L1 norm. The draw
+depends on the seed, the weight's name and the model alone.
 Source: Yu et al. 2024, https://arxiv.org/abs/2311.03099
 """
 

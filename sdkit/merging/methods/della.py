@@ -3,8 +3,8 @@
     base + α Σ wᵢ Dᵢ [sgn Dᵢ = s] / Σ wᵢ [sgn Dᵢ = s],   Dᵢ = mᵢ Δᵢ / pᵢ,   mᵢ ~ Bernoulli(pᵢ)
     pᵢ = density − ε + 2ε · rank,   rank of |Δᵢ| within its row, from 0 to 1
 
-A vector is one row. Each number is divided by its own probability, as in the paper (mergekit scales each tensor back to the
-same L1 norm).
+A vector is one row. Each number is divided by its own probability, as in the paper (mergekit scales each tensor
+back to the same L1 norm).
 Source: Deep et al. 2024, https://arxiv.org/abs/2406.11617
 """
 

@@ -2,7 +2,8 @@
 
     Σ wᵢ Mᵢ,   or Σ wᵢ Mᵢ / Σ wᵢ with `normalize`
 
-The weights are all 1/n unless given. Whole models whose weights do not sum to 1 would come out scaled, so that is refused
+The weights are all 1/n unless given. Whole models whose weights do not sum to 1 would come out scaled, so that is
+refused
 unless `normalize` is on (mergekit always normalises, kohya's merge_models never does); differences from a base may
 have any sum.
 Source: Wortsman et al. 2022, model soups, https://arxiv.org/abs/2203.05482

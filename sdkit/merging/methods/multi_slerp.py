@@ -2,7 +2,8 @@
 
     μ Σ wᵢ ‖Mᵢ‖,   μ = Σ wᵢ M̂ᵢ / ‖Σ wᵢ M̂ᵢ‖
 
-The weights are all 1/n unless given, and are divided by their sum. (The method is described as a step in the tangent space
+The weights are all 1/n unless given, and are divided by their sum. (The method is described as a step in the
+tangent space
 at μ; that step, Σ wᵢ (M̂ᵢ − ⟨M̂ᵢ, μ⟩ μ), is zero for the very weights that define μ. `karcher` is the true mean.)
 Where the mean direction vanishes, the models are averaged instead.
 Source: Multi-SLERP of mergekit, https://goddard.blog/posts/multislerp-wow-what-a-cool-idea

@@ -1,4 +1,4 @@
-"""SCE: select the places where the models differ most, weigh each model by its energy there, drop what opposes the sign.
+"""SCE: select the places where the models differ most, weigh each model by its energy there, agree on the sign.
 
     base + Σ wᵢ Δᵢ [sgn Δᵢ = s] / Σ wᵢ [sgn Δᵢ = s],   s = sgn Σ Δᵢ,   wᵢ = mean(Δᵢ²) / Σ mean(Δⱼ²)
     after keeping only the `density` of the places with the largest variance over the models

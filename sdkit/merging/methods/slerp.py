@@ -2,8 +2,8 @@
 
     (Â sin((1 − α) ω) + B̂ sin(α ω)) / sin ω · ((1 − α) ‖A‖ + α ‖B‖),   ω the angle between the whole tensors
 
-With `norms=keep` the models enter with their own lengths, (A sin((1 − α) ω) + B sin(α ω)) / sin ω, as in mergekit. Models
-that point the same way, or exactly opposite ways, are interpolated linearly.
+With `norms=keep` the models enter with their own lengths, (A sin((1 − α) ω) + B sin(α ω)) / sin ω, as in mergekit.
+Models that point the same way, or exactly opposite ways, are interpolated linearly.
 Source: Shoemake 1985; sd-mecha (norms=interpolate), mergekit (norms=keep)
 """
 
