@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -21,17 +22,21 @@ def elected(deltas: Sequence[torch.Tensor], weights: Sequence[float], by: str) -
     """The sign each place gets: that of Σ wᵢ Δᵢ (`by` sum; zero counts as +), or that of most models (`by` count)."""
     if by == "sum":
         return (weighted(deltas, weights) >= 0).to(deltas[0].dtype).mul_(2).sub_(1)
-    return weighted([delta.sign() for delta in deltas], [1.0] * len(deltas)).sign()
+    return weighted([delta.sign() for delta in deltas], [_sign(weight) for weight in weights]).sign()
 
 
 def agreed_mean(deltas: Sequence[torch.Tensor], weights: Sequence[float], by: str) -> torch.Tensor:
-    """Σ wᵢ Δᵢ / Σ wᵢ over the models whose Δᵢ has the elected sign; 0 where none has."""
+    """Σ wᵢ Δᵢ / Σ wᵢ over the models whose wᵢ Δᵢ has the elected sign; 0 where none has."""
     import torch
 
     sign = elected(deltas, weights, by)
     total, mass = torch.zeros_like(sign), torch.zeros_like(sign)
     for delta, weight in zip(deltas, weights, strict=True):
-        agrees = (delta.sign() == sign).to(sign.dtype)
+        agrees = (delta.sign().mul_(_sign(weight)) == sign).to(sign.dtype)
         total.addcmul_(delta, agrees, value=weight)
         mass.add_(agrees, alpha=weight)
     return total.div_(mass.masked_fill_(mass.abs() < 1e-8, 1.0))
+
+
+def _sign(weight: float) -> float:
+    return math.copysign(1.0, weight)
