@@ -15,9 +15,15 @@ from sdkit.core.errors import UsageError
 from sdkit.merging.method import load_method, methods
 from sdkit.merging.where import Where
 
-A = torch.tensor([[1.0, -2.0, 0.5, 0.0], [0.25, 3.0, -1.0, 2.0], [-0.5, 0.75, 1.5, -3.0], [4.0, 0.125, -0.25, 1.0]]).double()
-B = torch.tensor([[0.5, 2.0, 0.5, 1.0], [-0.75, 2.0, -2.0, 1.0], [0.5, 1.75, 1.0, -1.0], [3.0, 0.5, 0.25, -1.0]]).double()
-C = torch.tensor([[0.0, 1.0, 0.5, -1.0], [0.5, 2.5, -1.5, 3.0], [0.5, 0.25, -1.0, -2.0], [2.0, -0.5, 0.25, 0.5]]).double()
+A = torch.tensor(
+    [[1.0, -2.0, 0.5, 0.0], [0.25, 3.0, -1.0, 2.0], [-0.5, 0.75, 1.5, -3.0], [4.0, 0.125, -0.25, 1.0]]
+).double()
+B = torch.tensor(
+    [[0.5, 2.0, 0.5, 1.0], [-0.75, 2.0, -2.0, 1.0], [0.5, 1.75, 1.0, -1.0], [3.0, 0.5, 0.25, -1.0]]
+).double()
+C = torch.tensor(
+    [[0.0, 1.0, 0.5, -1.0], [0.5, 2.5, -1.5, 3.0], [0.5, 0.25, -1.0, -2.0], [2.0, -0.5, 0.25, 0.5]]
+).double()
 MODELS = {"a": A, "b": B, "c": C}
 
 
@@ -289,7 +295,9 @@ def test_smooth_add() -> None:
     medians = torch.tensor(
         [
             [
-                statistics.median(float(difference[mirrored(i + u), mirrored(j + v)]) for u, v in product((-1, 0, 1), repeat=2))
+                statistics.median(
+                    float(difference[mirrored(i + u), mirrored(j + v)]) for u, v in product((-1, 0, 1), repeat=2)
+                )
                 for j in range(4)
             ]
             for i in range(4)
@@ -338,7 +346,9 @@ def test_exchanging_the_models_reverses_alpha(name: str, a: torch.Tensor, b: tor
     torch.testing.assert_close(method(a, b, alpha=alpha), method(b, a, alpha=1 - alpha), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["n-average", "linear", "multi-slerp", "geometric-median", "ties", "model-stock", "sce"])
+@pytest.mark.parametrize(
+    "name", ["n-average", "linear", "multi-slerp", "geometric-median", "ties", "model-stock", "sce"]
+)
 @settings(max_examples=25, deadline=None)
 @given(a=tensors, b=tensors, c=tensors)
 def test_the_order_of_models_does_not_matter(name: str, a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> None:
@@ -363,11 +373,21 @@ def test_twice_the_models_is_twice_the_result(name: str, a: torch.Tensor, b: tor
 def test_equal_models_stay_as_they_are(name: str) -> None:
     """Blending a model with itself is that model, except for the methods made to change it."""
     method = load_method(name)
-    if name in {"extract", "scale", "plus-random", "truncate-rank", "dare-linear", "dare-ties", "della", "della-linear"}:
+    if name in {
+        "extract",
+        "scale",
+        "plus-random",
+        "truncate-rank",
+        "dare-linear",
+        "dare-ties",
+        "della",
+        "della-linear",
+    }:
         pytest.skip("changes a single model on purpose")
     models = [A] * (3 if method.variadic else len(method.models))
-    values: dict[str, object] = {"task-arithmetic": {"normalize": True}, "breadcrumbs": {"weights": (0.5, 0.25, 0.25)}}.get(
-        name, {}
-    )
+    values: dict[str, object] = {
+        "task-arithmetic": {"normalize": True},
+        "breadcrumbs": {"weights": (0.5, 0.25, 0.25)},
+    }.get(name, {})
     values = values | ({"density": 1.0} if "density" in method.parameters else {})
     close(method(*models, **values), A)
