@@ -18,6 +18,8 @@ from sdkit.families.family import Model
 from sdkit.streaming.expression import Read
 from sdkit.weights import TensorInfo, Weights
 
+WIDENED = "unet.conv_in"
+
 
 class ArtifactBuilder:
     """Collects the parts of one adapter.
@@ -128,12 +130,12 @@ def same_weight(change: tuple[int, ...], weight: tuple[int, ...]) -> bool:
 
 
 def widens(target: Target, change: tuple[int, ...], weight: tuple[int, ...]) -> bool:
-    """Whether a change was made for a plain model and `weight` is an inpainting-like one's.
+    """Whether `weight` is the input convolution of an inpainting-like model and `change` was made for the plain one.
 
-    Inpainting, pix2pix and depth models only add input channels to the first convolution, behind the plain model's.
+    Such models only add input channels, behind the ones the change knows.
     """
     return (
-        target.module == "unet.conv_in"
+        target.module == WIDENED
         and len(change) == len(weight) == 4
         and (change[0], *change[2:]) == (weight[0], *weight[2:])
         and change[1] < weight[1]

@@ -12,10 +12,11 @@ from typing import Any, get_args
 
 from sdkit.core.errors import SdkitError, UsageError
 from sdkit.core.hashing import quick_id
+from sdkit.core.memory import peak_memory_mib
 from sdkit.core.progress import NoProgress, Progress
 from sdkit.families import identify
 from sdkit.formats import recognise
-from sdkit.jobs.merge import check_is_not_input, parse_dtype, peak_memory_mib
+from sdkit.jobs.merge_checks import check_is_not_input
 from sdkit.merging.align import Source, structural
 from sdkit.merging.blend import Ema, Missing, Plan, Policy, plan_blend
 from sdkit.merging.blocks import VAE, BlockSpec, given_blocks
@@ -24,6 +25,7 @@ from sdkit.merging.settings import Rule, Settings, parse_rule
 from sdkit.streaming import Rounding
 from sdkit.streaming.checkpoint import check_output, checkpoint_stream
 from sdkit.weights import Weights, open_weights
+from sdkit.weights.dtypes import parse_dtype
 from sdkit.weights.metadata import merged_metadata, parent
 from sdkit.weights.reader import Container
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from sdkit.core.errors import SdkitError, UsageError
 from sdkit.core.hashing import quick_id
+from sdkit.core.memory import peak_memory_mib
 from sdkit.core.progress import NoProgress, Progress
-from sdkit.jobs.merge import MergeReport, check_is_not_input, merge, peak_memory_mib
+from sdkit.jobs.merge import merge
+from sdkit.jobs.merge_checks import check_is_not_input
+from sdkit.jobs.merge_report import MergeReport
 from sdkit.merging.undo import restored_outputs
 from sdkit.streaming import OutputFile, Stream
 from sdkit.weights import open_weights
@@ -136,6 +138,7 @@ def _subtract(
         te_alpha=_factor(recipe, "te_alpha"),
         blocks=_blocks(recipe),
         allow_unmatched=bool(recipe.get("allow_unmatched", False)),
+        tokens=False,
         force=force,
         threads=threads,
         progress=progress,

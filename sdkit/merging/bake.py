@@ -15,6 +15,8 @@ from sdkit.families.family import Model, Place
 from sdkit.merging.strengths import Strengths
 from sdkit.streaming import AddDelta, Addend, Output, Read, Rounding
 from sdkit.weights import DType, Weights
+from sdkit.weights.header import DamagedFileError
+
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,14 @@ def quantisation_scale(base: Weights, key: str) -> float:
     """The number a scaled fp8 weight is multiplied with when it is used; 1 for every other weight.
 
     The stored numbers are weight / scale, so a change must be divided by it too.
+
+    Raises:
+        DamagedFileError: it is zero or no finite number.
     """
     name = key.removesuffix(".weight") + ".scale_weight"
-    return base.scalar(name) if name in base.tensors else 1.0
+    if name not in base.tensors:
+        return 1.0
+    scale = base.scalar(name)
+    if scale == 0.0 or not math.isfinite(scale):
+        raise DamagedFileError(base.path, f"{name} is {scale}, which no weight can be scaled with")
+    return scale

@@ -115,7 +115,8 @@ def _number(value: object) -> float:
     try:
         number = float(value)  # type: ignore[arg-type]  # whatever it is, float decides
     except (TypeError, ValueError):
-        raise UsageError(f"--blocks: {value!r} is not a number", "write for example --blocks 'IN04=0.5'") from None
+        hint = "write for example --blocks 'IN04=0.5,OUT*=0.2'"
+        raise UsageError(f"--blocks: {value!r} is not a number", hint) from None
     if number != number or number in (float("inf"), float("-inf")):
         raise UsageError(f"--blocks: {value!r} is not a finite number")
     return number

@@ -26,7 +26,7 @@ from sdkit.streaming import Output, Read
 from sdkit.streaming.expression import Context, TileFunction, torch_dtype
 from sdkit.weights import DTYPES, DType, TensorInfo, Weights, positional
 from sdkit.weights.atomic import AtomicFile
-from sdkit.weights.header import build_header
+from sdkit.weights.header import LENGTH_BYTES, DamagedFileError, build_header
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +51,9 @@ class Changed:
     offset: int
 
 
-def write_undo(changed: Sequence[Changed], base_header: bytes, path: Path, *, overwrite: bool, threads: int) -> AtomicFile:
+def write_undo(
+    changed: Sequence[Changed], base_header: bytes, path: Path, *, overwrite: bool, threads: int
+) -> AtomicFile:
     """Write the undo file of a merge whose output is still open; the caller commits it.
 
     Args:
@@ -63,7 +65,8 @@ def write_undo(changed: Sequence[Changed], base_header: bytes, path: Path, *, ov
     """
     names = [TENSOR_PREFIX + entry.info.name for entry in changed]
     checks = {"base": [0] * len(names), "merged": [0] * len(names)}
-    room = len(build_header(_layout(names, [_WIDEST] * len(names), len(base_header)), _metadata(names, checks, pad=True)))
+    widest = _layout(names, [_WIDEST] * len(names), len(base_header))
+    room = len(build_header(widest, _metadata(names, checks, pad=True)))
     file = AtomicFile(path, overwrite=overwrite)
     try:
         position = room
@@ -163,6 +166,17 @@ def decode(data: Iterable[memoryview], merged: torch.Tensor, itemsize: int) -> N
     merged.add_(magnitude ^ -(zigzag & 1))
 
 
+def _inflate(data: memoryview, length: int) -> bytes:
+    """Decompress to exactly `length` bytes; a hostile file could ask for terabytes."""
+    try:
+        plane = zlib.decompressobj().decompress(data, length + 1)
+    except zlib.error:
+        plane = b""
+    if len(plane) != length:
+        raise SdkitError("the undo file is damaged: a chunk has the wrong length", "only the untouched file can undo")
+    return plane
+
+
 def _integer(itemsize: int) -> torch.dtype:
     import torch
 
@@ -173,18 +187,6 @@ def _deflate(data: memoryview, *, lowest: bool) -> bytes:
     strategy = zlib.Z_HUFFMAN_ONLY if lowest else zlib.Z_RLE
     compressor = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, strategy)
     return compressor.compress(data) + compressor.flush()
-
-
-def _inflate(data: memoryview, size: int) -> bytes:
-    """One byte plane of exactly `size` bytes; never more than that is unpacked, whatever the file claims."""
-    inflater = zlib.decompressobj()
-    try:
-        plane = inflater.decompress(data, size)
-    except zlib.error as error:
-        raise SdkitError(f"the undo file is damaged: {error}") from None
-    if len(plane) != size:
-        raise SdkitError("the undo file is damaged: a chunk has the wrong length")
-    return plane
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +259,7 @@ def restored_outputs(merged: Weights, undo: Weights) -> tuple[list[Output], byte
     """
     if undo.metadata.get(VERSION_KEY) != VERSION or HEADER_NAME not in undo.tensors:
         raise SdkitError(f"{undo.path}: is no undo file", "give the file that `sdkit merge --undo FILE` wrote")
-    checks = json.loads(undo.metadata.get(CHECKS_KEY, "{}"))
+    checks = _checks(undo)
     names = [name.removeprefix(TENSOR_PREFIX) for name in undo.tensors if name.startswith(TENSOR_PREFIX)]
     missing = [name for name in names if name not in merged.tensors or name not in checks]
     if missing:
@@ -268,6 +270,33 @@ def restored_outputs(merged: Weights, undo: Weights) -> tuple[list[Output], byte
     changed = set(names)
     outputs = []
     for info in merged.tensors.values():
-        base = Restored(merged, info, undo, tuple(checks[info.name])) if info.name in changed else Read(merged, info)
+        base = Restored(merged, info, undo, checks[info.name]) if info.name in changed else Read(merged, info)
         outputs.append(Output(info.name, info.dtype, base))
-    return outputs, undo.read(undo.tensors[HEADER_NAME])
+    return outputs, _base_header(merged, undo)
+
+
+def _checks(undo: Weights) -> dict[str, tuple[int, int]]:
+    """Tensor's name → checksums of the base's and the merged one's bytes."""
+    try:
+        rows = json.loads(undo.metadata.get(CHECKS_KEY, "{}"))
+        return {str(name): (int(base), int(merged)) for name, (base, merged) in rows.items()}
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        raise DamagedFileError(undo.path, "its checksums cannot be read") from None
+
+
+def _base_header(merged: Weights, undo: Weights) -> bytes:
+    """The base's header, which must describe tensors that lie as the merged file's do."""
+    header = undo.read(undo.tensors[HEADER_NAME])
+    try:
+        fields = json.loads(header[LENGTH_BYTES:])
+        fields.pop("__metadata__", None)
+    except (ValueError, AttributeError, TypeError, RecursionError):
+        fields = None
+    wanted, begin = {}, 0
+    for info in merged.tensors.values():
+        place = [begin, begin + info.nbytes]
+        wanted[info.name] = {"dtype": info.dtype.name, "shape": list(info.shape), "data_offsets": place}
+        begin += info.nbytes
+    if fields != wanted or header[:LENGTH_BYTES] != struct.pack("<Q", len(header) - LENGTH_BYTES):
+        raise DamagedFileError(undo.path, "its header is not that of the merged file's base")
+    return header

@@ -7,6 +7,7 @@ Each worker computes whole tensors with one torch thread: the numbers never depe
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import threading
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from sdkit.core.errors import SdkitError
 from sdkit.streaming.expression import Context, common_unit, spans, torch_dtype
 from sdkit.streaming.plan import CopyRun, Output, OutputFile, copy_runs
 from sdkit.streaming.scratch import Scratch
@@ -27,6 +29,8 @@ from sdkit.weights.writer import SafetensorsWriter
 COPY_PIECE_BYTES = 32 << 20
 CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 MAX_THREADS = 8  # beyond this the disk is the limit, and each worker costs memory
+
+FULL_HINT = "free some space, or write to another disk with -o"
 
 Advance = Callable[[int], None]
 
@@ -110,7 +114,13 @@ class Stream:
         Raises:
             SdkitError: the first error of any worker; nothing has been given a name then.
         """
-        _Workers(self._jobs(), self.threads, self._advance).run()
+        try:
+            _Workers(self._jobs(), self.threads, self._advance).run()
+        except OSError as error:
+            if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+                raise
+            path = self.files[0].path
+            raise SdkitError(f"{path}: the disk became full while it was written", FULL_HINT) from None
 
     def commit(self) -> None:
         """Flush and name the files."""

@@ -15,6 +15,19 @@ if TYPE_CHECKING:
     import torch
 
 
+# From the types' definitions: torch.finfo says 3 for F8_E5M2FNUZ.
+MANTISSA_BITS = {
+    "F64": 52,
+    "F32": 23,
+    "F16": 10,
+    "BF16": 7,
+    "F8_E4M3": 3,
+    "F8_E4M3FNUZ": 3,
+    "F8_E5M2": 2,
+    "F8_E5M2FNUZ": 2,
+}
+
+
 class OverflowToInfinity(SdkitError):
     """A result does not fit the output's element type, or is no number."""
 
@@ -58,9 +71,9 @@ class Rounding:
 
         key = hashlib.sha256(f"{self.seed}/{name}/{start}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "little") >> 1)
-        info = torch.finfo(torch_dtype(dtype))
+        info, eps = torch.finfo(torch_dtype(dtype)), 2.0 ** -MANTISSA_BITS[dtype.name]
         # Between two powers of two the step is the lower one times eps, and no finer than the smallest subnormal.
-        step = _power_below(values).mul_(info.eps).clamp_(min=info.smallest_normal * info.eps)
+        step = _power_below(values).mul_(eps).clamp_(min=info.smallest_normal * eps)
         steps = values.div_(step)
         lower = steps.floor()
         draw = torch.rand(values.shape, generator=generator, dtype=values.dtype)
@@ -87,16 +100,16 @@ def check_range(values: torch.Tensor, dtype: DType, name: str) -> None:
 
     if values.dtype.itemsize == 1:
         values = values.float()  # torch finds no extremes of float8
-    low, high = (float(bound) for bound in torch.aminmax(values))  # both NaN where any value is
-    limit = float(torch.finfo(torch_dtype(dtype)).max)
-    if -limit <= low and high <= limit:
-        return
-    if math.isnan(low):
+    extremes = torch.stack(torch.aminmax(values)).abs()
+    if dtype.name != "F64":
+        extremes = extremes.float()  # as the cast to any shorter type begins
+    largest = float(extremes.max())
+    if math.isnan(largest):
         raise OverflowToInfinity(f"{name}: the result is not a number", "one of the inputs holds NaN: sdkit inspect it")
-    # Slightly above the limit still rounds down to it; let the cast itself decide.
-    rounded = values.to(torch_dtype(dtype)).float()
-    if not bool(torch.isfinite(rounded).all()):
-        largest = max(abs(low), abs(high))
+    limit = float(torch.finfo(torch_dtype(dtype)).max)
+    # Not left to the cast, which makes the largest number of what is too large for fp8.
+    half_step = 2.0 ** (math.frexp(limit)[1] - 2 - MANTISSA_BITS[dtype.name])
+    if largest >= limit + half_step:  # what lies closer above the limit rounds down to it
         raise OverflowToInfinity(
             f"{name}: {largest:.6g} does not fit {dtype.name} (at most {limit:.6g})",
             "use a smaller strength, or --dtype bf16 or fp32",

@@ -152,7 +152,7 @@ def open_file(path: Path) -> Weights:
         SdkitError: it is no weight file; the message says why.
     """
     with open(path, "rb") as file:
-        magic = file.read(8)
+        magic = file.read(9)
     if magic.startswith(b"GGUF"):
         raise SdkitError(f"{path}: GGUF holds quantised weights, which sdkit does not read", "use the unquantised file")
     if _is_pickle(magic):
@@ -180,6 +180,9 @@ def raw_header(weights: Weights) -> bytes:
 
 
 def _is_pickle(magic: bytes) -> bool:
+    # The length of a safetensors header can be spelled like the start of a pickle: 640 is 80 02 00 00 00 00 00 00.
+    if magic[4:] == b"\0\0\0\0{":
+        return False
     # A zip archive (torch >= 1.6), a protocol-2 pickle (before), or a tar archive (long before).
     return magic.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"))
 

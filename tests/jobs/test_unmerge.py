@@ -78,3 +78,12 @@ def test_the_report_is_json(example, tmp_path) -> None:
     sdkit.merge(example.base, {example.lora: 0.8}, tmp_path / "m.safetensors", undo=tmp_path / "undo")
     report = sdkit.unmerge(tmp_path / "m.safetensors", output=tmp_path / "r.safetensors", undo=tmp_path / "undo")
     assert json.loads(json.dumps(report.as_dict()))["exact"] is True
+
+
+def test_tokens_are_not_saved_again_when_their_adapter_is_taken_out(example, tmp_path) -> None:
+    lora = load_file(example.lora)
+    save_file({**lora, "bundle_emb.sks.string_to_param.*": torch.ones(2, 64)}, tmp_path / "bundle.safetensors")
+    sdkit.merge(example.base, {tmp_path / "bundle.safetensors": 0.5}, tmp_path / "m.safetensors")
+    assert (tmp_path / "m.sks.safetensors").exists()
+    sdkit.unmerge(tmp_path / "m.safetensors", [tmp_path / "bundle.safetensors"], tmp_path / "b.safetensors")
+    assert (tmp_path / "b.safetensors").exists() and not (tmp_path / "b.sks.safetensors").exists()

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import struct
+import zlib
+
 import pytest
 import torch
 from hypothesis import given
@@ -126,3 +129,40 @@ def test_a_damaged_correction_is_noticed(merge) -> None:
 def test_another_file_is_no_undo_file(merge) -> None:
     with open_weights(merge / "merged.safetensors") as merged, pytest.raises(SdkitError, match="is no undo file"):
         restored_outputs(merged, merged)
+
+
+def rewrite(folder, metadata=None, **tensors) -> None:
+    """Put other bytes and metadata into the undo file, which stays a valid safetensors file."""
+    with open_weights(folder / "undo") as weights:
+        said = {**weights.metadata, **(metadata or {})}
+    parts = {name: tensor.clone() for name, tensor in load_file(folder / "undo").items()}
+    parts |= {
+        name.replace("__", "/"): torch.frombuffer(bytearray(data), dtype=torch.uint8) for name, data in tensors.items()
+    }
+    save_file(parts, folder / "undo", said)
+
+
+@pytest.mark.parametrize("checks", ["", "[]", '{"half": 3}', '{"half": [1, "x"]}', "[" * 100_000])
+def test_checksums_that_cannot_be_read_are_refused(merge, checks) -> None:
+    rewrite(merge, {"sdkit.undo.crc32": checks})
+    with pytest.raises(SdkitError, match="checksums|does not fit"):
+        restore(merge)
+
+
+@pytest.mark.parametrize("change", [b'"half"', b"[", b"\x00"])
+def test_a_header_of_another_layout_is_refused(merge, change) -> None:
+    header = load_file(merge / "undo")["header"].numpy().tobytes()
+    other = {b'"half"': header.replace(b'"half"', b'"hulf"'), b"[": header[:-1] + b"[", b"\x00": b"\x00" + header[1:]}
+    rewrite(merge, header=other[change])
+    with pytest.raises(SdkitError, match="not that of the merged file's base"):
+        restore(merge)
+    assert not (merge / "restored.safetensors").exists()
+
+
+def test_a_correction_never_unpacks_to_more_than_its_chunk(merge) -> None:
+    bomb = zlib.compress(bytes(1 << 24))
+    planes = struct.pack("<I", len(bomb)) + bomb
+    rewrite(merge, tensor__half=planes * 2)
+    with pytest.raises(SdkitError):
+        restore(merge)
+    assert not (merge / "restored.safetensors").exists()

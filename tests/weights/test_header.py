@@ -29,6 +29,7 @@ TORCH_TYPES = [dtype for dtype in WHOLE_BYTES if hasattr(torch, dtype.torch_name
 names = st.text(st.characters(categories=["L", "N", "P"], include_characters=" "), min_size=1, max_size=20).filter(
     lambda name: name != "__metadata__" and name.isprintable()
 )
+texts = st.text(st.characters(exclude_categories=["Cs"]))
 layouts = st.lists(
     st.tuples(names, st.sampled_from(WHOLE_BYTES), st.lists(st.integers(0, 5), max_size=4).map(tuple)),
     max_size=6,
@@ -182,12 +183,12 @@ LIES: dict[str, tuple[dict[str, Any] | str | bytes, int, str]] = {
     "an open object": (b'{"a":', 0, "not JSON"),
     "a NUL at the end": (b"{}\0", 0, "not JSON"),
     "bad UTF-8": (b'{"\xff":1}', 0, "not UTF-8"),
-    "deep nesting": ('{"a":%s%s}' % ("[" * 100_000, "]" * 100_000), 0, "nested too deeply"),
+    "deep nesting": ('{"a":' + "[" * 100_000 + "]" * 100_000 + "}", 0, "nested too deeply"),
     "nesting that just parses": (changed("a", shape=json.loads("[" * 400 + "]" * 400)), 16, "impossible shape"),
     "a name with ANSI codes": ({"a\x1b[31m": entry("F32", [2], 0, 8)}, 8, r"control characters"),
     "a name with a newline": ({"a\nb": entry("F32", [2], 0, 8)}, 8, "control characters"),
     "a name that turns the text around": ({"a\u202eb": entry("F32", [2], 0, 8)}, 8, "control characters"),
-    "a name with half a character": ('{"\\ud800":%s}' % json.dumps(entry("F32", [2], 0, 8)), 8, "control characters"),
+    "a name with half a character": ({"\ud800": entry("F32", [2], 0, 8)}, 8, "control characters"),
     "a very long name": ({"a" * 2000: entry("F32", [2], 0, 8)}, 8, "2,000 characters long"),
 }
 
@@ -231,7 +232,7 @@ def test_what_is_no_safetensors_file_is_refused(content: bytes, reason: str, tmp
 
 def test_many_keys_before_a_duplicate_are_found_quickly(tmp_path: Path) -> None:
     keys = ",".join(f'"k{index}":0' for index in range(100_000))
-    path = raw_file(tmp_path / "many.safetensors", '{%s,"k99999":0}' % keys)
+    path = raw_file(tmp_path / "many.safetensors", "{" + keys + ',"k99999":0}')
     with pytest.raises(DamagedFileError, match="'k99999' twice"):
         open_weights(path)
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import resource
 import sys
 import time
 from pathlib import Path
 
 from sdkit.core.errors import SdkitError
+from sdkit.core.memory import peak_memory_mib
 from sdkit.weights.pickle import open_pickle
 
 allowed = ""
@@ -58,8 +58,7 @@ def main(folder: Path) -> None:
     allowed = "nothing"
     pickle.loads(b"cbuiltins\nlen\n(]tR.")
     control, allowed = events[:], ""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    print(json.dumps({"results": results, "control": control, "peak": peak}))
+    print(json.dumps({"results": results, "control": control, "peak": peak_memory_mib()}))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def factor_error(read: Read, reason: str, hint: str = "") -> SdkitError:
     """An error that names the file and the tensor."""
-    return SdkitError(f"{read.weights.path}: {read.info.name}: {reason}", hint)
+    return SdkitError(f"{read.weights.path}: {read.info.name}: {reason}", hint or "the file is damaged: fetch it again")
 
 
 def check_float(*reads: Read | None) -> None:

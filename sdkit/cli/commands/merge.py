@@ -1,8 +1,4 @@
-"""Merge adapters into a checkpoint.
-
-    sdkit merge base.safetensors lora.safetensors --alpha 0.8
-    sdkit merge base.safetensors style.safetensors=0.6 face.safetensors=0.9 -o mix.safetensors
-"""
+"""Merge adapters into a checkpoint."""
 
 from __future__ import annotations
 
@@ -18,7 +14,7 @@ from sdkit.core.errors import UsageError
 @click.command("merge", no_args_is_help=True)
 @click.argument("base", type=click.Path(path_type=Path))
 @click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER[=STRENGTH]...")
-@click.option("-o", "--output", "target", type=click.Path(path_type=Path), help="File to write [default: BASE+ADAPTER.safetensors].")
+@click.option("-o", "--output", "target", type=click.Path(path_type=Path), help="[default: BASE+ADAPTER.safetensors]")
 @click.option("--alpha", type=float, default=1.0, show_default=True, help="Strength of adapters given without one.")
 @click.option("--unet-alpha", type=float, default=1.0, show_default=True, help="Multiplies strengths in the UNet.")
 @click.option("--te-alpha", type=float, default=1.0, show_default=True, help="Multiplies strengths in text encoders.")
