@@ -127,11 +127,22 @@ class Blended:
         context = precise(context)
         models = [source.bind(context) for source in self.inputs]
         base = self.base.bind(context) if self.base is not None else None
-        measured = self.method.measured(self._tiles(context, _deltas(models, base)), self.values)
+        measured = self._measure(context)
         if self.method.linear:
             numbers = coefficients(self.method, len(models), base is not None, self.values, measured)
             return _sum(numbers, [*models, base] if base is not None else models)
         return self._map(models, base, measured)
+
+    def _measure(self, context: Context) -> dict[str, object]:
+        """What the measuring pass finds; where that is inner products, in float64."""
+        import torch
+
+        if self.method.measure is None:
+            return {}
+        context = context.with_dtype(torch.float64) if self.method.linear else context
+        models = [source.bind(context) for source in self.inputs]
+        base = self.base.bind(context) if self.base is not None else None
+        return self.method.measured(self._tiles(context, _deltas(models, base)), self.values)
 
     def _map(
         self, models: Sequence[TileFunction], base: TileFunction | None, measured: Mapping[str, object]

@@ -25,12 +25,14 @@ def gram(tiles: Tiles) -> Gram:
     """
     import torch
 
-    total: torch.Tensor | None = None
+    sums: dict[tuple[int, int], float] = {}
+    count = 0
     for values in tiles:
-        stacked = torch.stack([value.reshape(-1).double() for value in values])
-        product = stacked @ stacked.T
-        total = product if total is None else total.add_(product)
-    return tuple(map(tuple, total.tolist())) if total is not None else ()
+        flat = [value.reshape(-1).double() for value in values]
+        count = len(flat)
+        for i, j in [*pairs(count), *((i, i) for i in range(count))]:
+            sums[i, j] = sums.get((i, j), 0.0) + float(torch.dot(flat[i], flat[j]))
+    return tuple(tuple(sums[min(i, j), max(i, j)] for j in range(count)) for i in range(count))
 
 
 def inner(one: Sequence[float], products: Gram, other: Sequence[float]) -> float:

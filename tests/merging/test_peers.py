@@ -1,4 +1,4 @@
-"""Agreement with sd-mecha and mergekit where they mean the same mathematics, and their known defects, which are not ours.
+"""Agreement with sd-mecha and mergekit where they mean the same mathematics, and defects of theirs that are not ours.
 
 Both are test-only and optional: neither can be installed beside everything else, so each test asks for its own.
 """
