@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "SdkitError": "sdkit.core.errors",
+    "blend": "sdkit.jobs.blend",
     "combine": "sdkit.jobs.combine",
     "extract": "sdkit.jobs.extract",
     "hash": "sdkit.jobs.hash",
@@ -29,6 +30,7 @@ _LAZY = {
 __all__ = [  # noqa: F822  (lazy: PEP 562)
     "SdkitError",
     "__version__",
+    "blend",
     "combine",
     "extract",
     "hash",

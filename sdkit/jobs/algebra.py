@@ -354,6 +354,7 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], threads:
     Each worker computes with one torch thread, so the numbers never depend on how many workers there are; and no more
     items are begun than there are workers, so memory stays bounded.
     """
+
     def work(item: Item) -> Result:
         with one_thread():  # torch keeps the number for each thread of ours
             return function(item)
