@@ -17,6 +17,7 @@ from sdkit.adapters.builder import reads, same_weight
 from sdkit.adapters.computed import Computed, computed_artifact
 from sdkit.adapters.deltas.delta import Delta
 from sdkit.adapters.deltas.dora import Dora
+from sdkit.adapters.deltas.full import Full
 from sdkit.adapters.deltas.low_rank import LowRank
 from sdkit.adapters.low_rank_form import form_rank
 from sdkit.adapters.ranks import RankRule
@@ -313,6 +314,8 @@ def _rule(rank: RankRule | int) -> RankRule:
 
 def _can_stay(delta: Delta, format: str, dtype: str | None) -> bool:
     """Whether the output can hold the change in its own kind, whose tensors then keep every bit."""
+    if isinstance(delta, Full) and delta.scale != 1.0:
+        return False  # files have no place for such a scale
     plain = isinstance(delta, LowRank) and delta.mid is None
     return dtype is None and (plain or format == "kohya")
 
@@ -324,7 +327,7 @@ def _shape(target: Target, parts: Terms, model: Model | None) -> tuple[int, ...]
         SdkitError: the changes are of different weights.
     """
     place = model.places[target.name].shape if model is not None else ()
-    if all(same_weight(delta.shape, place) for delta, _ in parts):
+    if place and all(same_weight(delta.shape, place) for delta, _ in parts):
         return place
     shape = max((delta.shape for delta, _ in parts), key=len)
     for delta, _ in parts:
