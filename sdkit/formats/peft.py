@@ -19,6 +19,8 @@ from typing import Any
 
 from sdkit.adapters.artifact import Artifact
 from sdkit.adapters.builder import ArtifactBuilder, same_weight
+from sdkit.adapters.deltas.delta import Delta
+from sdkit.adapters.deltas.dora import Dora
 from sdkit.adapters.deltas.full import Full
 from sdkit.adapters.deltas.low_rank import LowRank
 from sdkit.core.errors import SdkitError
@@ -33,12 +35,11 @@ from sdkit.weights.atomic_folder import AtomicFolder
 CONFIG = "adapter_config"
 TEXT_MODEL = "text_model."
 _KEY = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<side>A|B)(?:\.default)?\.(?P<part>weight|bias)")
-_DORA = "lora_magnitude_vector"
+_LENGTHS = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_magnitude_vector(?:\.default)?(?:\.weight)?")
 _COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
 
 # Settings that change what the factors mean, and initialisations that change the base.
 _REFUSED_SETTINGS = {
-    "use_dora": "DoRA",
     "use_qalora": "QALoRA",
     "use_bdlora": "block-diagonal LoRA",
     "alora_invocation_tokens": "activated LoRA",
@@ -147,6 +148,8 @@ def read(weights: Weights, model: Model | None) -> Artifact:
     if config.get("fan_in_fan_out"):
         builder.note("fan_in_fan_out is set; it concerns no layer of these models, and PEFT ignores it for them too")
     for spelled, parts in pairs.items():
+        if config.get("use_dora") and "lengths" not in parts:
+            raise SdkitError(f"{weights.path}: {spelled} is incomplete: lora_magnitude_vector missing")
         add_pair(builder, candidates(component, spelled), spelled, parts, settings)
     return builder.build()
 
@@ -232,6 +235,7 @@ def add_pair(
     """Add one module given its parts ``A`` (down), ``B`` (up) and perhaps ``bias``.
 
     Args:
+        parts: also ``lengths``, which make it a DoRA; PEFT's belong to the output features.
         alpha: the module's own alpha from the file, which overrides the settings.
 
     Raises:
@@ -245,7 +249,10 @@ def add_pair(
     name = spelled.removeprefix(f"{hub_names[0].partition('.')[0]}.")
     scale = alpha / max(rank, 1) if alpha is not None else settings.scale(name, max(rank, 1))
     module = builder.resolve(*hub_names)
-    builder.add(module, spelled, LowRank(up, down, scale))
+    change: Delta = LowRank(up, down, scale)
+    if "lengths" in parts:
+        change = Dora(change, builder.read(parts["lengths"]), by_input=False)
+    builder.add(module, spelled, change)
     if "bias" in parts:
         builder.add(module, spelled, Full(builder.read(parts["bias"]), scale), "bias")
 
@@ -253,10 +260,10 @@ def add_pair(
 def _pairs(builder: ArtifactBuilder) -> dict[str, dict[str, TensorInfo]]:
     pairs: dict[str, dict[str, TensorInfo]] = defaultdict(dict)
     for name, info in builder.weights.tensors.items():
-        match = _KEY.fullmatch(name)
-        if _DORA in name:
-            raise refuse(builder.weights, name, "DoRA")
-        if match is None:
+        match, lengths = _KEY.fullmatch(name), _LENGTHS.fullmatch(name)
+        if lengths is not None:
+            pairs[lengths["module"]]["lengths"] = info
+        elif match is None:
             builder.leave(name)
         elif match["part"] == "weight":
             pairs[match["module"]][match["side"]] = info

@@ -16,6 +16,8 @@ from sdkit.adapters.artifact import Artifact, Target
 from sdkit.adapters.builder import reads, same_weight
 from sdkit.adapters.computed import Computed, computed_artifact
 from sdkit.adapters.deltas.delta import Delta
+from sdkit.adapters.deltas.dora import Dora
+from sdkit.adapters.deltas.full import Full
 from sdkit.adapters.deltas.low_rank import LowRank
 from sdkit.adapters.low_rank_form import form_rank
 from sdkit.adapters.ranks import RankRule
@@ -226,6 +228,11 @@ class _Sum:
         terms: dict[Target, list[tuple[Delta, float]]] = {}
         for artifact, (_, strength) in zip(artifacts, self._pairs, strict=True):
             for target, delta in artifact.deltas.items():
+                if isinstance(delta, Dora):
+                    raise SdkitError(
+                        f"{artifact.source.path}: holds DoRA, whose change depends on the weights it is merged into",
+                        "merge it into its base, then `sdkit extract` a plain LoRA",
+                    )
                 if strength != 0.0:
                     terms.setdefault(target, []).append((delta, strength))
         if not terms:
@@ -307,6 +314,8 @@ def _rule(rank: RankRule | int) -> RankRule:
 
 def _can_stay(delta: Delta, format: str, dtype: str | None) -> bool:
     """Whether the output can hold the change in its own kind, whose tensors then keep every bit."""
+    if isinstance(delta, Full) and delta.scale != 1.0:
+        return False  # files have no place for such a scale
     plain = isinstance(delta, LowRank) and delta.mid is None
     return dtype is None and (plain or format == "kohya")
 
@@ -318,7 +327,7 @@ def _shape(target: Target, parts: Terms, model: Model | None) -> tuple[int, ...]
         SdkitError: the changes are of different weights.
     """
     place = model.places[target.name].shape if model is not None else ()
-    if all(same_weight(delta.shape, place) for delta, _ in parts):
+    if place and all(same_weight(delta.shape, place) for delta, _ in parts):
         return place
     shape = max((delta.shape for delta, _ in parts), key=len)
     for delta, _ in parts:

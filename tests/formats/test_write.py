@@ -80,6 +80,22 @@ def test_legacy_hash_is_the_scripts(tmp_path: Path, make_model: Callable[..., Mo
     assert metadata["sshs_legacy_hash"] == hashlib.sha256(library[0x100000:0x110000]).hexdigest()[:8]
 
 
+def test_a_scale_no_float32_holds(tmp_path: Path, make_model: Callable[..., Model]) -> None:
+    made = computed_artifact(
+        "made", {LINEAR: Computed.of({"up": torch.randn(6, 3), "down": torch.randn(3, 5)}, 0.1)}, DTYPES["F32"]
+    )
+    for format in ("kohya", "diffusers"):
+        write_adapter(made, make_model(SHAPES), tmp_path / format, {}, format=format)
+
+
+def test_what_reads_back_differently_is_an_error(
+    tmp_path: Path, make_model: Callable[..., Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sdkit.formats._lycoris_write.alpha", lambda delta: 1.5)
+    with pytest.raises(SdkitError, match="does not read back as it was written"):
+        write_adapter(artifact(), make_model(SHAPES), tmp_path / "a", {})
+
+
 def test_same_artifact_same_bytes(tmp_path: Path, make_model: Callable[..., Model]) -> None:
     for name in ("a", "b"):
         write_adapter(artifact("BF16"), make_model(SHAPES), tmp_path / name, {"b": "2", "a": "1"})

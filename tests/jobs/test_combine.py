@@ -350,3 +350,19 @@ def test_an_old_format_is_converted(tmp_path: Path) -> None:
     tensors = load_file(tmp_path / "out.safetensors")
     assert report.family == "sd1" and tensors[f"{Q}.alpha"] == 0.5
     assert "bundle_emb.<s1>.string_to_param.*" in tensors
+
+
+def test_a_scaled_bias_of_pefts_becomes_a_difference(tmp_path: Path) -> None:
+    attention = "base_model.model.down_blocks.0.attentions.0.transformer_blocks.0.attn2"
+    torch.manual_seed(0)
+    shapes = {"to_k.lora_A.weight": (2, 768), "to_k.lora_B.weight": (320, 2)}  # tells the family
+    shapes |= {"to_out.0.lora_A.weight": (2, 320), "to_out.0.lora_B.weight": (320, 2), "to_out.0.lora_B.bias": (320,)}
+    tensors = {f"{attention}.{part}": torch.randn(*shape) for part, shape in shapes.items()}
+    (tmp_path / "peft").mkdir()
+    save(tensors, tmp_path / "peft" / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 6, "lora_bias": True}
+    (tmp_path / "peft" / "adapter_config.json").write_text(json.dumps(config))
+    scale(tmp_path / "peft", 0.5, tmp_path / "out.safetensors", format="kohya")
+    found = load_file(tmp_path / "out.safetensors")
+    bias = found[f"{Q.removesuffix('to_k')}to_out_0.diff_b"]
+    assert torch.allclose(bias, tensors[f"{attention}.to_out.0.lora_B.bias"] * 1.5)
