@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import cast
 
 from sdkit.adapters.artifact import Artifact
 from sdkit.core.errors import SdkitError
-from sdkit.core.plugins import Plugin, find_plugins
+from sdkit.core.plugins import Plugin, choose, find_plugins
 from sdkit.families.family import Model
 from sdkit.formats._family import adapter_family
-from sdkit.formats.codec import Codec, Verdict
-from sdkit.weights import Weights
+from sdkit.formats.codec import Codec, Verdict, WritingCodec
+from sdkit.formats._verify import verify
+from sdkit.weights import Weights, open_weights
 
-__all__ = ["Verdict", "adapter_family", "formats", "read_adapter", "recognise"]
+__all__ = ["Verdict", "adapter_family", "formats", "read_adapter", "recognise", "write_adapter"]
 
 
 def formats() -> dict[str, Plugin]:
@@ -52,6 +55,44 @@ def read_adapter(weights: Weights, model: Model | None = None) -> Artifact:
         )
     reasons = "; ".join(f"{name}: {verdict.reason}" for name, verdict in verdicts.items())
     raise SdkitError(f"{weights.path}: not an adapter in a known format", reasons)
+
+
+def write_adapter(
+    artifact: Artifact,
+    model: Model,
+    path: Path,
+    metadata: Mapping[str, str],
+    *,
+    format: str = "kohya",
+    overwrite: bool = False,
+) -> None:
+    """Write an adapter, read it back, and compare every change with what was meant.
+
+    Args:
+        artifact: its targets are modules of `model`.
+        path: the file to write (PEFT: the folder).
+        metadata: the header's ``__metadata__``.
+
+    Raises:
+        SdkitError: there is no such format, it cannot hold this adapter, `path` cannot be written, or what was read
+            back differs (the file stays, for looking at).
+    """
+    plugin = choose(format, formats(), "format")
+    module = plugin.load()
+    if not hasattr(module, "write"):
+        raise SdkitError(f"the format {plugin.name} is read but not written", "write kohya or peft")
+    codec = cast(WritingCodec, module)
+    codec.write(artifact, model, path, metadata, overwrite=overwrite)
+    for part in _written_parts(path):
+        with open_weights(part) as weights:
+            verify(artifact, codec.read(weights, model), part)
+
+
+def _written_parts(path: Path) -> list[Path]:
+    """A file, a folder of weights, or the folders of an adapter's components."""
+    if path.is_dir() and not any(entry.is_file() for entry in path.iterdir()):
+        return sorted(path.iterdir())
+    return [path]
 
 
 def _codec(plugin: Plugin) -> Codec:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from sdkit.adapters.artifact import Artifact
@@ -33,5 +35,19 @@ class Codec(Protocol):
 
         Raises:
             SdkitError: the file is of this format but broken (a half pair, contradicting ranks).
+        """
+        ...
+
+
+class WritingCodec(Codec, Protocol):
+    """A codec that also writes its format."""
+
+    def write(
+        self, artifact: Artifact, model: Model, path: Path, metadata: Mapping[str, str], *, overwrite: bool = False
+    ) -> None:
+        """Write an adapter whose targets are modules of `model`, whole or not at all.
+
+        Raises:
+            SdkitError: the format has no way to say what the adapter holds, or `path` cannot be written.
         """
         ...

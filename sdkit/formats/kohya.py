@@ -13,11 +13,16 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
 
 from sdkit.adapters.artifact import Artifact
 from sdkit.adapters.builder import ArtifactBuilder
+from sdkit.core.errors import SdkitError
 from sdkit.families.family import Model
+from sdkit.formats import _lycoris_write
 from sdkit.formats._lycoris import ROLES, changes
+from sdkit.formats._write import Content, write_adapter_file
 from sdkit.formats.codec import Verdict
 from sdkit.formats.textual_inversion import encoder_of
 from sdkit.weights import TensorInfo, Weights
@@ -54,6 +59,34 @@ def read(weights: Weights, model: Model | None) -> Artifact:
         for parameter, delta in changes(builder, spelled, parts):
             builder.add(module, spelled, delta, parameter)
     return builder.build()
+
+
+def write(
+    artifact: Artifact, model: Model, path: Path, metadata: Mapping[str, str], *, overwrite: bool = False
+) -> None:
+    """See `formats.write_adapter`. SDXL's U-Net is spelled as in the single file, as kohya's scripts do."""
+    names = _spelled(model)
+    contents: dict[str, Content] = {}
+    for target, delta in artifact.deltas.items():
+        if target.module not in names:
+            raise SdkitError(f"{target.module} has no name in kohya's format")
+        spelled = names[target.module]
+        for role, read in _lycoris_write.parts(delta, target.parameter, target.module):
+            contents[f"{spelled}.{role}"] = read
+        alpha = _lycoris_write.alpha(delta)
+        if alpha is not None:
+            contents[f"{spelled}.alpha"] = alpha
+    write_adapter_file(path, contents, metadata, overwrite=overwrite)
+
+
+def _spelled(model: Model) -> dict[str, str]:
+    """Hub module → the name kohya's scripts give it."""
+    names: dict[str, str] = {}
+    for spelled, hub in model.kohya_modules.items():
+        is_hub_spelling = spelled.endswith(hub.partition(".")[2].replace(".", "_"))
+        if hub not in names or is_hub_spelling != model.family.startswith("sdxl"):
+            names[hub] = spelled
+    return names
 
 
 def _split(name: str) -> tuple[str, str] | None:

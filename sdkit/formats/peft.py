@@ -8,6 +8,7 @@ regular expressions of ``rank_pattern`` and ``alpha_pattern``; the scale is alph
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections import defaultdict
@@ -23,8 +24,11 @@ from sdkit.adapters.deltas.low_rank import LowRank
 from sdkit.core.errors import SdkitError
 from sdkit.families.family import Model
 from sdkit.formats._lycoris import refuse
+from sdkit.formats._write import Content, write_adapter_file
 from sdkit.formats.codec import Verdict
 from sdkit.weights import TensorInfo, Weights
+from sdkit.weights.atomic import write_file
+from sdkit.weights.atomic_folder import AtomicFolder
 
 CONFIG = "adapter_config"
 TEXT_MODEL = "text_model."
@@ -145,6 +149,52 @@ def read(weights: Weights, model: Model | None) -> Artifact:
     for spelled, parts in pairs.items():
         add_pair(builder, candidates(component, spelled), spelled, parts, settings)
     return builder.build()
+
+
+def write(
+    artifact: Artifact, model: Model, path: Path, metadata: Mapping[str, str], *, overwrite: bool = False
+) -> None:
+    """See `formats.write_adapter`. `path` becomes PEFT's folder; a LoRA of several components has one folder for each.
+
+    Raises:
+        SdkitError: also when a change is no plain LoRA.
+    """
+    components: dict[str, dict[str, LowRank]] = defaultdict(dict)
+    for target, delta in artifact.deltas.items():
+        if not isinstance(delta, LowRank) or delta.mid is not None or target.parameter != "weight":
+            raise SdkitError(f"{target.name}: a change of the kind {delta.kind} cannot be written in PEFT's format")
+        components[target.component][target.module.partition(".")[2]] = delta
+    with AtomicFolder(path, overwrite=overwrite) as folder:
+        for component, modules in components.items():
+            place = folder.work / component if len(components) > 1 else folder.work
+            place.mkdir(exist_ok=True)
+            _write_component(place, modules, metadata)
+        folder.commit()
+
+
+def _write_component(folder: Path, modules: Mapping[str, LowRank], metadata: Mapping[str, str]) -> None:
+    contents: dict[str, Content] = {}
+    for module, delta in modules.items():
+        contents[f"base_model.model.{module}.lora_A.weight"] = delta.down
+        contents[f"base_model.model.{module}.lora_B.weight"] = delta.up
+    write_adapter_file(folder / "adapter_model.safetensors", contents, metadata, overwrite=False)
+    first = next(iter(modules.values()))
+    ranks = {name: delta.rank for name, delta in modules.items() if delta.rank != first.rank}
+    alphas = {name: delta.scale * delta.rank for name, delta in modules.items()}
+    usual = alphas[next(iter(modules))]
+    config = {
+        "peft_type": "LORA",
+        "r": first.rank,
+        "lora_alpha": usual,
+        "rank_pattern": {re.escape(name): rank for name, rank in ranks.items()},
+        "alpha_pattern": {re.escape(name): alpha for name, alpha in alphas.items() if alpha != usual},
+        "target_modules": sorted(modules),
+        "base_model_name_or_path": None,
+        "bias": "none",
+        "inference_mode": True,
+        "task_type": None,
+    }
+    write_file(folder / "adapter_config.json", json.dumps(config, indent=2, sort_keys=True).encode() + b"\n")
 
 
 def candidates(component: str, module: str) -> list[str]:
