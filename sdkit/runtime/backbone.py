@@ -124,6 +124,20 @@ class Backbone(ABC):
         self.device, self.dtype = device, dtype
         return self
 
+    def content_id(self, component: str) -> str:
+        """Names the weights of a component by content (and the tokenizer, of a text encoder)."""
+        import hashlib
+
+        from sdkit.runtime.tensors import tensor_bytes
+
+        digest = hashlib.blake2b(digest_size=16)
+        for name, parameter in self.components[component].named_parameters():
+            digest.update(name.encode())
+            digest.update(tensor_bytes(parameter.cpu()))
+        if component in self.tokenizers:
+            digest.update(repr(sorted(self.tokenizers[component].get_vocab().items())).encode())
+        return digest.hexdigest()
+
     # Modules by hub name
 
     def module(self, hub: str) -> nn.Module:

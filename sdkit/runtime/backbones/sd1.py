@@ -30,6 +30,7 @@ class SD1(Backbone):
         return Cond(hidden)
 
     def denoise(self, noised: torch.Tensor, timesteps: torch.Tensor, cond: Cond) -> torch.Tensor:
-        """One call of the U-Net."""
-        prediction: torch.Tensor = self.unet(noised, timesteps, cond.context, return_dict=False)[0]
+        """One call of the U-Net, in the components' type."""
+        inputs = (noised.to(self.dtype), timesteps, cond.context.to(self.dtype))
+        prediction: torch.Tensor = self.unet(*inputs, return_dict=False)[0]
         return prediction
