@@ -18,10 +18,11 @@ _LAZY = {
     "hash": "sdkit.jobs.hash",
     "inspect": "sdkit.jobs.inspect",
     "merge": "sdkit.jobs.merge",
+    "train": "sdkit.jobs.train",
     "unmerge": "sdkit.jobs.unmerge",
 }
 
-__all__ = ["SdkitError", "__version__", "hash", "inspect", "merge", "unmerge"]  # noqa: F822  (lazy: PEP 562)
+__all__ = ["SdkitError", "__version__", "hash", "inspect", "merge", "train", "unmerge"]  # noqa: F822  (lazy: PEP 562)
 
 
 def __getattr__(name: str) -> Any:

@@ -29,6 +29,17 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
+class Started(Event):
+    """The loop begins, or goes on.
+
+    Attributes:
+        steps: where it ends.
+    """
+
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
 class Step(Event):
     """A training step is finished.
 

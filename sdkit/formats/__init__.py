@@ -11,8 +11,8 @@ from sdkit.core.errors import SdkitError
 from sdkit.core.plugins import Plugin, choose, find_plugins
 from sdkit.families.family import Model
 from sdkit.formats._family import adapter_family
-from sdkit.formats.codec import Codec, Verdict, WritingCodec
 from sdkit.formats._verify import verify
+from sdkit.formats.codec import Codec, Verdict, WritingCodec
 from sdkit.weights import Weights, open_weights
 
 __all__ = ["Verdict", "adapter_family", "formats", "read_adapter", "recognise", "write_adapter"]

@@ -20,6 +20,7 @@ def parts(delta: Delta, parameter: str, module: str) -> Iterator[tuple[str, Read
     Raises:
         SdkitError: the format has no roles for such a change.
     """
+    roles: tuple[str, ...]
     found: tuple[Read | None, ...]
     if isinstance(delta, LowRank):
         roles, found = LORA, (delta.up, delta.down, delta.mid)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def verify(meant: Artifact, read: Artifact, path: Path) -> None:
-    """Raise SdkitError unless every change in `read` is one of `meant`'s, to the last bit, and none of its modules lacks.
+    """Raise SdkitError unless the changes in `read` are those of `meant`, to the last bit.
 
     Args:
         read: what the file at `path` holds; of an adapter in several files, one component.

@@ -118,8 +118,8 @@ class Backbone(ABC):
         """Move all components; the autoencoder stays in float32, because float16 overflows in SDXL's."""
         import torch
 
-        for name, component in self.components.items():
-            component.to(device=device, dtype=torch.float32 if name == "vae" else dtype)
+        for name, component in self.components.items():  # diffusers' own `to` warns of what does not concern us
+            torch.nn.Module.to(component, device=device, dtype=torch.float32 if name == "vae" else dtype)
         self.schedule = self.schedule.to(device)
         self.device, self.dtype = device, dtype
         return self

@@ -85,8 +85,8 @@ def low_rank_layer(delta: LowRank, module: nn.Module, name: str, strength: float
     prepared = delta.prepare(1.0, torch.float32)  # the delta's own scale is in `up` already
     down, up = factor_shapes(module, prepared.down.shape[0], name)
     weight: torch.Tensor = module.weight  # type: ignore[assignment]
-    factors = (prepared.down.reshape(down), prepared.up.reshape(up))
-    return LowRankLayer(module, *(factor.to(weight.device, weight.dtype) for factor in factors), strength)
+    place = {"device": weight.device, "dtype": weight.dtype}
+    return LowRankLayer(module, prepared.down.reshape(down).to(**place), prepared.up.reshape(up).to(**place), strength)
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """The noise schedule: how much of a picture is left at each timestep, and what a model is asked to predict there.
 
-z_t = √ᾱ_t · z_0 + √(1 − ᾱ_t) · ε (DDPM, arXiv:2006.11239). The target is ε, or the velocity v = √ᾱ_t · ε − √(1 − ᾱ_t) · z_0
-(arXiv:2202.00512). With zero terminal SNR (arXiv:2305.08891) the last ᾱ is 0, which only the velocity can be learnt from.
+z_t = √ᾱ_t · z_0 + √(1 − ᾱ_t) · ε (DDPM, arXiv:2006.11239). The target is ε, or the velocity
+v = √ᾱ_t · ε − √(1 − ᾱ_t) · z_0 (arXiv:2202.00512). With zero terminal SNR (arXiv:2305.08891) the last ᾱ is 0, which
+only the velocity can be learnt from.
 """
 
 from __future__ import annotations
@@ -61,7 +62,9 @@ class NoiseSchedule:
         return alphas.sqrt().to(like.dtype), (1 - alphas).sqrt().to(like.dtype)
 
 
-def noise_schedule(config: Mapping[str, Any], prediction: str | None, *, zero_terminal_snr: bool = False) -> NoiseSchedule:
+def noise_schedule(
+    config: Mapping[str, Any], prediction: str | None, *, zero_terminal_snr: bool = False
+) -> NoiseSchedule:
     """The schedule a scheduler configuration describes.
 
     Args:

@@ -10,7 +10,7 @@ MAX_ASPECT = 2.0
 
 
 def bucket_sizes(resolution: int, step: int) -> list[Size]:
-    """All (width, height) that are multiples of `step`, hold at most ``resolution²`` pixels, and are as large as that allows.
+    """All (width, height) of multiples of `step` with at most ``resolution²`` pixels, as large as that allows.
 
     Args:
         resolution: side of the square with as many pixels.

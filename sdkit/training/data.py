@@ -25,7 +25,9 @@ CAPTION_SUFFIXES = (".txt", ".caption")
 METADATA = "metadata.jsonl"
 _CAPTION_KEYS = ("text", "caption", "prompt")
 _KOHYA = re.compile(r"(\d{1,4})_(.+)")
-_CAMERA = re.compile(r"(?:img|dsc[nf]?|image|photo|pic|picture|pxl|screenshot|download|file|untitled|frame|sample)\b", re.I)
+_CAMERA = re.compile(
+    r"(?:img|dsc[nf]?|image|photo|pic|picture|pxl|screenshot|download|file|untitled|frame|sample)\b", re.I
+)
 _WORD = re.compile(r"[^\W\d_]{3,}")
 
 
@@ -165,7 +167,9 @@ def _listed_captions(folder: Path) -> dict[Path, str]:
         if not path.resolve().is_relative_to(folder.resolve()):
             raise SdkitError(f"{file}:{number}: {name[:80]!r} lies outside the folder")
         if not path.is_file():
-            raise SdkitError(f"{file}:{number}: there is no picture {name[:80]!r}", "correct file_name, or drop the line")
+            raise SdkitError(
+                f"{file}:{number}: there is no picture {name[:80]!r}", "correct file_name, or drop the line"
+            )
         captions[path] = caption
     return captions
 

@@ -100,7 +100,11 @@ class Feed:
         mine = slots[rank::world]
         return self._make(mine, len(mine) / len(slots), rng)
 
-    def prepare(self, progress: object = None) -> int:
+    def latents(self, sample: Sample, size: Size) -> Latents:
+        """The latents of any picture, [1, c, h, w], on the CPU."""
+        return self._latents(_Slot(sample, size, 0), False)
+
+    def prepare(self) -> int:
         """Encode everything that can be kept, before the first step.
 
         Returns:
@@ -127,7 +131,7 @@ class Feed:
         return dict(sorted(groups.items()))
 
     def _order(self, epoch: int, rng: StepRNG) -> list[list[_Slot]]:
-        """The batches of an epoch. The last of each size is filled up from its beginning, so that all are equally large."""
+        """The batches of an epoch. The last of each size is filled up from its beginning, so all are equally large."""
         if self._epoch is None or self._epoch[:2] != (epoch, rng.attempt):
             shuffle = rng.at(epoch)
             batches = []

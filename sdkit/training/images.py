@@ -41,7 +41,13 @@ def open_picture(path: Path, background: str = "white") -> Image:
                 image.load()
                 upright = ImageOps.exif_transpose(image)
                 return _opaque(_eight_bit(_srgb(upright)), background)
-    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        PIL.Image.DecompressionBombError,
+        PIL.Image.DecompressionBombWarning,
+    ) as error:
         raise BrokenPictureError(f"{path}: cannot be decoded: {error}") from None
 
 
@@ -80,7 +86,9 @@ def _srgb(image: Image) -> Image:
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         target = ImageCms.createProfile("sRGB")
-        converted = ImageCms.profileToProfile(image, source, target, outputMode="RGBA" if image.mode == "RGBA" else "RGB")
+        converted = ImageCms.profileToProfile(
+            image, source, target, outputMode="RGBA" if image.mode == "RGBA" else "RGB"
+        )
     except ImageCms.PyCMSError:  # a broken profile says nothing about the pixels
         return image
     return converted or image

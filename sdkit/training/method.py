@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sdkit.core.errors import SdkitError
 from sdkit.core.plugins import Plugin, choose, find_plugins
@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 # Keys every method takes.
 COMMON = frozenset(
     "steps epochs seed lr batch accumulate resolution optimizer weight_decay schedule warmup precision device "
-    "max_grad_norm ema checkpointing flip background strict init save_every keep_states validation validate_every".split()
+    "max_grad_norm ema checkpointing flip background strict init save_every keep_states validation "
+    "validate_every".split()
 )
 # Keys of methods that learn from captioned pictures by denoising.
-DENOISING = frozenset("caption caption_dropout token class prior_weight snr_gamma noise_offset prediction".split())
+DENOISING = frozenset("caption caption_dropout token snr_gamma noise_offset prediction".split())
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,12 @@ class Save(Protocol):
     """Writes what was trained."""
 
     def __call__(
-        self, trained: Sequence[Trainable], backbone: Backbone, options: TrainOptions, path: Path, metadata: Mapping[str, str]
+        self,
+        trained: Sequence[Trainable],
+        backbone: Backbone,
+        options: TrainOptions,
+        path: Path,
+        metadata: Mapping[str, str],
     ) -> None:
         """Write `path`, whole or not at all, and check what was written."""
         ...
@@ -92,4 +98,4 @@ def load_method(name: str) -> tuple[str, Method]:
     method = getattr(plugin.load(), "METHOD", None)
     if not isinstance(method, Method):
         raise SdkitError(f"the training method {plugin.name} ({plugin.module}) lacks METHOD", "uninstall or repair it")
-    return plugin.name, cast(Method, method)
+    return plugin.name, method

@@ -37,10 +37,14 @@ class TrainOptions:
     precision: str = _option("auto", "fp32, bf16 or fp16 [auto: bf16 on a GPU, else fp32]")
     device: str = _option("auto", "cuda, mps, xpu or cpu")
     max_grad_norm: float = _option(1.0, "gradients longer than this are shortened; 0 leaves them", minimum=0.0)
-    ema: float | None = _option(None, "save a moving average of the parameters, with this decay", minimum=0.0, maximum=1.0)
+    ema: float | None = _option(
+        None, "save a moving average of the parameters, with this decay", minimum=0.0, maximum=1.0
+    )
     checkpointing: bool = _option(False, "save memory by computing activations twice")
     caption: str = _option("", "caption of pictures that have none")
-    caption_dropout: float = _option(0.0, "share of steps a picture comes without its caption", minimum=0.0, maximum=1.0)
+    caption_dropout: float = _option(
+        0.0, "share of steps a picture comes without its caption", minimum=0.0, maximum=1.0
+    )
     flip: bool = _option(False, "mirror half of the pictures")
     background: str = _option("white", "colour that transparent pixels show")
     strict: bool = _option(False, "stop at a damaged picture instead of leaving it out")
@@ -96,11 +100,13 @@ def parse_options(
     types = get_type_hints(TrainOptions)
     entries = {spelled(entry.name): entry for entry in fields(TrainOptions)}
     values: dict[str, Any] = {_KEYWORDS.get(key, key): value for key, value in defaults.items()}
-    for key, raw in given.items():
-        key = key.replace("-", "_")
+    for word, raw in given.items():
+        key = word.replace("-", "_")
         if key not in entries or key not in accepts:
             known = "" if key not in entries else f" of {method}"
-            raise UsageError(f"unknown option {key}={known and ' (it is not one' + known + ')'}", nearest_hint(key, accepts))
+            raise UsageError(
+                f"unknown option {key}={known and ' (it is not one' + known + ')'}", nearest_hint(key, accepts)
+            )
         name = entries[key].name
         values[name] = _check(key, _coerce(key, raw, types[name]), entries[key].metadata)
     return TrainOptions(**values)

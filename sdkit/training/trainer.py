@@ -18,6 +18,7 @@ from sdkit.core.events import (
     Resumed,
     RolledBack,
     Saved,
+    Started,
     Step,
     Validation,
 )
@@ -129,6 +130,7 @@ class Trainer:
         with self._live():
             if resume:
                 yield self._resume()
+            yield Started(self.step, self.settings.steps)
             if self.step == 0:
                 yield from self._validation()
                 yield from self._save()

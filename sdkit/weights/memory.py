@@ -1,4 +1,4 @@
-"""Tensors in memory that can be read like those of a file, so that a trained adapter needs no file to be an artifact."""
+"""Tensors in memory that read like those of a file, so that a trained adapter needs no file to be an artifact."""
 
 from __future__ import annotations
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torch import nn  # noqa: TID253  (nothing imports this module before torch is needed)
-from torch.nn import functional as F  # noqa: TID253
+from torch import nn
+from torch.nn import functional as F
 
 from sdkit.core.errors import SdkitError
 

@@ -44,7 +44,8 @@ def _trainables(backbone: Backbone, options: TrainOptions, rng: StepRNG) -> list
     if options.conv_rank:
         alphas[options.conv_rank] = options.conv_alpha if options.conv_rank != options.rank else options.network_alpha
     scales = {
-        module: lora_scale(_or(alphas[rank], rank), rank, rank_stabilised=options.rslora) for module, rank in ranks.items()
+        module: lora_scale(_or(alphas[rank], rank), rank, rank_stabilised=options.rslora)
+        for module, rank in ranks.items()
     }
     return [Lora(new_factors(backbone, ranks, rng), scales, up_ratio=options.lora_plus, **rates)]
 

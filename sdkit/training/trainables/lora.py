@@ -84,7 +84,9 @@ class Lora:
     def artifact(self, dtype: torch.dtype, metadata: Mapping[str, str] | None = None) -> Artifact:
         """The adapter as it is now, its factors rounded to `dtype`."""
         named = self.parameters
-        held = in_memory("the trained LoRA", {name: factor.detach().to(dtype) for name, factor in named.items()}, metadata)
+        held = in_memory(
+            "the trained LoRA", {name: factor.detach().to(dtype) for name, factor in named.items()}, metadata
+        )
         deltas = {
             Target(module): LowRank(
                 Read(held, held.tensors[f"{module}.up"]),
@@ -99,7 +101,7 @@ class Lora:
 def new_factors(
     backbone: Backbone, ranks: Mapping[str, int], rng: StepRNG
 ) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
-    """Factors whose product is zero: `down` Kaiming-uniform as a linear layer's weight, `up` zero (arXiv:2106.09685)."""
+    """Factors whose product is zero: `down` as a linear layer begins, `up` zero (arXiv:2106.09685)."""
     import torch
     from torch import nn
 
