@@ -85,8 +85,9 @@ def low_rank_layer(delta: LowRank, module: nn.Module, name: str, strength: float
     prepared = delta.prepare(1.0, torch.float32)  # the delta's own scale is in `up` already
     down, up = factor_shapes(module, prepared.down.shape[0], name)
     weight: torch.Tensor = module.weight  # type: ignore[assignment]
-    place = {"device": weight.device, "dtype": weight.dtype}
-    return LowRankLayer(module, prepared.down.reshape(down).to(**place), prepared.up.reshape(up).to(**place), strength)
+    factors = (prepared.down.reshape(down), prepared.up.reshape(up))
+    at_home = [factor.to(weight.device, weight.dtype) for factor in factors]
+    return LowRankLayer(module, at_home[0], at_home[1], strength)
 
 
 @contextmanager

@@ -49,7 +49,11 @@ def load_backbone(path: Path | str, *, prediction: str | None = None) -> Backbon
         schedule = noise_schedule(
             configs["scheduler"], prediction or model.prediction, zero_terminal_snr="ztsnr" in model.markers
         )
-        tokenizers = {name: load_tokenizer(weights, name) for name in components if name.startswith("text_encoder")}
+        tokenizers = {
+            name: load_tokenizer(weights, name, int(configs[name]["vocab_size"]))
+            for name in components
+            if name.startswith("text_encoder")
+        }
         return kind(model, components, tokenizers, schedule, quick_id(*weights.files), weights.path.name)
 
 
@@ -111,8 +115,8 @@ def _stated_configs(weights: Weights) -> Configs:
     return {"scheduler": {}, **configs}
 
 
-def build_component(name: str, config: Mapping[str, Any]) -> nn.Module:
-    """An empty module (its tensors have shapes and no memory) of a component's configuration.
+def build_component(name: str, config: Mapping[str, Any], *, empty: bool = True) -> nn.Module:
+    """A module of a component's configuration: empty (its tensors have shapes and no memory), or as it begins.
 
     Raises:
         SdkitError: the configuration is not one of these classes.
@@ -123,7 +127,7 @@ def build_component(name: str, config: Mapping[str, Any]) -> nn.Module:
 
     plain = {key: value for key, value in config.items() if not key.startswith("_")}
     try:
-        with torch.device("meta"):
+        with torch.device("meta" if empty else "cpu"):
             if name.startswith("text_encoder"):
                 projects = "CLIPTextModelWithProjection" in config.get("architectures", ())
                 text_class = CLIPTextModelWithProjection if projects else CLIPTextModel
@@ -182,8 +186,11 @@ def read_place(weights: Weights, place: Place) -> torch.Tensor:
     return torch.empty(tuple(tensor.shape), dtype=torch.float32).copy_(tensor)
 
 
-def load_tokenizer(weights: Weights, component: str) -> Any:
+def load_tokenizer(weights: Weights, component: str, vocabulary: int) -> Any:
     """The tokenizer beside a folder's text encoder; CLIP's own for a single file.
+
+    Args:
+        vocabulary: number of tokens the text encoder knows.
 
     Raises:
         SdkitError: the folder has none, or a single file has another vocabulary than CLIP's.
@@ -199,6 +206,12 @@ def load_tokenizer(weights: Weights, component: str) -> Any:
         raise SdkitError(f"{folder}: no tokenizer.json or vocab.json", "download the folder again")
     import sdkit
 
-    return CLIPTokenizer.from_pretrained(
+    tokenizer = CLIPTokenizer.from_pretrained(
         Path(sdkit.__file__).parent / "assets" / "tokenizers" / "clip", local_files_only=True
     )
+    if len(tokenizer) != vocabulary:
+        raise SdkitError(
+            f"{weights.path}: its text encoder knows {vocabulary} tokens, CLIP's tokenizer has {len(tokenizer)}",
+            "a base with a tokenizer of its own must be a diffusers folder",
+        )
+    return tokenizer

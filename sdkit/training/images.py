@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-import warnings
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,19 +35,13 @@ def open_picture(path: Path, background: str = "white") -> Image:
     from PIL import ImageOps
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
-            with PIL.Image.open(path) as image:
-                image.load()
-                upright = ImageOps.exif_transpose(image)
-                return _opaque(_eight_bit(_srgb(upright)), background)
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        PIL.Image.DecompressionBombError,
-        PIL.Image.DecompressionBombWarning,
-    ) as error:
+        with PIL.Image.open(path) as image:
+            if image.width * image.height > (PIL.Image.MAX_IMAGE_PIXELS or math.inf):
+                raise ValueError(f"{image.width} by {image.height} pixels are too many")
+            image.load()
+            upright = ImageOps.exif_transpose(image)
+            return _opaque(_eight_bit(_srgb(upright)), background)
+    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
         raise BrokenPictureError(f"{path}: cannot be decoded: {error}") from None
 
 
@@ -89,7 +83,7 @@ def _srgb(image: Image) -> Image:
         converted = ImageCms.profileToProfile(
             image, source, target, outputMode="RGBA" if image.mode == "RGBA" else "RGB"
         )
-    except ImageCms.PyCMSError:  # a broken profile says nothing about the pixels
+    except (ImageCms.PyCMSError, OSError):  # a broken profile says nothing about the pixels
         return image
     return converted or image
 

@@ -223,10 +223,11 @@ class Trainer:
             )
         attempt = self._attempt + 1
         scale = 0.5**attempt
+        failed_at = self.step
         self._restore(found[1])
         self._attempt, self.updater.lr_scale = attempt, scale
         self._skips = 0
-        return RolledBack(self.step, found[1].step, scale)
+        return RolledBack(failed_at, found[1].step, scale)
 
     def _validation(self) -> Iterator[Event]:
         if self._validate is None or not self._processes.is_main:
