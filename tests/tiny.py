@@ -117,3 +117,33 @@ def _tokenizer() -> dict[str, object]:
             "unk_token": "<unk>",
         },
     }
+
+
+def write_single_file(folder: Path) -> Path:
+    """`folder`/base, a pipeline with CLIP's vocabulary, and the same as an LDM checkpoint, `folder`/single.safetensors."""
+    from sdkit.families.clip import text_parameters
+    from sdkit.families.configs import text_layout, unet_layout, vae_layout
+    from sdkit.families.unet import unet_parameters
+    from sdkit.families.vae import vae_parameters
+    from sdkit.runtime.create import create_base
+    from sdkit.runtime.load import CONFIG_KEY, load_backbone
+    from sdkit.runtime.tensors import write_tensors
+
+    text = {**TEXT, "vocab_size": 49408, "bos_token_id": 49406, "eos_token_id": 49407}
+    configs = write_configs(folder / "configs")
+    (configs / "text_encoder/config.json").write_text(json.dumps(text))
+    create_base(configs, folder / "base")
+    backbone = load_backbone(folder / "base")
+    components = {
+        "unet": ("model.diffusion_model.", unet_parameters(unet_layout(UNET))),
+        "vae": ("first_stage_model.", vae_parameters(vae_layout(VAE))),
+        "text_encoder": ("cond_stage_model.transformer.", text_parameters(text_layout(text), "hf")),
+    }
+    tensors = {}
+    for component, (prefix, rows) in components.items():
+        for row in rows:
+            module, _, name = row.hub.rpartition(".")
+            tensors[prefix + row.ldm] = getattr(backbone.module(f"{component}.{module}"), name)
+    stated = {CONFIG_KEY: json.dumps({"unet": UNET, "vae": VAE, "text_encoder": text, "scheduler": SCHEDULER})}
+    write_tensors(folder / "single.safetensors", tensors, stated)
+    return folder / "single.safetensors"

@@ -18,7 +18,7 @@ from sdkit.jobs.stop import StopRequest
 from sdkit.training.data import Dataset, read_dataset
 from sdkit.training.folder import RunFolder, write_event
 from sdkit.training.metadata import training_metadata
-from sdkit.training.method import Method, load_method
+from sdkit.training.method import Method, Result, load_method
 from sdkit.training.options import TrainOptions, parse_options
 from sdkit.training.plan import Base, Plan, buckets, look_at_base, make_plan
 from sdkit.training.space import check_space
@@ -125,7 +125,8 @@ def train(
     name, kind = load_method(method)
     parsed = parse_options(options, kind.accepts, kind.defaults, name)
     target = Path(output) if output is not None else Path("runs") / f"{Path(data).absolute().name}-{name}"
-    folder = RunFolder.of(target, kind.suffix)
+    suffix = kind.suffix if kind.suffix is not None else ("" if Path(base).is_dir() else ".safetensors")
+    folder = RunFolder.of(target, suffix)
     request = _Request(name, kind, Path(base), Path(data), folder, parsed, dict(options), target)
     return _Run(request, watch or (lambda event: None), should_stop or StopRequest()).go(
         resume=resume, force=force, dry_run=dry_run
@@ -219,7 +220,8 @@ class _Run:
             metadata = self._metadata(backbone, options, dataset)
             with trainer.averaged():
                 self._request.folder.result.parent.mkdir(parents=True, exist_ok=True)
-                self._request.method.save(trained, backbone, options, self._request.folder.result, metadata)
+                result = Result(trained, backbone, base.path, options, trainer.feed)
+                self._request.method.save(result, self._request.folder.result, metadata)
         return self._report(plan, trainer.step, finished=not interrupted)
 
     def _trainer(
@@ -303,7 +305,7 @@ class _Run:
     ) -> Callable[[], Any] | None:
         if not options.validation:
             return None
-        from sdkit.runtime.losses import HeldOut, held_out_losses
+        from sdkit.runtime.losses import HeldOut
         from sdkit.training.buckets import nearest_size
 
         held = read_dataset(Path(options.validation), caption=options.caption, background=options.background)
@@ -311,8 +313,8 @@ class _Run:
         pictures = []
         for sample in held.samples:
             size = nearest_size(sample.size, sizes)
-            pictures.append(HeldOut(sample.id, feed.latents(sample, size), sample.caption, size))
-        return lambda: held_out_losses(backbone, pictures)
+            pictures.append(HeldOut(sample.id, sample.caption, size, *feed.held_out(sample, size)))
+        return lambda: self._request.method.held_out(backbone, pictures)
 
     def _metadata(self, backbone: Backbone, options: TrainOptions, dataset: Dataset) -> dict[str, str]:
         request = self._request

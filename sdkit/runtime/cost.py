@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +11,7 @@ from sdkit.runtime.load import build_component
 
 if TYPE_CHECKING:
     import torch
-
-# A training step computes the outputs once and, for frozen weights, their gradients by inputs once more; what trains
-# beside them is small. With checkpointing the outputs are computed twice.
-PASSES = 2.0
+    from torch import nn
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,18 +19,22 @@ class StepCost:
     """The cost of one sample in one step.
 
     Attributes:
-        operations: multiplications and additions of one forward pass of the denoiser.
+        operations: multiplications and additions of one forward pass.
         activation_bytes: what the forward pass keeps for the backward pass, in float32.
-        weights: parameters of the denoiser.
+        weights: parameters of the model.
     """
 
     operations: int
     activation_bytes: int
     weights: int
 
-    def seconds(self, speed: float, *, checkpointing: bool) -> float:
-        """Wall time at `speed` operations a second."""
-        return self.operations * (PASSES + checkpointing) / speed
+    def seconds(self, speed: float, *, frozen: bool, checkpointing: bool) -> float:
+        """Wall time at `speed` operations a second.
+
+        A step computes the outputs and their gradients by the inputs, and by the weights unless those are frozen (what
+        trains beside them is small). With checkpointing the outputs are computed twice.
+        """
+        return self.operations * (3 - frozen + checkpointing) / speed
 
 
 def step_cost(config: Mapping[str, Any], latent: tuple[int, int, int], tokens: int) -> StepCost:
@@ -44,26 +45,41 @@ def step_cost(config: Mapping[str, Any], latent: tuple[int, int, int], tokens: i
         tokens: length of the text.
     """
     import torch
-    from torch.utils.flop_counter import FlopCounterMode
 
     unet: Any = build_component("unet", config)
-    unet.requires_grad_(False)
+    with torch.device("meta"):
+        inputs = torch.empty(1, *latent, requires_grad=True)
+        text = torch.empty(1, tokens, config["cross_attention_dim"], requires_grad=True)
+        added, timestep = _added(config), torch.empty(1)
+    return _measure(unet, lambda: unet(inputs, timestep, text, **added))
+
+
+def autoencoder_cost(config: Mapping[str, Any], size: tuple[int, int]) -> StepCost:
+    """The cost of encoding and decoding pictures of a width and height."""
+    import torch
+
+    vae: Any = build_component("vae", config)
+    pixels = torch.empty(1, 3, size[1], size[0], device="meta", requires_grad=True)
+    return _measure(vae, lambda: vae.decode(vae.encode(pixels).latent_dist.mean))
+
+
+def _measure(model: nn.Module, run: Callable[[], object]) -> StepCost:
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model.requires_grad_(False)
     kept: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
         return tensor
 
-    weights = {parameter.untyped_storage()._cdata for parameter in unet.parameters()}
-    with torch.device("meta"):
-        inputs = torch.empty(1, *latent, requires_grad=True)
-        text = torch.empty(1, tokens, config["cross_attention_dim"], requires_grad=True)
-        added = _added(config)
-        counter = FlopCounterMode(display=False)
-        with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            unet(inputs, torch.empty(1), text, **added)
+    weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    counter = FlopCounterMode(display=False)
+    with torch.device("meta"), counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        run()
     activations = sum(size for key, size in kept.items() if key not in weights)
-    return StepCost(counter.get_total_flops(), activations, sum(p.numel() for p in unet.parameters()))
+    return StepCost(counter.get_total_flops(), activations, sum(p.numel() for p in model.parameters()))
 
 
 def _added(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -100,9 +100,16 @@ class Feed:
         mine = slots[rank::world]
         return self._make(mine, len(mine) / len(slots), rng)
 
-    def latents(self, sample: Sample, size: Size) -> Latents:
-        """The latents of any picture, [1, c, h, w], on the CPU."""
-        return self._latents(_Slot(sample, size, 0), False)
+    def held_out(self, sample: Sample, size: Size) -> tuple[Latents | None, torch.Tensor | None]:
+        """Latents and pixels of a picture beside the run's, on the CPU, as far as the objective looks at them."""
+        slot = _Slot(sample, size, 0)
+        latents = self._latents(slot, False) if "latents" in self._inputs else None
+        return latents, self._pixels(slot, False)[None] if "pixels" in self._inputs else None
+
+    def all_pixels(self) -> Iterator[torch.Tensor]:
+        """Every picture once, [1, 3, h, w], on the CPU."""
+        for slots in self._slots.values():
+            yield from (self._pixels(slot, False)[None] for slot in slots if slot.number == 0)
 
     def prepare(self) -> int:
         """Encode everything that can be kept, before the first step.

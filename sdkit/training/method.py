@@ -10,12 +10,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 from sdkit.core.errors import SdkitError
 from sdkit.core.plugins import Plugin, choose, find_plugins
 from sdkit.families.family import Model
+from sdkit.runtime.losses import HeldOut, held_out_losses
 from sdkit.training.options import TrainOptions
 
 if TYPE_CHECKING:
+    import torch
+
     from sdkit.runtime.backbone import Backbone
     from sdkit.runtime.rng import StepRNG
     from sdkit.training.batch import Objective
+    from sdkit.training.feed import Feed
     from sdkit.training.trainable import Trainable
 
 # Keys every method takes.
@@ -43,17 +47,29 @@ class Size:
     output_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A finished run, ready to be written.
+
+    Attributes:
+        trained: what trained, with its moving averages where there are any.
+        backbone: the base, as it was.
+        base: its path.
+        options: the run's.
+        feed: the run's pictures.
+    """
+
+    trained: Sequence[Trainable]
+    backbone: Backbone
+    base: Path
+    options: TrainOptions
+    feed: Feed
+
+
 class Save(Protocol):
     """Writes what was trained."""
 
-    def __call__(
-        self,
-        trained: Sequence[Trainable],
-        backbone: Backbone,
-        options: TrainOptions,
-        path: Path,
-        metadata: Mapping[str, str],
-    ) -> None:
+    def __call__(self, result: Result, path: Path, metadata: Mapping[str, str]) -> None:
         """Write `path`, whole or not at all, and check what was written."""
         ...
 
@@ -70,7 +86,10 @@ class Method:
         save: writes the result.
         metadata: what the file says about the method, beside what every method's says.
         defaults: where it differs from `TrainOptions`.
-        suffix: of the file it writes; empty for a folder.
+        suffix: of the file it writes; None where it is the base's, which may be a folder.
+        trains_base: whether the base's own weights are trained, and not something small beside them.
+        component: the component that is run: ``unet`` or ``vae``.
+        held_out: the losses of held-out pictures, [pictures, pairs].
     """
 
     accepts: frozenset[str]
@@ -80,7 +99,10 @@ class Method:
     save: Save
     metadata: Callable[[Model, TrainOptions], Mapping[str, str]]
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    suffix: str = ".safetensors"
+    suffix: str | None = ".safetensors"
+    trains_base: bool = False
+    component: str = "unet"
+    held_out: Callable[[Backbone, Sequence[HeldOut]], torch.Tensor] = held_out_losses
 
 
 def methods() -> dict[str, Plugin]:

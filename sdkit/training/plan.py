@@ -96,7 +96,7 @@ class Plan:
         output_bytes: of the result.
         disk_bytes: of the result and the states.
         memory_bytes: estimate of the peak.
-        seconds: estimate of the wall time; None where it was not measured.
+        seconds: estimate of the wall time.
         notes: facts a person should see.
     """
 
@@ -117,7 +117,7 @@ class Plan:
     output_bytes: int
     disk_bytes: int
     memory_bytes: int
-    seconds: float | None
+    seconds: float
     notes: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
@@ -139,7 +139,7 @@ def make_plan(name: str, method: Method, base: Base, dataset: Dataset, options: 
     find_optimizer(options.optimizer)
     size = method.size(base.model, options)
     state = size.parameters * 4 + optimizer_bytes(options.optimizer, size.parameters)
-    memory, seconds = _estimate(base, options, sizes, size.parameters, steps)
+    memory, seconds = _estimate(base, method, options, sizes, steps)
     return Plan(
         method=name,
         base=base.path.name,
@@ -198,11 +198,9 @@ def _grouped(dataset: Dataset, sizes: list[Size]) -> dict[Size, int]:
     return dict(sorted(counts.items()))
 
 
-def _estimate(
-    base: Base, options: TrainOptions, sizes: list[Size], parameters: int, steps: int
-) -> tuple[int, float | None]:
+def _estimate(base: Base, method: Method, options: TrainOptions, sizes: list[Size], steps: int) -> tuple[int, float]:
     """Peak memory in bytes (without the optimizer) and wall time in seconds."""
-    from sdkit.runtime.cost import measured_speed, step_cost
+    from sdkit.runtime.cost import autoencoder_cost, measured_speed, step_cost
     from sdkit.runtime.precision import compute_type, find_device
 
     device = find_device(options.device)
@@ -210,10 +208,14 @@ def _estimate(
     width, height = max(sizes, key=lambda size: size[0] * size[1])
     channels = int(base.configs["unet"]["in_channels"])
     shape = (channels, height // base.pixels_per_latent, width // base.pixels_per_latent)
-    cost = step_cost(base.configs["unet"], shape, _tokens(base.configs))
+    if method.component == "vae":
+        cost = autoencoder_cost(base.configs["vae"], (width, height))
+    else:
+        cost = step_cost(base.configs["unet"], shape, _tokens(base.configs))
     item = dtype.itemsize / 4
     activations = cost.activation_bytes * item * options.batch * (0.15 if options.checkpointing else 1.0)
-    seconds = cost.seconds(measured_speed(device, dtype), checkpointing=options.checkpointing)
+    speed = measured_speed(device, dtype)
+    seconds = cost.seconds(speed, frozen=not method.trains_base, checkpointing=options.checkpointing)
     return FIXED_BYTES + int(base.bytes * item + activations), seconds * steps * options.batch * options.accumulate
 
 

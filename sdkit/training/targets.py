@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Collection
 
 from sdkit.core.errors import UsageError
 from sdkit.core.plugins import nearest_hint
@@ -65,3 +66,10 @@ def _compile(preset: str) -> re.Pattern[str]:
         return re.compile(PRESETS.get(preset, preset))
     except re.error as error:
         raise UsageError(f"targets={preset}: {error}", f"use {' or '.join(PRESETS)}, or a regular expression") from None
+
+
+def component_parameters(model: Model, components: Collection[str]) -> dict[str, int]:
+    """Hub parameter → number of elements, of whole components."""
+    return {
+        name: math.prod(place.shape) for name, place in model.places.items() if name.partition(".")[0] in components
+    }

@@ -112,7 +112,7 @@ class Trainer:
         self.folder = folder
         self.step = 0
         self._objective = objective
-        self._feed = feed
+        self.feed = feed
         self._validate = validate
         self._should_stop = should_stop
         self._processes = processes or Processes()
@@ -176,7 +176,7 @@ class Trainer:
         """Add the gradients of one batch."""
         rng = StepRNG(self.settings.seed, index, self._attempt)
         with self.updater.autocast():
-            batch = self._feed.batch(index, rng, self._processes.rank, self._processes.count)
+            batch = self.feed.batch(index, rng, self._processes.rank, self._processes.count)
             loss = self._objective(self.backbone, batch, rng)
         self.updater.backward(loss.value * (batch.share / self.settings.accumulate))
         return loss

@@ -24,13 +24,14 @@ from sdkit.weights import open_weights
 
 
 def random_adapter(backbone: Backbone) -> Artifact:
-    """Every kind of change: low-rank beside all layers of attention, and a full, a bias and a Hadamard one elsewhere."""
+    """Every kind of change: low-rank beside all of attention, and a full, a bias and a Hadamard one elsewhere."""
     torch.manual_seed(1)
     tensors: dict[str, torch.Tensor] = {}
     modules = [
         name
         for name, module in backbone.modules()
-        if isinstance(module, (nn.Linear, nn.Conv2d)) and ("unet" in name and "attentions" in name or "self_attn" in name)
+        if isinstance(module, (nn.Linear, nn.Conv2d))
+        and ("unet" in name and "attentions" in name or "self_attn" in name)
     ]
     for name in modules:
         down, up = factor_shapes(backbone.module(name), 2, name)
@@ -100,7 +101,10 @@ def test_an_adapter_that_would_do_nothing_or_only_half_is_refused(backbone: Back
     adapter = random_adapter(backbone)
     with pytest.raises(SdkitError, match="nothing of it applies"), install(replace(adapter, deltas={}), backbone):
         pass
-    with pytest.raises(SdkitError, match="1 modules have no place"), install(replace(adapter, unmatched=("x",)), backbone):
+    with (
+        pytest.raises(SdkitError, match="1 modules have no place"),
+        install(replace(adapter, unmatched=("x",)), backbone),
+    ):
         pass
 
 

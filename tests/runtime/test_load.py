@@ -6,17 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from tiny import SCHEDULER, TEXT, UNET, VAE, write_configs
+from tiny import UNET, write_single_file
 from transformers import CLIPTextModel
 
 from sdkit.core.errors import SdkitError
-from sdkit.families.clip import text_parameters
-from sdkit.families.configs import text_layout, unet_layout, vae_layout
-from sdkit.families.unet import unet_parameters
-from sdkit.families.vae import vae_parameters
 from sdkit.runtime.backbone import Cond
-from sdkit.runtime.create import create_base
-from sdkit.runtime.load import CONFIG_KEY, build_component, load_backbone
+from sdkit.runtime.load import build_component, load_backbone
 from sdkit.runtime.tensors import write_tensors
 
 
@@ -39,29 +34,15 @@ def test_a_folder_computes_what_diffusers_and_transformers_compute(tiny_base: Pa
 
 
 def test_a_single_file_is_the_same_model(tmp_path: Path) -> None:
-    text = {**TEXT, "vocab_size": 49408, "bos_token_id": 49406, "eos_token_id": 49407}
-    configs = write_configs(tmp_path / "configs")
-    (configs / "text_encoder/config.json").write_text(json.dumps(text))
-    create_base(configs, tmp_path / "base")
+    write_single_file(tmp_path)
     folder = load_backbone(tmp_path / "base")
-    prefixes = {
-        "unet": ("model.diffusion_model.", unet_parameters(unet_layout(UNET))),
-        "vae": ("first_stage_model.", vae_parameters(vae_layout(VAE))),
-        "text_encoder": ("cond_stage_model.transformer.", text_parameters(text_layout(text), "hf")),
-    }
-    tensors = {}
-    for component, (prefix, rows) in prefixes.items():
-        for row in rows:
-            module, _, name = row.hub.rpartition(".")
-            tensors[prefix + row.ldm] = getattr(folder.module(f"{component}.{module}"), name)
-    stated = {CONFIG_KEY: json.dumps({"unet": UNET, "vae": VAE, "text_encoder": text, "scheduler": SCHEDULER})}
-    write_tensors(tmp_path / "single.safetensors", tensors, stated)
-
     single = load_backbone(tmp_path / "single.safetensors")
 
     for component in ("unet", "vae", "text_encoder"):
         for (name, one), (other_name, other) in zip(
-            folder.components[component].named_parameters(), single.components[component].named_parameters(), strict=True
+            folder.components[component].named_parameters(),
+            single.components[component].named_parameters(),
+            strict=True,
         ):
             assert name == other_name and torch.equal(one, other), name
     ids = single.tokenize(["a photo of a cat"])["text_encoder"][0].tolist()

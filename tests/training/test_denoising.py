@@ -83,7 +83,9 @@ def test_a_mask_leaves_places_out(backbone: Backbone) -> None:
     left = torch.zeros(1, 1, 8, 8)
     left[..., :4] = 1
     right = 1 - left
-    both = [Denoising()(backbone, replace(given, mask=mask), rng).value for mask in (left, right, torch.ones_like(left))]
+    both = [
+        Denoising()(backbone, replace(given, mask=mask), rng).value for mask in (left, right, torch.ones_like(left))
+    ]
     torch.testing.assert_close((both[0] + both[1]) / 2, both[2])
     torch.testing.assert_close(both[2], Denoising()(backbone, given, rng).value)
 

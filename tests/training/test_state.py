@@ -15,7 +15,11 @@ from sdkit.training.trainable import Group
 
 
 def state(step: int) -> RunState:
-    contents = {"a": torch.arange(step), "numbered": {0: {"x": torch.ones(2), "step": 3.5}}, "list": [1, None, "ß", 1e-300]}
+    contents = {
+        "a": torch.arange(step),
+        "numbered": {0: {"x": torch.ones(2), "step": 3.5}},
+        "list": [1, None, "ß", 1e-300],
+    }
     return RunState(step, 1, 0.5, {"lr": 1e-4}, contents)
 
 

@@ -171,13 +171,12 @@ def plan_lines(plan: Any) -> list[str]:
     """The plan in lines for people."""
     sources = ", ".join(f"{count} from {source}" for source, count in plan.caption_sources.items())
     shapes = ", ".join(f"{count} of {size}" for size, count in plan.buckets.items())
-    duration = "" if plan.seconds is None else f", about {human_seconds(plan.seconds)}"
     return [
         f"plan    {plan.method} on {plan.base} ({plan.family})",
         f"data    {plan.pictures} pictures ({shapes}); captions: {sources}",
         *(f"        {name}: {caption}" for name, caption in plan.examples.items()),
         f"trains  {plan.parameters:,} parameters in {plan.modules} modules",
-        f"run     {plan.steps} steps of {plan.batch}, {plan.epochs:g} epochs{duration}, "
+        f"run     {plan.steps} steps of {plan.batch}, {plan.epochs:g} epochs, about {human_seconds(plan.seconds)}, "
         f"about {human_bytes(plan.memory_bytes)} of memory",
         f"output  {plan.output} (about {human_bytes(plan.output_bytes)}; {human_bytes(plan.disk_bytes)} of disk)",
     ]

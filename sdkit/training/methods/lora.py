@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdkit.families.family import Model
-from sdkit.training.method import COMMON, DENOISING, Method, Size
+from sdkit.training.method import COMMON, DENOISING, Method, Result, Size
 from sdkit.training.options import TrainOptions
 from sdkit.training.targets import lora_size, lora_targets, rank_of
 
@@ -60,17 +60,15 @@ def _objective(options: TrainOptions) -> Objective:
     return Denoising(options.prior_weight, options.snr_gamma, options.noise_offset)
 
 
-def _save(
-    trained: Sequence[Trainable], backbone: Backbone, options: TrainOptions, path: Path, metadata: Mapping[str, str]
-) -> None:
+def _save(result: Result, path: Path, metadata: Mapping[str, str]) -> None:
     from sdkit.formats import write_adapter
     from sdkit.runtime.precision import save_type
     from sdkit.training.trainables.lora import Lora
 
-    (lora,) = trained
+    (lora,), options = result.trained, result.options
     assert isinstance(lora, Lora)
     artifact = lora.artifact(save_type(options.save_dtype))
-    write_adapter(artifact, backbone.model, path, metadata, format=options.format, overwrite=True)
+    write_adapter(artifact, result.backbone.model, path, metadata, format=options.format, overwrite=True)
 
 
 def _metadata(model: Model, options: TrainOptions) -> Mapping[str, str]:
