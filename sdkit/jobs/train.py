@@ -321,7 +321,8 @@ class _Run:
         own = request.method.metadata(backbone.model, options)
         name = request.folder.result.stem
         changed = {key: value for key, value in options.as_dict().items() if key in request.method.accepts}
-        return training_metadata(request.name, name, backbone, dataset, changed, own)
+        kind = request.method.modelspec
+        return training_metadata(request.name, name, backbone, dataset, changed, own, kind)
 
     def _take(self, event: Event) -> None:
         if isinstance(event, Step):

@@ -15,6 +15,7 @@ from sdkit.streaming import Output, Read
 from sdkit.streaming.checkpoint import checkpoint_stream, is_folder
 from sdkit.streaming.expression import Cat
 from sdkit.weights import DTYPES, DType, Weights, open_weights
+from sdkit.weights.metadata import STALE_KEYS
 
 if TYPE_CHECKING:
     import torch
@@ -56,6 +57,8 @@ def save_base(
             for info in weights.tensors.values()
         ]
         files = _side_files(weights, configs or {})
+        if not is_folder(weights):  # a folder's files keep what each of them says
+            metadata = {**{key: value for key, value in weights.metadata.items() if key not in STALE_KEYS}, **metadata}
         with checkpoint_stream(weights, outputs, path, metadata, overwrite=True, side_files=files) as stream:
             stream.run()
     _verify(path, changed)

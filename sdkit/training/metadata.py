@@ -26,7 +26,13 @@ _ARCHITECTURES = {
 
 
 def training_metadata(
-    method: str, name: str, backbone: Backbone, dataset: Dataset, options: Mapping[str, Any], own: Mapping[str, str]
+    method: str,
+    name: str,
+    backbone: Backbone,
+    dataset: Dataset,
+    options: Mapping[str, Any],
+    own: Mapping[str, str],
+    kind: str,
 ) -> dict[str, str]:
     """The metadata of a trained file.
 
@@ -35,6 +41,7 @@ def training_metadata(
         name: of the result, as people call it.
         options: what the run was made with.
         own: what the method itself says.
+        kind: `Method.modelspec`.
     """
     words = trigger_words(dataset, str(options.get("token") or ""))
     parents = [parent(backbone.base_name, backbone.base_id, role="base")]
@@ -49,8 +56,8 @@ def training_metadata(
         "data": dataset.id,
     }
     return {
-        **_kohya(name, backbone.model, dataset, options),
-        **_modelspec(name, backbone, words),
+        **(_kohya(name, backbone.model, dataset, options) if kind else {}),
+        **_modelspec(name, backbone, words, kind),
         **own,
         TRIGGERS_KEY: json.dumps(words, ensure_ascii=False),
         RECIPE_KEY: json.dumps(recipe, sort_keys=True, separators=(",", ":"), ensure_ascii=False),
@@ -84,12 +91,12 @@ def _kohya(name: str, model: Model, dataset: Dataset, options: Mapping[str, Any]
     }
 
 
-def _modelspec(name: str, backbone: Backbone, words: list[str]) -> dict[str, str]:
+def _modelspec(name: str, backbone: Backbone, words: list[str], kind: str) -> dict[str, str]:
     architecture = _ARCHITECTURES.get(backbone.model.family, backbone.model.family)
     prediction = "v" if backbone.schedule.prediction == "v_prediction" else "epsilon"
     return {
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": f"{architecture}/lora",
+        "modelspec.architecture": f"{architecture}/{kind}" if kind else architecture,
         "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
         "modelspec.title": name,
         "modelspec.prediction_type": prediction,

@@ -87,6 +87,7 @@ class Method:
         metadata: what the file says about the method, beside what every method's says.
         defaults: where it differs from `TrainOptions`.
         suffix: of the file it writes; None where it is the base's, which may be a folder.
+        modelspec: what ModelSpec calls such a file, behind its architecture; empty for a base.
         trains_base: whether the base's own weights are trained, and not something small beside them.
         component: the component that is run: ``unet`` or ``vae``.
         held_out: the losses of held-out pictures, [pictures, pairs].
@@ -100,6 +101,7 @@ class Method:
     metadata: Callable[[Model, TrainOptions], Mapping[str, str]]
     defaults: Mapping[str, Any] = field(default_factory=dict)
     suffix: str | None = ".safetensors"
+    modelspec: str = "lora"
     trains_base: bool = False
     component: str = "unet"
     held_out: Callable[[Backbone, Sequence[HeldOut]], torch.Tensor] = held_out_losses

@@ -58,7 +58,9 @@ def test_an_autoencoder_learns_and_its_scale_is_written(tiny_base: Path, picture
     assert json.loads((made / "vae" / "config.json").read_text())["scaling_factor"] != 0.5
     from sdkit.training.images import open_picture, pixels
 
-    latents = [backbone.encode_image(pixels(open_picture(path))[None]).mean.flatten() for path in pictures.glob("*.png")]
+    latents = [
+        backbone.encode_image(pixels(open_picture(path))[None]).mean.flatten() for path in pictures.glob("*.png")
+    ]
     assert 0.5 < float(torch.cat(latents).std()) < 2
 
 
@@ -103,12 +105,13 @@ def test_a_fine_tuned_single_file_is_a_single_file(pictures: Path, tmp_path: Pat
 
 
 def test_parameters_that_share_a_tensor_are_put_into_their_rows(tmp_path: Path) -> None:
+    from tiny import TEXT as CONFIG
+
+    from sdkit.families import identify
     from sdkit.families.clip import text_parameters
     from sdkit.families.configs import text_layout
     from sdkit.runtime.tensors import write_tensors
     from sdkit.weights import open_weights
-    from sdkit.families import identify
-    from tiny import TEXT as CONFIG
 
     rows = text_parameters(text_layout(CONFIG), "openclip")
     shapes = {row.ldm: (3 * row.shape[0], *row.shape[1:]) if row.rows else row.shape for row in rows}

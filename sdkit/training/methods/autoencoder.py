@@ -68,6 +68,7 @@ METHOD = Method(
     metadata=lambda model, options: {},
     defaults={"lr": 1e-3, "save_dtype": "keep", "caption": "-"},
     suffix=None,
+    modelspec="",
     trains_base=True,
     component="vae",
     held_out=reconstruction_losses,

@@ -66,5 +66,6 @@ METHOD = Method(
     metadata=lambda model, options: {},
     defaults={"lr": 1e-5, "save_dtype": "keep", "caption_dropout": 0.1},
     suffix=None,
+    modelspec="",
     trains_base=True,
 )
