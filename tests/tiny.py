@@ -120,7 +120,7 @@ def _tokenizer() -> dict[str, object]:
 
 
 def write_single_file(folder: Path) -> Path:
-    """A pipeline with CLIP's vocabulary, `folder`/base, and the same as an LDM checkpoint, `folder`/single.safetensors."""
+    """A pipeline with CLIP's vocabulary, `folder`/base, and the same as an LDM checkpoint, whose path comes back."""
     from sdkit.families.clip import text_parameters
     from sdkit.families.configs import text_layout, unet_layout, vae_layout
     from sdkit.families.unet import unet_parameters

@@ -187,13 +187,13 @@ def read_place(weights: Weights, place: Place) -> torch.Tensor:
 
 
 def load_tokenizer(weights: Weights, component: str, vocabulary: int) -> Any:
-    """The tokenizer beside a folder's text encoder; CLIP's own for a single file.
+    """The tokenizer beside a folder's text encoder; CLIP's own for a single file, or where the folder has none.
 
     Args:
         vocabulary: number of tokens the text encoder knows.
 
     Raises:
-        SdkitError: the folder has none, or a single file has another vocabulary than CLIP's.
+        SdkitError: there is none, and the text encoder has another vocabulary than CLIP's.
     """
     from transformers import CLIPTokenizer, PreTrainedTokenizerFast
 
@@ -203,7 +203,6 @@ def load_tokenizer(weights: Weights, component: str, vocabulary: int) -> Any:
             return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
         if (folder / "vocab.json").is_file():
             return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-        raise SdkitError(f"{folder}: no tokenizer.json or vocab.json", "download the folder again")
     import sdkit
 
     tokenizer = CLIPTokenizer.from_pretrained(
@@ -212,6 +211,6 @@ def load_tokenizer(weights: Weights, component: str, vocabulary: int) -> Any:
     if len(tokenizer) != vocabulary:
         raise SdkitError(
             f"{weights.path}: its text encoder knows {vocabulary} tokens, CLIP's tokenizer has {len(tokenizer)}",
-            "a base with a tokenizer of its own must be a diffusers folder",
+            "a base with a tokenizer of its own must be a diffusers folder, with tokenizer.json or vocab.json",
         )
     return tokenizer

@@ -66,6 +66,15 @@ def test_what_is_no_base_is_refused(tmp_path: Path, tiny_base: Path) -> None:
         load_backbone(tmp_path / "x.safetensors")
 
 
+def test_a_vocabulary_of_its_own_needs_a_tokenizer_of_its_own(tmp_path: Path, tiny_base: Path) -> None:
+    import shutil
+
+    shutil.copytree(tiny_base, tmp_path / "base")
+    shutil.rmtree(tmp_path / "base/tokenizer")
+    with pytest.raises(SdkitError, match="knows 64 tokens, CLIP's tokenizer has 49408"):
+        load_backbone(tmp_path / "base")
+
+
 def test_a_weight_of_another_shape_than_configured_is_refused(tmp_path: Path, tiny_base: Path) -> None:
     import shutil
 
