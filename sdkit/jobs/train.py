@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from sdkit.core.errors import SdkitError, UsageError
 from sdkit.core.events import Event, Interrupted, Note, Resumed, Step, Validation
@@ -21,6 +21,7 @@ from sdkit.training.metadata import training_metadata
 from sdkit.training.method import Method, Result, load_method
 from sdkit.training.options import TrainOptions, parse_options
 from sdkit.training.plan import Base, Plan, buckets, look_at_base, make_plan
+from sdkit.training.processes import Processes
 from sdkit.training.space import check_space
 from sdkit.training.state import RunState, complete_states, load_newest
 
@@ -125,7 +126,9 @@ def train(
     name, kind = load_method(method)
     parsed = parse_options(options, kind.accepts, kind.defaults, name)
     target = Path(output) if output is not None else Path("runs") / f"{Path(data).absolute().name}-{name}"
-    suffix = kind.suffix if kind.suffix is not None else ("" if Path(base).is_dir() else ".safetensors")
+    suffix = kind.suffix(parsed)
+    if suffix is None:
+        suffix = "" if Path(base).is_dir() else ".safetensors"
     folder = RunFolder.of(target, suffix)
     request = _Request(name, kind, Path(base), Path(data), folder, parsed, dict(options), target)
     return _Run(request, watch or (lambda event: None), should_stop or StopRequest()).go(
@@ -144,6 +147,8 @@ class _Run:
         self._losses: list[float] = []
         self._validations: list[Validation] = []
         self._notes: list[str] = []
+        self._held_out: Dataset | None = None
+        self._processes = Processes()
 
     def go(self, *, resume: bool, force: bool, dry_run: bool) -> TrainReport:
         request = self._request
@@ -154,6 +159,7 @@ class _Run:
         dataset = read_dataset(
             request.data, caption=options.caption, background=options.background, strict=options.strict
         )
+        self._held_out = self._read_held_out(options)
         plan = make_plan(request.name, request.method, base, dataset, options, request.folder.result)
         if dry_run:
             return self._report(plan, 0, finished=False, dry_run=True)
@@ -162,7 +168,10 @@ class _Run:
             return self._report(plan, done.step, finished=True)
         self._check_same_data(done, dataset)
         check_space(request.folder.folder, plan.disk_bytes)
-        request.folder.begin(resume=resume)
+        self._processes = Processes.current()
+        if self._processes.is_main:
+            request.folder.begin(resume=resume)
+        self._processes.wait()
         options = replace(options, steps=plan.steps, epochs=None)
         return self._train(base, dataset, options, plan, resume=resume)
 
@@ -209,20 +218,24 @@ class _Run:
         states = complete_states(self._request.folder.states)
         first = int(states[-1].name.rpartition("-")[2]) if states and resume else 0
         interrupted = False
-        with self._request.folder.log(first) as log:
+        with self._log(first) as log:
             for note in (*plan.notes, *self._notes):
                 write_event(log, Note(first, note))
             for event in trainer.run(resume=resume):
                 self._take(event)
                 write_event(log, event)
                 interrupted = interrupted or isinstance(event, Interrupted)
-        if not interrupted:
+        if not interrupted and self._processes.is_main:
             metadata = self._metadata(backbone, options, dataset)
             with trainer.averaged():
                 self._request.folder.result.parent.mkdir(parents=True, exist_ok=True)
                 result = Result(trained, backbone, base.path, options, trainer.feed)
                 self._request.method.save(result, self._request.folder.result, metadata)
         return self._report(plan, trainer.step, finished=not interrupted)
+
+    def _log(self, first: int) -> TextIO:
+        """The log; of several processes one writes it."""
+        return self._request.folder.log(first) if self._processes.is_main else open(os.devnull, "w", encoding="utf-8")
 
     def _trainer(
         self, backbone: Backbone, base: Base, dataset: Dataset, options: TrainOptions
@@ -232,13 +245,12 @@ class _Run:
         from sdkit.training.cache import TensorCache
         from sdkit.training.feed import Feed, FeedSettings
         from sdkit.training.optimizers import lr_factor, make_optimizer
-        from sdkit.training.processes import Processes
         from sdkit.training.trainer import LoopSettings, Trainer
         from sdkit.training.updates import Updater
 
         device = find_device(options.device)
         dtype = compute_type(options.precision, device)
-        method, processes = self._request.method, Processes.current()
+        method = self._request.method
         trained = method.trainables(backbone, options, StepRNG(options.seed))
         backbone.to(device, dtype)
         for trainable in trained:
@@ -264,7 +276,7 @@ class _Run:
             dtype,
             max_grad_norm=options.max_grad_norm,
             ema=options.ema,
-            processes=processes,
+            processes=self._processes,
         )
         loop = LoopSettings(
             options.steps,
@@ -286,9 +298,15 @@ class _Run:
             self._request.folder.states,
             validate=validate,
             should_stop=self._stop,
-            processes=processes,
+            processes=self._processes,
         )
         return trainer, trained
+
+    @staticmethod
+    def _read_held_out(options: TrainOptions) -> Dataset | None:
+        if not options.validation:
+            return None
+        return read_dataset(Path(options.validation), caption=options.caption, background=options.background)
 
     def _settings(self, backbone: Backbone, options: TrainOptions, dataset: Dataset) -> dict[str, Any]:
         """What a state says about its run."""
@@ -303,15 +321,14 @@ class _Run:
     def _validation(
         self, backbone: Backbone, feed: Feed, base: Base, options: TrainOptions
     ) -> Callable[[], Any] | None:
-        if not options.validation:
+        if self._held_out is None:
             return None
         from sdkit.runtime.losses import HeldOut
         from sdkit.training.buckets import nearest_size
 
-        held = read_dataset(Path(options.validation), caption=options.caption, background=options.background)
         sizes = buckets(base, options)
         pictures = []
-        for sample in held.samples:
+        for sample in self._held_out.samples:
             size = nearest_size(sample.size, sizes)
             pictures.append(HeldOut(sample.id, sample.caption, size, *feed.held_out(sample, size)))
         return lambda: self._request.method.held_out(backbone, pictures)

@@ -86,7 +86,7 @@ class Method:
         save: writes the result.
         metadata: what the file says about the method, beside what every method's says.
         defaults: where it differs from `TrainOptions`.
-        suffix: of the file it writes; None where it is the base's, which may be a folder.
+        suffix: of the file it writes; empty for a folder; None where it is as the base is.
         modelspec: what ModelSpec calls such a file, behind its architecture; empty for a base.
         trains_base: whether the base's own weights are trained, and not something small beside them.
         component: the component that is run: ``unet`` or ``vae``.
@@ -100,7 +100,7 @@ class Method:
     save: Save
     metadata: Callable[[Model, TrainOptions], Mapping[str, str]]
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    suffix: str | None = ".safetensors"
+    suffix: Callable[[TrainOptions], str | None] = lambda options: ".safetensors"
     modelspec: str = "lora"
     trains_base: bool = False
     component: str = "unet"

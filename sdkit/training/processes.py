@@ -35,6 +35,13 @@ class Processes:
         """Whether this is the one that saves and reports."""
         return self.rank == 0
 
+    def wait(self) -> None:
+        """Until all have come as far."""
+        if self.count > 1:
+            import torch.distributed
+
+            torch.distributed.barrier()
+
     def add_up(self, tensors: Sequence[torch.Tensor]) -> None:
         """Put the sum over all processes into each tensor."""
         if self.count > 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import struct
 from collections.abc import Collection
 
 from sdkit.core.errors import UsageError
@@ -26,7 +27,8 @@ def lora_targets(model: Model, preset: str, *, text: bool, conv_rank: int) -> di
         preset: ``attention``, ``transformer`` (as kohya's scripts: attention, its projections and the feed-forward
             layers) or a regular expression for module names.
         text: whether the text encoders' layers are included.
-        conv_rank: above 0 the residual layers and the resizing convolutions are included (LoCon).
+        conv_rank: above 0 the residual layers and the resizing convolutions are included (LoCon); at 0 nothing with a
+            kernel is.
 
     Raises:
         UsageError: the preset matches nothing.
@@ -35,23 +37,33 @@ def lora_targets(model: Model, preset: str, *, text: bool, conv_rank: int) -> di
     found = {
         name.removesuffix(".weight"): place.shape
         for name, place in model.places.items()
-        if name.endswith(".weight") and len(place.shape) >= 2 and _wanted(name, pattern, text, conv_rank)
+        if name.endswith(".weight")
+        and len(place.shape) >= 2
+        and _wanted(name, pattern, text, conv_rank)
+        and (conv_rank or not has_kernel(place.shape))
     }
     if not found:
         raise UsageError(f"targets={preset} matches no layer of this base", nearest_hint(preset, PRESETS))
     return found
 
 
-def rank_of(module: str, shape: tuple[int, ...], rank: int, conv_rank: int) -> int:
-    """The rank beside a module: convolutions with a kernel have their own."""
-    return conv_rank if conv_rank and math.prod(shape[2:]) > 1 and _CONVOLUTIONS.search(module) else rank
+def has_kernel(shape: tuple[int, ...]) -> bool:
+    """Whether a weight of this shape is a convolution's with a kernel, which has a rank and an alpha of its own."""
+    return math.prod(shape[2:]) > 1
 
 
 def lora_size(shapes: dict[str, tuple[int, ...]], rank: int, conv_rank: int) -> int:
     """Number of trained parameters beside weights of these shapes."""
     return sum(
-        rank_of(module, shape, rank, conv_rank) * (shape[0] + math.prod(shape[1:])) for module, shape in shapes.items()
+        (conv_rank if has_kernel(shape) else rank) * (shape[0] + math.prod(shape[1:])) for shape in shapes.values()
     )
+
+
+def lora_scale(alpha: float, rank: int, *, rank_stabilised: bool = False) -> float:
+    """alpha / rank, or alpha / √rank (rsLoRA, arXiv:2312.03732), with an alpha that a file can hold exactly."""
+    alpha = alpha * math.sqrt(rank) if rank_stabilised else alpha
+    stored: float = struct.unpack("<f", struct.pack("<f", alpha))[0]
+    return stored / rank
 
 
 def _wanted(name: str, pattern: re.Pattern[str], text: bool, conv_rank: int) -> bool:

@@ -65,7 +65,7 @@ METHOD = Method(
     save=_save,
     metadata=lambda model, options: {},
     defaults={"lr": 1e-5, "save_dtype": "keep", "caption_dropout": 0.1},
-    suffix=None,
+    suffix=lambda options: None,
     modelspec="",
     trains_base=True,
 )

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sdkit.core.errors import UsageError
+from sdkit.core.plugins import nearest_hint
 from sdkit.families.family import Model
+from sdkit.formats import read_adapter, write_adapter
 from sdkit.training.method import COMMON, DENOISING, Method, Result, Size
 from sdkit.training.options import TrainOptions
-from sdkit.training.targets import lora_size, lora_targets, rank_of
+from sdkit.training.targets import has_kernel, lora_scale, lora_targets
+from sdkit.weights import open_weights
 
 if TYPE_CHECKING:
     from sdkit.runtime.backbone import Backbone
@@ -18,40 +25,64 @@ if TYPE_CHECKING:
     from sdkit.training.trainable import Trainable
 
 _ITEM = {"fp32": 4, "fp16": 2, "bf16": 2}
+_FORMATS = ("kohya", "peft")
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """What is trained beside one module."""
+
+    weight: tuple[int, ...]
+    rank: int
+    scale: float
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in both factors."""
+        return self.rank * (self.weight[0] + math.prod(self.weight[1:]))
+
+
+def _shapes(model: Model, options: TrainOptions) -> dict[str, _Shape]:
+    """Hub module → what is trained beside it, as the options or the file to continue say."""
+    if options.init:
+        with open_weights(options.init) as weights:
+            artifact = read_adapter(weights, model)
+        return {
+            target.module: _Shape(delta.shape, delta.rank or 0, delta.scale)
+            for target, delta in artifact.deltas.items()
+        }
+    found = {}
+    targets = lora_targets(model, options.targets, text=options.text_encoder, conv_rank=options.conv_rank)
+    for module, weight in targets.items():
+        kernel = has_kernel(weight)
+        rank, alpha = (options.conv_rank, options.conv_alpha) if kernel else (options.rank, options.network_alpha)
+        scale = lora_scale(rank if alpha is None else alpha, rank, rank_stabilised=options.rslora)
+        found[module] = _Shape(weight, rank, scale)
+    return found
 
 
 def _size(model: Model, options: TrainOptions) -> Size:
-    shapes = lora_targets(model, options.targets, text=options.text_encoder, conv_rank=options.conv_rank)
-    count = lora_size(shapes, options.rank, options.conv_rank)
-    return Size(count, len(shapes), count * _ITEM.get(options.save_dtype, 4) + 500 * len(shapes))
+    if options.format not in _FORMATS:
+        raise UsageError(f"format={options.format}: no LoRA is written in it", nearest_hint(options.format, _FORMATS))
+    if options.save_dtype not in _ITEM:
+        raise UsageError(f"save_dtype={options.save_dtype}: unknown", nearest_hint(options.save_dtype, _ITEM))
+    shapes = _shapes(model, options)
+    count = sum(shape.parameters for shape in shapes.values())
+    return Size(count, len(shapes), count * _ITEM[options.save_dtype] + 500 * len(shapes))
 
 
 def _trainables(backbone: Backbone, options: TrainOptions, rng: StepRNG) -> list[Trainable]:
-    from sdkit.training.trainables.lora import Lora, factors_of, lora_scale, new_factors
+    from sdkit.training.trainables.lora import Lora, factors_of, new_factors
 
-    rates = {"lr": options.lr, "text_lr": options.lr if options.te_lr is None else options.te_lr}
+    shapes = _shapes(backbone.model, options)
     if options.init:
-        from sdkit.formats import read_adapter
-        from sdkit.weights import open_weights
-
         with open_weights(options.init) as weights:
-            artifact = read_adapter(weights, backbone.model)
-            scales = {target.module: delta.scale for target, delta in artifact.deltas.items()}
-            return [Lora(factors_of(artifact, backbone), scales, up_ratio=options.lora_plus, **rates)]
-    shapes = lora_targets(backbone.model, options.targets, text=options.text_encoder, conv_rank=options.conv_rank)
-    ranks = {module: rank_of(module, shape, options.rank, options.conv_rank) for module, shape in shapes.items()}
-    alphas = {options.rank: options.network_alpha}
-    if options.conv_rank:
-        alphas[options.conv_rank] = options.conv_alpha if options.conv_rank != options.rank else options.network_alpha
-    scales = {
-        module: lora_scale(_or(alphas[rank], rank), rank, rank_stabilised=options.rslora)
-        for module, rank in ranks.items()
-    }
-    return [Lora(new_factors(backbone, ranks, rng), scales, up_ratio=options.lora_plus, **rates)]
-
-
-def _or(alpha: float | None, rank: int) -> float:
-    return float(rank) if alpha is None else alpha
+            factors = factors_of(read_adapter(weights, backbone.model), backbone)
+    else:
+        factors = new_factors(backbone, {module: shape.rank for module, shape in shapes.items()}, rng)
+    scales = {module: shape.scale for module, shape in shapes.items()}
+    text_lr = options.lr if options.te_lr is None else options.te_lr
+    return [Lora(factors, scales, lr=options.lr, text_lr=text_lr, up_ratio=options.lora_plus)]
 
 
 def _objective(options: TrainOptions) -> Objective:
@@ -61,7 +92,6 @@ def _objective(options: TrainOptions) -> Objective:
 
 
 def _save(result: Result, path: Path, metadata: Mapping[str, str]) -> None:
-    from sdkit.formats import write_adapter
     from sdkit.runtime.precision import save_type
     from sdkit.training.trainables.lora import Lora
 
@@ -72,11 +102,15 @@ def _save(result: Result, path: Path, metadata: Mapping[str, str]) -> None:
 
 
 def _metadata(model: Model, options: TrainOptions) -> Mapping[str, str]:
+    shapes = _shapes(model, options).values()
+    first = next((shape for shape in shapes if not has_kernel(shape.weight)), next(iter(shapes)))
+    kernel = next((shape for shape in shapes if has_kernel(shape.weight)), None)
+    arguments = {"conv_dim": kernel.rank, "conv_alpha": kernel.scale * kernel.rank} if kernel else {}
     return {
         "ss_network_module": "networks.lora",
-        "ss_network_dim": str(options.rank),
-        "ss_network_alpha": str(_or(options.network_alpha, options.rank)),
-        **({"ss_network_args": f'{{"conv_dim": {options.conv_rank}}}'} if options.conv_rank else {}),
+        "ss_network_dim": str(first.rank),
+        "ss_network_alpha": str(first.scale * first.rank),
+        **({"ss_network_args": json.dumps(arguments)} if arguments else {}),
     }
 
 
@@ -91,4 +125,5 @@ METHOD = Method(
     objective=_objective,
     save=_save,
     metadata=_metadata,
+    suffix=lambda options: "" if options.format == "peft" else ".safetensors",
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import struct
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
@@ -134,13 +133,6 @@ def factors_of(artifact: Artifact, backbone: Backbone) -> dict[str, tuple[nn.Par
         shaped = (delta.down.load().float().reshape(down), delta.up.load().float().reshape(up))
         factors[target.module] = (nn.Parameter(shaped[0].clone()), nn.Parameter(torch.clone(shaped[1])))
     return factors
-
-
-def lora_scale(alpha: float, rank: int, *, rank_stabilised: bool = False) -> float:
-    """alpha / rank, or alpha / √rank (rsLoRA, arXiv:2312.03732), with an alpha that a file can hold exactly."""
-    alpha = alpha * math.sqrt(rank) if rank_stabilised else alpha
-    stored: float = struct.unpack("<f", struct.pack("<f", alpha))[0]
-    return stored / rank
 
 
 def _sides(both: tuple[nn.Parameter, nn.Parameter]) -> tuple[tuple[str, nn.Parameter], tuple[str, nn.Parameter]]:
