@@ -152,9 +152,35 @@ def test_training_goes_on_from_an_existing_file(tiny_base: Path, pictures: Path,
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
     with open_weights(second.output) as weights:
         parents = json.loads(weights.metadata["sdkit.recipe"])["parents"]
+        assert (weights.metadata["ss_network_dim"], weights.metadata["ss_network_alpha"]) == ("2", "1.0")
     assert [entry["role"] for entry in parents] == ["base", "init"]
+    assert second.parameters == first.parameters
     with pytest.raises(SdkitError, match="no such file"):
         train(tiny_base, pictures, tmp_path / "c", init=str(tmp_path / "nothing.safetensors"))
+
+
+def test_a_locon_has_a_rank_and_an_alpha_of_its_own(tiny_base: Path, pictures: Path, tmp_path: Path) -> None:
+    report = train(tiny_base, pictures, tmp_path / "x", steps=1, conv_rank=3, conv_alpha=1, network_alpha=4)
+    tensors = read_tensors(Path(report.output))
+    kernels = {name for name, value in tensors.items() if "lora_down" in name and value.shape[2:] == (3, 3)}
+    assert any("downsamplers" in name for name in kernels) and any("resnets" in name for name in kernels)
+    for name, value in tensors.items():
+        if "lora_down" in name:
+            alpha = float(tensors[name.replace("lora_down.weight", "alpha")])
+            assert (value.shape[0], alpha) == ((3, 1) if name in kernels else (2, 4))
+    with open_weights(report.output) as weights:
+        assert json.loads(weights.metadata["ss_network_args"]) == {"conv_dim": 3, "conv_alpha": 1.0}
+    assert sdkit.merge(tiny_base, report.output, tmp_path / "merged").matched == report.plan.modules
+
+
+def test_peft_s_format_is_a_folder(tiny_base: Path, pictures: Path, tmp_path: Path) -> None:
+    report = train(tiny_base, pictures, tmp_path / "x", steps=1, format="peft")
+    assert report.output == str(tmp_path / "x" / "x")
+    assert sorted(file.name for file in Path(report.output).iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    assert sdkit.merge(tiny_base, report.output, tmp_path / "merged").matched == report.plan.modules
 
 
 def test_a_plan_costs_nothing_and_writes_nothing(tiny_base: Path, pictures: Path, tmp_path: Path) -> None:
@@ -187,6 +213,8 @@ def test_what_is_wrong_is_named_before_anything_is_computed(
     assert "did you mean rank" in refused("unknown option rnak=", rnak=3).hint
     refused("4 steps are fewer than warmup=9", warmup=9)
     refused("unknown optimizer", optimizer="adamv")
+    refused("format=cloneofsimo: no LoRA is written in it", format="cloneofsimo")
+    refused("save_dtype=fp61: unknown", save_dtype="fp61")
     refused("matches no layer", targets="nonsense")
     refused("no such folder", data=tmp_path / "nowhere")
     refused("no such file or folder", base=tmp_path / "nothing.safetensors")
