@@ -24,6 +24,7 @@ _LAZY = {
     "resize": "sdkit.jobs.combine",
     "scale": "sdkit.jobs.combine",
     "subtract": "sdkit.jobs.combine",
+    "train": "sdkit.jobs.train",
     "unmerge": "sdkit.jobs.unmerge",
 }
 
@@ -39,6 +40,7 @@ __all__ = [  # noqa: F822  (lazy: PEP 562)
     "resize",
     "scale",
     "subtract",
+    "train",
     "unmerge",
 ]
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import write_configs
 
 from sdkit.weights import DTYPES
 from sdkit.weights.header import build_header
@@ -65,3 +66,33 @@ def real_header() -> Callable[[str], dict[str, Any]]:
         return table
 
     return read
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing a test computes goes into the cache of the person who runs it."""
+    monkeypatch.setenv("SDKIT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Stable Diffusion 1 pipeline folder with random weights; see `tiny`."""
+    from sdkit.runtime.create import create_base
+
+    folder = tmp_path_factory.mktemp("tiny")
+    create_base(write_configs(folder / "configs"), folder / "base")
+    return folder / "base"
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Five captioned pictures of 16 by 16 pixels, in two shapes."""
+    from PIL import Image
+
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(5):
+        size = (16, 16) if number < 3 else (12, 24)
+        Image.new("RGB", size, (50 * number, 255 - 40 * number, 90)).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"a ball, {number}")
+    return folder

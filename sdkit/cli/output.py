@@ -105,6 +105,13 @@ def human_bytes(count: float) -> str:
     return f"{count:.1f} TB"
 
 
+def human_seconds(seconds: float) -> str:
+    """A duration as people say it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 def write_line(stream: TextIO, line: str) -> None:
     """Write a line, in ASCII where the stream's encoding lacks a sign. The line must be clean already."""
     encoding = getattr(stream, "encoding", None) or "utf-8"

@@ -47,6 +47,7 @@ def checkpoint_stream(
     overwrite: bool = False,
     threads: int | None = None,
     advance: Advance | None = None,
+    side_files: Mapping[str, bytes] | None = None,
 ) -> Iterator[Stream]:
     """The stream that writes `outputs`, tensors of `base`, to `path`. The caller runs it; leaving it normally commits.
 
@@ -58,6 +59,7 @@ def checkpoint_stream(
         overwrite: whether something already at `path` may be replaced.
         threads: as in `Stream`.
         advance: as in `Stream`.
+        side_files: files of an output folder, by their paths in it, that are not copied from the base.
     """
     if not is_folder(base):
         file = OutputFile(path, tuple(outputs), metadata)
@@ -67,6 +69,8 @@ def checkpoint_stream(
         return
     with AtomicFolder(path, overwrite=overwrite) as folder:
         _copy_side_files(base, outputs, folder.work)
+        for name, data in (side_files or {}).items():
+            (folder.work / name).write_bytes(data)
         files = list(_files(base, outputs, folder.work, metadata))
         with Stream(files, threads=threads, advance=advance) as stream:
             yield stream

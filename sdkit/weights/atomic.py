@@ -176,15 +176,22 @@ def check_space(path: Path, size: int) -> None:
     Raises:
         SdkitError: saying how much is needed and how much is free.
     """
-    if shutil.disk_usage(path.parent).free < size:
+    if free_bytes(path) < size:
         raise no_space(path, size)
+
+
+def free_bytes(path: Path) -> int:
+    """What is free where `path` is, or will be."""
+    place = path.absolute()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
 
 
 def no_space(path: Path, size: int) -> SdkitError:
     """The error for a full disk."""
-    free = shutil.disk_usage(path.parent).free
     return SdkitError(
-        f"{path}: needs {size / 1e9:.2f} GB, the disk has {free / 1e9:.2f} GB free",
+        f"{path}: needs {size / 1e9:.2f} GB, the disk has {free_bytes(path) / 1e9:.2f} GB free",
         "free some space, or write to another disk with -o",
     )
 

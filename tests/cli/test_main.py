@@ -30,7 +30,7 @@ def test_help_lists_every_command_with_the_first_line_of_its_module() -> None:
     listed = result.stdout.partition("Commands:")[2]
     for path in COMMANDS.glob("[!_]*.py"):
         line = path.read_text(encoding="utf-8").split("\n")[0].strip('".')
-        assert f"  {path.stem}" in listed
+        assert f"  {path.stem.replace('_', '-')}" in listed
         assert line in " ".join(listed.split())
 
 

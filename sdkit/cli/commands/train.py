@@ -1,0 +1,182 @@
+"""Train an adapter on a folder of pictures.
+
+sdkit train lora --base sd15.safetensors --data photos/ steps=800 rank=8
+sdkit train recipe.yaml
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sdkit.cli.errors import INTERRUPTED
+from sdkit.cli.output import Output, human_bytes, human_seconds, output_options
+from sdkit.core.errors import UsageError
+from sdkit.core.plugins import choose
+from sdkit.training.method import load_method, methods
+from sdkit.training.options import option_help
+
+_RECIPE_SUFFIXES = (".yaml", ".yml")
+
+
+class Methods(click.Group):
+    """A group whose commands are the training methods, and recipe files."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names of the methods; nothing is imported."""
+        return sorted(methods())
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """The command of a method or of a recipe."""
+        if name.endswith(_RECIPE_SUFFIXES):
+            return _recipe_command(Path(name))
+        plugin = choose(name, methods(), "training method")
+        return _method_command(plugin.name, plugin.summary)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the methods with the first line of each module's docstring."""
+        with formatter.section("Methods"):
+            formatter.write_dl([(name, plugin.summary) for name, plugin in methods().items()])
+
+
+@click.command(
+    "train", cls=Methods, no_args_is_help=True, subcommand_metavar="METHOD|RECIPE.yaml [OPTIONS] [KEY=VALUE]..."
+)
+def command() -> None:
+    """Train an adapter on a folder of pictures.
+
+    `sdkit train METHOD --help` lists the keys of a method.
+    """
+
+
+class _MethodCommand(click.Command):
+    """A method's command, whose help lists its keys."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the keys."""
+        _, method = load_method(str(self.name))
+        with formatter.section("Keys"):
+            formatter.write_dl(option_help(method.accepts))
+
+
+def _method_command(name: str, summary: str) -> click.Command:
+    parameters = [
+        click.Option(
+            ["--base"], type=click.Path(path_type=Path), required=True, help="Checkpoint or diffusers folder."
+        ),
+        click.Option(
+            ["--data"], type=click.Path(path_type=Path), required=True, help="Folder of pictures with captions."
+        ),
+        *_common(),
+    ]
+
+    @output_options
+    def run(output: Output, settings: tuple[str, ...], **options: Any) -> None:
+        _run(output, name, {**options, **split_settings(settings)})
+
+    own: list[click.Parameter] = [click.Argument(["settings"], nargs=-1, metavar="[KEY=VALUE]..."), *parameters]
+    return _MethodCommand(name, callback=run, params=own + _flags(run), help=f"{summary}.")
+
+
+def _recipe_command(path: Path) -> click.Command:
+    parameters = [
+        click.Option(["--base"], type=click.Path(path_type=Path), help="Instead of the recipe's base."),
+        click.Option(["--data"], type=click.Path(path_type=Path), help="Instead of the recipe's data."),
+        *_common(),
+    ]
+
+    @output_options
+    def run(output: Output, settings: tuple[str, ...], **options: Any) -> None:
+        from sdkit.jobs.train_recipe import read_recipe
+
+        given = {key: value for key, value in options.items() if value is not None}
+        recipe = {**read_recipe(path), **given, **split_settings(settings)}
+        _run(output, recipe.pop("method"), recipe)
+
+    own: list[click.Parameter] = [click.Argument(["settings"], nargs=-1, metavar="[KEY=VALUE]..."), *parameters]
+    return click.Command(str(path), callback=run, params=own + _flags(run), help=f"Train as {path} says.")
+
+
+def _common() -> list[click.Option]:
+    return [
+        click.Option(
+            ["-o", "--output", "target"],
+            type=click.Path(path_type=Path),
+            help="Folder of the run, or file of its result [default: runs/DATA-METHOD].",
+        ),
+        click.Option(["--resume"], is_flag=True, help="Continue from the newest saved state."),
+        click.Option(["--force"], is_flag=True, help="Replace what an earlier run left there."),
+        click.Option(["--dry-run"], is_flag=True, help="Show the plan and stop."),
+    ]
+
+
+def _flags(function: Any) -> list[click.Parameter]:
+    """The options `output_options` has given to a function."""
+    return list(reversed(function.__click_params__))
+
+
+def split_settings(settings: tuple[str, ...]) -> dict[str, str]:
+    """``key=value`` words as a table.
+
+    Raises:
+        UsageError: a word has no ``=``, or a key comes twice.
+    """
+    table: dict[str, str] = {}
+    for word in settings:
+        key, sign, value = word.partition("=")
+        if not sign or not key:
+            raise UsageError(f"{word!r} is no KEY=VALUE", "options of the method are written like rank=8")
+        if key in table:
+            raise UsageError(f"{key}= is given twice")
+        table[key] = value
+    return table
+
+
+def _run(output: Output, method: str, options: dict[str, Any]) -> None:
+    from sdkit.cli.training import show_training
+    from sdkit.jobs.stop import StopRequest
+    from sdkit.jobs.train import train
+
+    base, data, target = options.pop("base", None), options.pop("data", None), options.pop("target", None)
+    for name, value in (("base", base), ("data", data)):
+        if value is None:
+            raise UsageError(f"no {name} is given", f"name one with --{name}, or as `{name}:` in the recipe")
+    stop = StopRequest()
+    with stop.on_signals(), show_training(output) as watch:
+        report = train(method, base, data, target, watch=watch, should_stop=stop, **options)
+    output.result(report.as_dict(), describe(report), [report.output])
+    if not report.finished and not report.dry_run:
+        raise click.exceptions.Exit(INTERRUPTED)
+
+
+def describe(report: Any) -> list[str]:
+    """The report in lines for people."""
+    lines = plan_lines(report.plan) if report.dry_run else []
+    lines += [f"note: {note}" for note in report.notes]
+    if report.dry_run:
+        return [*lines, "nothing was trained"]
+    if not report.finished:
+        return [*lines, f"interrupted at step {report.step}; the state is saved. Continue with:", f"  {report.resume}"]
+    if report.validation is not None:
+        lines.append(f"held-out loss {report.validation_before:.4f} -> {report.validation:.4f}")
+    loss = f", loss {report.loss:.4f}" if report.loss is not None else ""
+    memory = f", {report.peak_memory_mib:.0f} MiB" if report.peak_memory_mib else ""
+    size = human_bytes(report.output_bytes)
+    return [*lines, f"wrote {report.output} ({size}) after {report.step} steps{loss} in {report.seconds:.0f} s{memory}"]
+
+
+def plan_lines(plan: Any) -> list[str]:
+    """The plan in lines for people."""
+    sources = ", ".join(f"{count} from {source}" for source, count in plan.caption_sources.items())
+    shapes = ", ".join(f"{count} of {size}" for size, count in plan.buckets.items())
+    return [
+        f"plan    {plan.method} on {plan.base} ({plan.family})",
+        f"data    {plan.pictures} pictures ({shapes}); captions: {sources}",
+        *(f"        {name}: {caption}" for name, caption in plan.examples.items()),
+        f"trains  {plan.parameters:,} parameters in {plan.modules} modules",
+        f"run     {plan.steps} steps of {plan.batch}, {plan.epochs:g} epochs, about {human_seconds(plan.seconds)}, "
+        f"about {human_bytes(plan.memory_bytes)} of memory",
+        f"output  {plan.output} (about {human_bytes(plan.output_bytes)}; {human_bytes(plan.disk_bytes)} of disk)",
+    ]

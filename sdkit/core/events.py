@@ -1,0 +1,129 @@
+"""What long work says while it runs: plain records, one after the other, that become lines of JSON."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened at a step. The step counts finished steps.
+
+    Attributes:
+        step: steps finished when it happened.
+    """
+
+    step: int
+
+    @property
+    def name(self) -> str:
+        """``step``, ``saved``, …: the class's name in small letters."""
+        return type(self).__name__.lower()
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON, which has no NaN and no infinity: those become null."""
+        fields = {key: _plain(value) for key, value in asdict(self).items()}
+        return {"event": self.name, **fields}
+
+
+@dataclass(frozen=True, slots=True)
+class Started(Event):
+    """The loop begins, or goes on.
+
+    Attributes:
+        steps: where it ends.
+    """
+
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Step(Event):
+    """A training step is finished.
+
+    Attributes:
+        loss: mean over the batch.
+        parts: what the loss is made of, where it has parts.
+        lr: learning rate of the first parameter group.
+        grad_norm: before clipping.
+        seconds: wall time of the step.
+        skipped: the gradient was no finite number, so the parameters stayed as they were.
+    """
+
+    loss: float
+    parts: dict[str, float]
+    lr: float
+    grad_norm: float
+    seconds: float
+    skipped: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Validation(Event):
+    """The loss on held-out pictures, at fixed noise and timesteps.
+
+    Attributes:
+        loss: mean over all pairs.
+        base: the same with the untrained base; None where it was not asked for.
+        pairs: number of (picture, noise, timestep) pairs.
+    """
+
+    loss: float
+    base: float | None
+    pairs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Saved(Event):
+    """The state was saved."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed(Event):
+    """A saved state was loaded; at step 0 there was none."""
+
+    path: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Note(Event):
+    """Something a person should know."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class RolledBack(Event):
+    """The loss stayed NaN, so an earlier state was taken up again, with a smaller learning rate."""
+
+    to_step: int
+    lr_scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class Paused(Event):
+    """The state could not be saved; the run waits, and tries again."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupted(Event):
+    """The run was asked to stop; its state is saved."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished(Event):
+    """All steps are done."""
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

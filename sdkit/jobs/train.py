@@ -1,0 +1,388 @@
+"""Training: from a request to a plan, and from a plan to a file."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from sdkit.core.errors import SdkitError, UsageError
+from sdkit.core.events import Event, Interrupted, Note, Resumed, Step, Validation
+from sdkit.core.hashing import quick_id
+from sdkit.core.memory import peak_memory_mib
+from sdkit.core.paths import cache_folder
+from sdkit.jobs.stop import StopRequest
+from sdkit.training.data import Dataset, read_dataset
+from sdkit.training.folder import RunFolder, write_event
+from sdkit.training.metadata import training_metadata
+from sdkit.training.method import Method, Result, load_method
+from sdkit.training.options import TrainOptions, parse_options
+from sdkit.training.plan import Base, Plan, buckets, look_at_base, make_plan
+from sdkit.training.processes import Processes
+from sdkit.training.state import RunState, complete_states, load_newest
+from sdkit.weights.atomic import check_space
+
+if TYPE_CHECKING:
+    from sdkit.runtime.backbone import Backbone
+    from sdkit.training.feed import Feed
+    from sdkit.training.trainable import Trainable
+    from sdkit.training.trainer import Trainer
+
+PathLike = str | os.PathLike[str]
+Watch = Callable[[Event], None]
+
+# What a resume may change: how long, how fast, and what is kept; everything else is the run itself.
+CHANGEABLE = frozenset("steps epochs lr te_lr save_every keep_states validate_every device".split())
+
+
+@dataclass(frozen=True, slots=True)
+class TrainReport:
+    """What a run did, or with `dry_run` would do.
+
+    Attributes:
+        output: the file.
+        plan: what was planned.
+        step: steps finished.
+        finished: whether all steps are done and the file is written.
+        loss: mean of the last steps' losses.
+        validation: held-out loss at the end; None without held-out pictures.
+        validation_before: the same at the start.
+        parameters: numbers trained.
+        output_bytes: size of the file.
+        seconds: wall time of this call.
+        peak_memory_mib: largest resident memory; None where the system does not tell.
+        resume: the command that continues an interrupted run; empty when finished.
+        notes: facts a person should see.
+        dry_run: whether nothing was done.
+    """
+
+    output: str
+    plan: Plan
+    step: int
+    finished: bool
+    loss: float | None
+    validation: float | None
+    validation_before: float | None
+    parameters: int
+    output_bytes: int
+    seconds: float
+    peak_memory_mib: float | None
+    resume: str
+    notes: tuple[str, ...]
+    dry_run: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """One call of `train`, checked as far as it can be without looking at files."""
+
+    name: str
+    method: Method
+    base: Path
+    data: Path
+    folder: RunFolder
+    options: TrainOptions
+    given: Mapping[str, Any]
+    output: Path
+
+
+def train(
+    method: str,
+    base: PathLike,
+    data: PathLike,
+    output: PathLike | None = None,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    dry_run: bool = False,
+    watch: Watch | None = None,
+    should_stop: StopRequest | None = None,
+    **options: Any,
+) -> TrainReport:
+    """Train an adapter.
+
+    Args:
+        method: its name: ``lora``.
+        base: a diffusers folder or a checkpoint.
+        data: a folder of pictures with captions.
+        output: a folder, or a file beside which the rest goes; default ``runs/DATA-METHOD``.
+        resume: continue from the newest saved state; with nothing saved, begin; finished, do nothing.
+        force: replace what an earlier run left in `output`.
+        dry_run: stop after the plan.
+        watch: called with every event.
+        should_stop: asked after every step; when it says so, the state is saved and the run ends.
+        options: keys of the method, see `sdkit.training.options`.
+
+    Raises:
+        SdkitError: whatever is wrong, most of it before the base is loaded.
+    """
+    name, kind = load_method(method)
+    parsed = parse_options(options, kind.accepts, kind.defaults, name)
+    target = Path(output) if output is not None else Path("runs") / f"{Path(data).absolute().name}-{name}"
+    suffix = kind.suffix(parsed)
+    if suffix is None:
+        suffix = "" if Path(base).is_dir() else ".safetensors"
+    folder = RunFolder.of(target, suffix)
+    request = _Request(name, kind, Path(base), Path(data), folder, parsed, dict(options), target)
+    return _Run(request, watch or (lambda event: None), should_stop or StopRequest()).go(
+        resume=resume, force=force, dry_run=dry_run
+    )
+
+
+class _Run:
+    """One run, from the request to the report."""
+
+    def __init__(self, request: _Request, watch: Watch, stop: StopRequest) -> None:
+        self._began = time.perf_counter()
+        self._request = request
+        self._watch = watch
+        self._stop = stop
+        self._losses: list[float] = []
+        self._validations: list[Validation] = []
+        self._notes: list[str] = []
+        self._held_out: Dataset | None = None
+        self._processes = Processes()
+
+    def go(self, *, resume: bool, force: bool, dry_run: bool) -> TrainReport:
+        request = self._request
+        if not dry_run:
+            request.folder.check(resume=resume, force=force)
+        base = look_at_base(request.base)
+        options, done = self._resumed_options() if resume else (request.options, None)
+        dataset = read_dataset(
+            request.data, caption=options.caption, background=options.background, strict=options.strict
+        )
+        self._held_out = self._read_held_out(options)
+        plan = make_plan(request.name, request.method, base, dataset, options, request.folder.result)
+        if dry_run:
+            return self._report(plan, 0, finished=False, dry_run=True)
+        if done is not None and done.step >= plan.steps and request.folder.result.exists():
+            self._notes.append(f"the run was finished already, at step {done.step}")
+            return self._report(plan, done.step, finished=True)
+        self._check_same_data(done, dataset)
+        check_space(request.folder.folder, plan.disk_bytes)
+        self._processes = Processes.current()
+        if self._processes.is_main:
+            request.folder.begin(resume=resume)
+        self._processes.wait()
+        options = replace(options, steps=plan.steps, epochs=None)
+        return self._train(base, dataset, options, plan, resume=resume)
+
+    def _resumed_options(self) -> tuple[TrainOptions, RunState | None]:
+        """The saved run's options, with those given now that a resume may change."""
+        request = self._request
+        found = load_newest(request.folder.states)
+        if found is None:
+            return request.options, None
+        state = found[1]
+        saved = {key: value for key, value in state.settings["options"].items() if key in request.method.accepts}
+        if state.settings["method"] != request.name:
+            raise UsageError(f"the saved run is {state.settings['method']}, not {request.name}")
+        if state.settings["base"] != quick_id(*_files(request.base)):
+            raise SdkitError("the saved run was begun on another base", f"it was {state.settings['base_name']}")
+        asked = {key.replace("-", "_"): value for key, value in request.given.items()}
+        if "epochs" not in asked and "steps" in asked:
+            saved.pop("epochs", None)
+        merged = parse_options({**saved, **asked}, request.method.accepts, request.method.defaults, request.name)
+        for key, value in merged.as_dict().items():
+            if key in saved and value != saved[key]:
+                self._check_changeable(key, saved[key], value)
+        return merged, state
+
+    def _check_changeable(self, key: str, old: Any, new: Any) -> None:
+        if key not in CHANGEABLE:
+            raise UsageError(
+                f"{key}={new}: the saved run has {key}={old}", "leave it out to go on, or begin a new run with --force"
+            )
+        self._notes.append(f"{key} changes from {old} to {new}")
+
+    def _check_same_data(self, state: RunState | None, dataset: Dataset) -> None:
+        if state is not None and state.settings["data"] != dataset.id:
+            raise SdkitError(
+                f"{self._request.data}: pictures or captions have changed since the run was begun",
+                "restore them, or begin a new run with --force",
+            )
+
+    def _train(self, base: Base, dataset: Dataset, options: TrainOptions, plan: Plan, *, resume: bool) -> TrainReport:
+        from sdkit.runtime.load import load_backbone
+
+        backbone = load_backbone(base.path, prediction=options.prediction)
+        trainer, trained = self._trainer(backbone, base, dataset, options)
+        states = complete_states(self._request.folder.states)
+        first = int(states[-1].name.rpartition("-")[2]) if states and resume else 0
+        interrupted = False
+        with self._log(first) as log:
+            for note in (*plan.notes, *self._notes):
+                write_event(log, Note(first, note))
+            for event in trainer.run(resume=resume):
+                self._take(event)
+                write_event(log, event)
+                interrupted = interrupted or isinstance(event, Interrupted)
+        if not interrupted and self._processes.is_main:
+            metadata = self._metadata(backbone, options, dataset)
+            with trainer.averaged():
+                self._request.folder.result.parent.mkdir(parents=True, exist_ok=True)
+                result = Result(trained, backbone, base.path, options, trainer.feed)
+                self._request.method.save(result, self._request.folder.result, metadata)
+        return self._report(plan, trainer.step, finished=not interrupted)
+
+    def _log(self, first: int) -> TextIO:
+        """The log; of several processes one writes it."""
+        return self._request.folder.log(first) if self._processes.is_main else open(os.devnull, "w", encoding="utf-8")
+
+    def _trainer(
+        self, backbone: Backbone, base: Base, dataset: Dataset, options: TrainOptions
+    ) -> tuple[Trainer, list[Trainable]]:
+        from sdkit.runtime.precision import compute_type, find_device
+        from sdkit.runtime.rng import StepRNG
+        from sdkit.training.cache import TensorCache
+        from sdkit.training.feed import Feed, FeedSettings
+        from sdkit.training.optimizers import lr_factor, make_optimizer
+        from sdkit.training.trainer import LoopSettings, Trainer
+        from sdkit.training.updates import Updater
+
+        device = find_device(options.device)
+        dtype = compute_type(options.precision, device)
+        method = self._request.method
+        trained = method.trainables(backbone, options, StepRNG(options.seed))
+        backbone.to(device, dtype)
+        for trainable in trained:
+            for parameter in trainable.parameters.values():
+                parameter.data = parameter.data.to(device)
+        objective = method.objective(options)
+        settings = FeedSettings(
+            options.batch, buckets(base, options), options.flip, options.caption_dropout, options.background
+        )
+        keep_text = not any(trainable.trains_text for trainable in trained)
+        cache = TensorCache(cache_folder() / "training")
+        feed = Feed(dataset.samples, backbone, cache, settings, objective.inputs, keep_text=keep_text)
+        feed.prepare()
+        if options.checkpointing:
+            backbone.unet.enable_gradient_checkpointing()
+            backbone.unet.train()
+        groups = [group for trainable in trained for group in trainable.groups()]
+        updater = Updater(
+            trained,
+            make_optimizer(options.optimizer, groups, options.weight_decay),
+            lr_factor(options.schedule, options.warmup, options.steps),
+            device,
+            dtype,
+            max_grad_norm=options.max_grad_norm,
+            ema=options.ema,
+            processes=self._processes,
+        )
+        loop = LoopSettings(
+            options.steps,
+            options.seed,
+            options.accumulate,
+            options.save_every,
+            options.keep_states,
+            options.validate_every,
+            self._settings(backbone, options, dataset),
+        )
+        validate = self._validation(backbone, feed, base, options)
+        trainer = Trainer(
+            backbone,
+            trained,
+            objective,
+            feed,
+            updater,
+            loop,
+            self._request.folder.states,
+            validate=validate,
+            should_stop=self._stop,
+            processes=self._processes,
+        )
+        return trainer, trained
+
+    @staticmethod
+    def _read_held_out(options: TrainOptions) -> Dataset | None:
+        if not options.validation:
+            return None
+        return read_dataset(Path(options.validation), caption=options.caption, background=options.background)
+
+    def _settings(self, backbone: Backbone, options: TrainOptions, dataset: Dataset) -> dict[str, Any]:
+        """What a state says about its run."""
+        return {
+            "method": self._request.name,
+            "base": backbone.base_id,
+            "base_name": backbone.base_name,
+            "data": dataset.id,
+            "options": options.as_dict(),
+        }
+
+    def _validation(
+        self, backbone: Backbone, feed: Feed, base: Base, options: TrainOptions
+    ) -> Callable[[], Any] | None:
+        if self._held_out is None:
+            return None
+        from sdkit.runtime.losses import HeldOut
+        from sdkit.training.buckets import nearest_size
+
+        sizes = buckets(base, options)
+        pictures = []
+        for sample in self._held_out.samples:
+            size = nearest_size(sample.size, sizes)
+            pictures.append(HeldOut(sample.id, sample.caption, size, *feed.held_out(sample, size)))
+        return lambda: self._request.method.held_out(backbone, pictures)
+
+    def _metadata(self, backbone: Backbone, options: TrainOptions, dataset: Dataset) -> dict[str, str]:
+        request = self._request
+        own = request.method.metadata(backbone.model, options)
+        name = request.folder.result.stem
+        changed = {key: value for key, value in options.as_dict().items() if key in request.method.accepts}
+        kind = request.method.modelspec
+        return training_metadata(request.name, name, backbone, dataset, changed, own, kind)
+
+    def _take(self, event: Event) -> None:
+        if isinstance(event, Step):
+            self._losses.append(event.loss)
+        elif isinstance(event, Validation):
+            self._validations.append(event)
+        elif isinstance(event, Resumed):
+            where = f"resumed at step {event.step}" if event.path else "nothing is saved yet: starting at step 0"
+            self._notes.append(where)
+        self._watch(event)
+
+    def _report(self, plan: Plan, step: int, *, finished: bool, dry_run: bool = False) -> TrainReport:
+        request = self._request
+        last = self._losses[-100:]
+        result = request.folder.result
+        return TrainReport(
+            output=str(result),
+            plan=plan,
+            step=step,
+            finished=finished,
+            loss=sum(last) / len(last) if last else None,
+            validation=self._validations[-1].loss if self._validations else None,
+            validation_before=self._validations[-1].base if self._validations else None,
+            parameters=plan.parameters,
+            output_bytes=result.stat().st_size if finished and result.is_file() else plan.output_bytes,
+            seconds=time.perf_counter() - self._began,
+            peak_memory_mib=peak_memory_mib(),
+            resume="" if finished or dry_run else self._resume_line(),
+            notes=(*plan.notes, *self._notes),
+            dry_run=dry_run,
+        )
+
+    def _resume_line(self) -> str:
+        import shlex
+
+        request = self._request
+        words = ["sdkit", "train", request.name, "--base", str(request.base), "--data", str(request.data)]
+        words += ["-o", str(request.output), "--resume"]
+        return shlex.join(words)
+
+
+def _files(base: Path) -> tuple[Path, ...]:
+    from sdkit.weights import open_weights
+
+    with open_weights(base) as weights:
+        return weights.files

@@ -1,0 +1,47 @@
+"""A training run as a YAML file: the method, base, data and keys, one per line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sdkit.core.errors import SdkitError, UsageError
+
+MAX_BYTES = 1_000_000
+_PATHS = ("base", "data", "output", "validation", "init")
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """What a recipe says: ``method``, ``base``, ``data``, ``target``, and keys of the method.
+
+    Paths in it are relative to the recipe's own folder.
+
+    Raises:
+        SdkitError: there is no such file.
+        UsageError: it is no table of plain values, or names no method.
+    """
+    import yaml
+
+    if not path.is_file():
+        raise SdkitError(f"{path}: no such recipe")
+    if path.stat().st_size > MAX_BYTES:
+        raise UsageError(f"{path}: too large for a recipe")
+    try:
+        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f":{mark.line + 1}" if mark else ""
+        raise UsageError(f"{path}{where}: no YAML: {getattr(error, 'problem', error)}") from None
+    if not isinstance(fields, dict) or not all(isinstance(key, str) for key in fields):
+        raise UsageError(f"{path}: not a table of keys and values")
+    nested = next((key for key, value in fields.items() if isinstance(value, (dict, list))), None)
+    if nested is not None:
+        raise UsageError(f"{path}: {nested} should be one value")
+    if "method" not in fields:
+        raise UsageError(f"{path}: names no method", "begin it with `method: lora`")
+    for key in _PATHS:
+        if fields.get(key):
+            fields[key] = path.parent / str(fields[key])
+    if "output" in fields:
+        fields["target"] = fields.pop("output")
+    return fields

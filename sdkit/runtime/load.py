@@ -1,0 +1,216 @@
+"""Loading a base from local files: a diffusers folder, or a single file of a recognised family.
+
+The family's rules say where each parameter lies; the modules are built from configurations, empty, and filled from
+there. So every container and naming takes one path, and no pickle is ever executed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sdkit.core.errors import SdkitError
+from sdkit.core.hashing import quick_id
+from sdkit.families import identify
+from sdkit.families.family import Model, Place
+from sdkit.families.identify import FAMILIES
+from sdkit.families.reference import published_config
+from sdkit.runtime.backbone import Backbone, hub_name
+from sdkit.runtime.schedule import noise_schedule
+from sdkit.streaming.expression import Read
+from sdkit.weights import Weights, open_weights
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+CONFIG_KEY = "sdkit.config"  # metadata of a single file whose layout is nobody's published one: {component: config}
+Configs = Mapping[str, Mapping[str, Any]]
+
+
+def load_backbone(path: Path | str, *, prediction: str | None = None) -> Backbone:
+    """Load a base, on the CPU and in float32.
+
+    Args:
+        path: a diffusers folder or a single checkpoint file.
+        prediction: ``epsilon`` or ``v_prediction``, where the base does not say or says it wrongly.
+
+    Raises:
+        SdkitError: it is no base of a family that can be run, a component is missing, or its weights do not fit its
+            configuration.
+    """
+    with open_weights(path) as weights:
+        model = identify(weights)
+        kind = backbone_class(weights.path, model)
+        configs = base_configs(weights, model)
+        components = {name: _component(name, configs, weights, model) for name in component_names(model)}
+        schedule = noise_schedule(
+            configs["scheduler"], prediction or model.prediction, zero_terminal_snr="ztsnr" in model.markers
+        )
+        tokenizers = {
+            name: load_tokenizer(weights, name, int(configs[name]["vocab_size"]))
+            for name in components
+            if name.startswith("text_encoder")
+        }
+        return kind(model, components, tokenizers, schedule, quick_id(*weights.files), weights.path.name)
+
+
+def backbone_class(path: Path, model: Model) -> type[Backbone]:
+    """The class that runs a model's family.
+
+    Raises:
+        SdkitError: no class does.
+    """
+    from sdkit.runtime.backbones import sd1
+
+    if "unet" not in model.components:
+        reasons = "; ".join(model.reasons) or "no rule matches its keys"
+        raise SdkitError(f"{path}: not a base model: {reasons}", f"`sdkit inspect {path}` shows what it is")
+    if model.family in sd1.FAMILIES:
+        return sd1.SD1
+    raise SdkitError(f"{path}: models of the family {model.family} cannot be trained yet", "use an SD1 or SD2 base")
+
+
+def component_names(model: Model) -> list[str]:
+    """The components that are loaded: those the family's rules know, without a safety checker.
+
+    Raises:
+        SdkitError: the base lacks one that training needs.
+    """
+    names = ["unet", "vae", *(name for name in model.components if name.startswith("text_encoder"))]
+    missing = [name for name in ("unet", "vae", "text_encoder") if name not in model.components]
+    if missing:
+        raise SdkitError(f"the base lacks its {' and its '.join(missing)}", "use a complete pipeline or checkpoint")
+    return names
+
+
+def base_configs(weights: Weights, model: Model) -> Configs:
+    """The configurations of a base: the folder's own, those in the file's metadata, or the family's published ones.
+
+    Raises:
+        SdkitError: a single file says nothing and is not of its family's published layout.
+    """
+    if weights.configs:
+        return {**weights.configs, "scheduler": weights.configs.get("scheduler", {})}
+    if CONFIG_KEY in weights.metadata:
+        return _stated_configs(weights)
+    family = next((family for family in FAMILIES if family.name == model.family), None)
+    folder = (family.configs.get(model.variant) or family.configs.get("base")) if family else None
+    if family is None or folder is None:
+        raise SdkitError(f"{weights.path}: no configuration is known for {model.family} {model.variant}")
+    names = {encoder.component: (encoder.folders or (encoder.component,))[-1] for encoder in family.text_encoders}
+    names |= {"unet": "unet", "vae": "vae", "scheduler": "scheduler"}
+    return {name: published_config(folder, source) for name, source in names.items()}
+
+
+def _stated_configs(weights: Weights) -> Configs:
+    try:
+        configs = json.loads(weights.metadata[CONFIG_KEY])
+    except (ValueError, RecursionError):
+        configs = None
+    if not isinstance(configs, dict) or not all(isinstance(config, dict) for config in configs.values()):
+        raise SdkitError(f"{weights.path}: the metadata {CONFIG_KEY} is no table of configurations")
+    return {"scheduler": {}, **configs}
+
+
+def build_component(name: str, config: Mapping[str, Any], *, empty: bool = True) -> nn.Module:
+    """A module of a component's configuration: empty (its tensors have shapes and no memory), or as it begins.
+
+    Raises:
+        SdkitError: the configuration is not one of these classes.
+    """
+    import torch
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    plain = {key: value for key, value in config.items() if not key.startswith("_")}
+    try:
+        with torch.device("meta" if empty else "cpu"):
+            if name.startswith("text_encoder"):
+                projects = "CLIPTextModelWithProjection" in config.get("architectures", ())
+                text_class = CLIPTextModelWithProjection if projects else CLIPTextModel
+                return text_class(CLIPTextConfig.from_dict(dict(plain)))  # type: ignore[no-any-return]
+            image_class = UNet2DConditionModel if name == "unet" else AutoencoderKL
+            return image_class.from_config(plain)  # type: ignore[no-any-return]
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise SdkitError(f"the configuration of the base's {name} cannot be built: {error}") from None
+
+
+def fill_buffers(module: nn.Module) -> None:
+    """Give the buffers that no file holds their values: positions are 0, 1, 2, …"""
+    import torch
+
+    for name, buffer in list(module.named_buffers()):
+        if not buffer.is_meta:
+            continue
+        parent, _, last = name.rpartition(".")
+        if last != "position_ids":
+            raise SdkitError(f"nothing says what the buffer {name} of {type(module).__name__} should hold")
+        positions = torch.arange(buffer.shape[-1]).expand(buffer.shape).clone()
+        module.get_submodule(parent).register_buffer(last, positions, persistent=False)
+
+
+def _component(name: str, configs: Configs, weights: Weights, model: Model) -> nn.Module:
+    if name not in configs:
+        raise SdkitError(f"{weights.path}: {name}/config.json is missing", "download the folder again")
+    module = build_component(name, configs[name])
+    state = {}
+    for key, parameter in module.named_parameters():
+        place = model.places.get(f"{name}.{hub_name(name, key)}")
+        if place is None:
+            raise SdkitError(f"{weights.path}: lacks the weight {name}.{key} its configuration asks for")
+        tensor = read_place(weights, place)
+        if tensor.numel() != parameter.numel() or tuple(tensor.shape[:2]) != tuple(parameter.shape[:2]):
+            raise SdkitError(
+                f"{weights.path}: {place.key} has the shape {list(tensor.shape)}, "
+                f"its configuration asks for {list(parameter.shape)}",
+                "a single file of an unusual layout needs its configurations beside it: use the diffusers folder",
+            )
+        state[key] = tensor.reshape(parameter.shape)
+    module.load_state_dict(state, strict=False, assign=True)
+    fill_buffers(module)
+    return module
+
+
+def read_place(weights: Weights, place: Place) -> torch.Tensor:
+    """One parameter in float32, in memory as torch allocates it (see `read_tensors` for why)."""
+    import torch
+
+    tensor = Read(weights, weights.tensors[place.key]).load()
+    if place.rows is not None:
+        tensor = tensor[slice(*place.rows)]
+    if place.transposed:
+        tensor = tensor.t()
+    return torch.empty(tuple(tensor.shape), dtype=torch.float32).copy_(tensor)
+
+
+def load_tokenizer(weights: Weights, component: str, vocabulary: int) -> Any:
+    """The tokenizer beside a folder's text encoder; CLIP's own for a single file, or where the folder has none.
+
+    Args:
+        vocabulary: number of tokens the text encoder knows.
+
+    Raises:
+        SdkitError: there is none, and the text encoder has another vocabulary than CLIP's.
+    """
+    from transformers import CLIPTokenizer, PreTrainedTokenizerFast
+
+    folder = weights.path / component.replace("text_encoder", "tokenizer")
+    if weights.path.is_dir():
+        if (folder / "tokenizer.json").is_file():
+            return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        if (folder / "vocab.json").is_file():
+            return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    import sdkit
+
+    tokenizer = CLIPTokenizer.from_pretrained(
+        Path(sdkit.__file__).parent / "assets" / "tokenizers" / "clip", local_files_only=True
+    )
+    if len(tokenizer) != vocabulary:
+        raise SdkitError(
+            f"{weights.path}: its text encoder knows {vocabulary} tokens, CLIP's tokenizer has {len(tokenizer)}",
+            "a base with a tokenizer of its own must be a diffusers folder, with tokenizer.json or vocab.json",
+        )
+    return tokenizer

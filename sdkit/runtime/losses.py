@@ -1,0 +1,84 @@
+"""The held-out loss: denoising at fixed noise and timesteps, so that two models are compared on the same pairs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sdkit.runtime.backbone import Backbone, Cond, Latents
+from sdkit.runtime.rng import StepRNG
+
+if TYPE_CHECKING:
+    import torch
+
+PAIRS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """One picture that is not trained on.
+
+    Attributes:
+        id: names its content.
+        caption: what it shows.
+        size: width and height.
+        latents: [1, c, h, w]; None where only pixels are looked at.
+        pixels: [1, 3, h, w] in −1 … 1; None where only latents are looked at.
+    """
+
+    id: str
+    caption: str
+    size: tuple[int, int]
+    latents: Latents | None = None
+    pixels: torch.Tensor | None = None
+
+
+def held_out_losses(
+    backbone: Backbone, pictures: Sequence[HeldOut], *, pairs: int = PAIRS, seed: int = 0
+) -> torch.Tensor:
+    """The loss of every pair, [pictures, pairs], float32 on the CPU.
+
+    Timesteps are spread evenly over the schedule; noise is a function of the seed, the picture and the pair.
+    """
+    import torch
+
+    rng = StepRNG(seed)
+    spread = [(2 * index + 1) * backbone.schedule.steps // (2 * pairs) for index in range(pairs)]
+    timesteps = torch.tensor(spread, device=backbone.device)
+    rows = []
+    with torch.no_grad():
+        for picture in pictures:
+            assert picture.latents is not None, "the denoiser's loss is of latents"
+            mean = picture.latents.mean.to(backbone.device)
+            clean = mean.expand(pairs, *mean.shape[1:])
+            noise = rng.normal((pairs, *mean.shape[1:]), "held-out", picture.id).to(backbone.device)
+            cond = _repeated(backbone.encode_text(backbone.tokenize([picture.caption]), picture.size), pairs)
+            noised = backbone.schedule.noise(clean, noise, timesteps)
+            target = backbone.schedule.target(clean, noise, timesteps)
+            error = backbone.denoise(noised, timesteps, cond).float() - target
+            rows.append(error.square().flatten(1).mean(1).cpu())
+    return torch.stack(rows)
+
+
+def reconstruction_losses(backbone: Backbone, pictures: Sequence[HeldOut]) -> torch.Tensor:
+    """Mean squared error of decoded latents' means, [pictures, 1]; 4 / error is the peak signal to noise ratio."""
+    import torch
+
+    rows = []
+    for picture in pictures:
+        assert picture.pixels is not None, "the autoencoder's loss is of pixels"
+        pixels = picture.pixels.to(backbone.device)
+        decoded = backbone.decode(backbone.encode_image(pixels).mean)
+        rows.append((decoded - pixels).square().mean().reshape(1).cpu())
+    return torch.stack(rows)
+
+
+def psnr(error: float) -> float:
+    """Peak signal to noise ratio in decibels of a mean squared error between pictures in −1 … 1."""
+    return 10 * math.log10(4 / max(error, 1e-12))
+
+
+def _repeated(cond: Cond, count: int) -> Cond:
+    return Cond.join([cond] * count)

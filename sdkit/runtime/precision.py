@@ -1,0 +1,60 @@
+"""Devices and number formats by name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sdkit.core.errors import SdkitError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+def save_type(name: str) -> torch.dtype:
+    """A floating-point type by its short name.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    import torch
+
+    if name not in PRECISIONS:
+        raise UsageError(f"unknown number format {name!r}", f"use {', '.join(PRECISIONS)}")
+    dtype: torch.dtype = getattr(torch, PRECISIONS[name])
+    return dtype
+
+
+def find_device(name: str = "auto") -> torch.device:
+    """A device by name; ``auto`` takes the first accelerator there is, for this process of several.
+
+    Raises:
+        SdkitError: there is no such device here.
+    """
+    import torch
+    from accelerate import PartialState
+
+    if name == "auto":
+        device: torch.device = PartialState().device
+        return device
+    kind = name.partition(":")[0]
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError):
+        raise SdkitError(f"there is no device {kind} here", "leave device= out to use what there is") from None
+    return device
+
+
+def compute_type(precision: str, device: torch.device) -> torch.dtype:
+    """The type a run computes in; ``auto`` is bfloat16 on an accelerator and float32 on a CPU.
+
+    Raises:
+        UsageError: there is no such precision, or the device cannot compute in it.
+    """
+    if precision == "auto":
+        return save_type("fp32" if device.type == "cpu" else "bf16")
+    if precision == "fp16" and device.type == "cpu":
+        raise UsageError("precision=fp16 is not for CPUs, which compute in it slowly or not at all", "use bf16 or fp32")
+    return save_type(precision)

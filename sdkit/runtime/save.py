@@ -1,0 +1,107 @@
+"""Writing a base whose weights were trained, in the container it came in, and checking what was written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sdkit.core.errors import SdkitError
+from sdkit.families import identify
+from sdkit.families.family import Model
+from sdkit.runtime.tensors import in_memory
+from sdkit.streaming import Output, Read
+from sdkit.streaming.checkpoint import checkpoint_stream, is_folder
+from sdkit.streaming.expression import Cat
+from sdkit.weights import DTYPES, DType, Weights, open_weights
+from sdkit.weights.metadata import STALE_KEYS
+
+if TYPE_CHECKING:
+    import torch
+
+STORED = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
+
+
+def save_base(
+    base: Path,
+    trained: Mapping[str, torch.Tensor],
+    path: Path,
+    metadata: Mapping[str, str],
+    *,
+    dtype: str = "keep",
+    configs: Mapping[str, Mapping[str, Any]] | None = None,
+) -> None:
+    """Write the base at `base` with other weights. Everything else of it is copied.
+
+    Args:
+        trained: hub parameter → its values.
+        path: the file or folder to write; one that is there is replaced.
+        metadata: added to that of every file.
+        dtype: of all weights, by its short name; ``keep`` leaves each its own.
+        configs: component → settings of its configuration that change (a folder's).
+
+    Raises:
+        SdkitError: `path` cannot be written, or does not read back as it was meant.
+    """
+    stored = DTYPES[STORED[dtype]] if dtype != "keep" else None
+    with open_weights(base) as weights:
+        model = identify(weights)
+        changed = _stored_tensors(weights, model, trained)
+        held = in_memory("the trained weights", changed)
+        outputs = [
+            # A bare Read of the stored type would be copied from its file, and these tensors have none.
+            Output(info.name, _type(info.dtype, stored), Cat((Read(held, held.tensors[info.name]),)))
+            if info.name in changed
+            else Output(info.name, _type(info.dtype, stored), Read(weights, info))
+            for info in weights.tensors.values()
+        ]
+        files = _side_files(weights, configs or {})
+        if not is_folder(weights):  # a folder's files keep what each of them says
+            metadata = {**{key: value for key, value in weights.metadata.items() if key not in STALE_KEYS}, **metadata}
+        with checkpoint_stream(weights, outputs, path, metadata, overwrite=True, side_files=files) as stream:
+            stream.run()
+    _verify(path, changed)
+
+
+def _type(own: DType, chosen: DType | None) -> DType:
+    return chosen if chosen is not None and own.is_float else own
+
+
+def _stored_tensors(weights: Weights, model: Model, trained: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The checkpoint's tensors that change, whole, in the checkpoint's own shapes."""
+    import torch
+
+    changed: dict[str, torch.Tensor] = {}
+    for hub, value in trained.items():
+        place = model.places[hub]
+        info = weights.tensors[place.key]
+        whole = changed.get(place.key)
+        if whole is None:
+            whole = torch.empty(info.shape)
+            if place.rows is not None:  # the tensor holds other parameters too
+                whole.copy_(Read(weights, info).load())
+            changed[place.key] = whole
+        part = value.detach().cpu().float()
+        rows = whole[slice(*place.rows)] if place.rows else whole
+        rows.copy_((part.t() if place.transposed else part).reshape(rows.shape))
+    return changed
+
+
+def _side_files(weights: Weights, configs: Mapping[str, Mapping[str, Any]]) -> dict[str, bytes]:
+    if configs and not is_folder(weights):
+        raise SdkitError(f"{weights.path}: a single file has no configurations to change", "use a diffusers folder")
+    return {
+        f"{component}/config.json": json.dumps({**weights.configs[component], **settings}, indent=2).encode() + b"\n"
+        for component, settings in configs.items()
+    }
+
+
+def _verify(path: Path, changed: Mapping[str, torch.Tensor]) -> None:
+    import torch
+
+    with open_weights(path) as written:
+        for name, value in changed.items():
+            read = Read(written, written.tensors[name]).load()
+            if not torch.equal(read, value.to(read.dtype)):
+                raise SdkitError(f"{path}: {name} does not read back as it was written", "please report this")

@@ -1,0 +1,244 @@
+"""From a dataset to the batches of a run: which samples come when is a function of the seed and the step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sdkit.core.errors import SdkitError
+from sdkit.runtime.backbone import Backbone, Cond, Latents
+from sdkit.runtime.rng import StepRNG
+from sdkit.training.batch import Batch
+from sdkit.training.buckets import Size, nearest_size
+from sdkit.training.cache import TensorCache, cache_key
+from sdkit.training.data import Sample
+from sdkit.training.images import fit, open_picture, pixels
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class FeedSettings:
+    """How samples become batches.
+
+    Attributes:
+        batch: samples in a batch (as many of the class come on top, where there are any).
+        buckets: the sizes pictures are brought to.
+        flip: mirror half of them, at random.
+        caption_dropout: probability that a sample comes without its caption.
+        background: what transparent pixels show.
+    """
+
+    batch: int
+    buckets: Sequence[Size]
+    flip: bool = False
+    caption_dropout: float = 0.0
+    background: str = "white"
+
+
+@dataclass(frozen=True, slots=True)
+class _Slot:
+    """One showing of a sample in an epoch."""
+
+    sample: Sample
+    size: Size
+    number: int
+
+    @property
+    def id(self) -> str:
+        """Unlike that of any other slot, so that each showing has noise of its own."""
+        return f"{self.sample.id}#{self.number}" if self.number else self.sample.id
+
+
+class Feed:
+    """The batches of a run.
+
+    Args:
+        samples: of a `Dataset`.
+        backbone: encodes pictures and captions.
+        cache: keeps what it encoded.
+        inputs: the fields of `Batch` that are wanted.
+        keep_text: whether encoded captions may be kept: not when a text encoder or a token is trained.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        backbone: Backbone,
+        cache: TensorCache,
+        settings: FeedSettings,
+        inputs: frozenset[str],
+        *,
+        keep_text: bool = True,
+    ) -> None:
+        self.settings = settings
+        self._backbone = backbone
+        self._cache = cache
+        self._inputs = inputs
+        self._keep_text = keep_text
+        self._slots = self._by_size([sample for sample in samples if not sample.prior])
+        self._priors = [sample for sample in samples if sample.prior]
+        self._epoch: tuple[int, int, list[list[_Slot]]] | None = None
+        self._ids: dict[str, str] = {}
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches until every sample has been shown as often as it repeats."""
+        return batches_per_epoch([len(slots) for slots in self._slots.values()], self.settings.batch)
+
+    def batch(self, index: int, rng: StepRNG, rank: int = 0, world: int = 1) -> Batch:
+        """The batch number `index` of the run, or what process `rank` of `world` gets of it.
+
+        Args:
+            rng: of that batch.
+        """
+        epoch, place = divmod(index, self.batches_per_epoch)
+        slots = self._order(epoch, rng)[place]
+        slots = [*slots, *self._prior_slots(index, slots, rng)]
+        mine = slots[rank::world]
+        return self._make(mine, len(mine) / len(slots), rng)
+
+    def held_out(self, sample: Sample, size: Size) -> tuple[Latents | None, torch.Tensor | None]:
+        """Latents and pixels of a picture beside the run's, on the CPU, as far as the objective looks at them."""
+        slot = _Slot(sample, size, 0)
+        latents = self._latents(slot, False) if "latents" in self._inputs else None
+        return latents, self._pixels(slot, False)[None] if "pixels" in self._inputs else None
+
+    def all_pixels(self) -> Iterator[torch.Tensor]:
+        """Every picture once, [1, 3, h, w], on the CPU."""
+        for slots in self._slots.values():
+            yield from (self._pixels(slot, False)[None] for slot in slots if slot.number == 0)
+
+    def prepare(self) -> int:
+        """Encode everything that can be kept, before the first step.
+
+        Returns:
+            How many results had to be computed.
+
+        Raises:
+            SdkitError: a picture's latents are no finite numbers; the message names it.
+        """
+        before = self._cache.computed
+        for slots in self._slots.values():
+            for slot in slots:
+                if "latents" in self._inputs:
+                    for flipped in {False, self.settings.flip}:
+                        self._latents(slot, flipped)
+                if "cond" in self._inputs and self._keep_text:
+                    self._cond(slot.sample.caption, slot.size)
+        return self._cache.computed - before
+
+    def _by_size(self, samples: Sequence[Sample]) -> dict[Size, list[_Slot]]:
+        groups: dict[Size, list[_Slot]] = {}
+        for sample in samples:
+            size = nearest_size(sample.size, self.settings.buckets)
+            groups.setdefault(size, []).extend(_Slot(sample, size, number) for number in range(sample.repeats))
+        return dict(sorted(groups.items()))
+
+    def _order(self, epoch: int, rng: StepRNG) -> list[list[_Slot]]:
+        """The batches of an epoch. The last of each size is filled up from its beginning, so all are equally large."""
+        if self._epoch is None or self._epoch[:2] != (epoch, rng.attempt):
+            shuffle = rng.at(epoch)
+            batches = []
+            for size, slots in self._slots.items():
+                order = [slots[index] for index in shuffle.permutation(len(slots), "order", str(size))]
+                batches += _chunks(order, self.settings.batch)
+            order_of_batches = shuffle.permutation(len(batches), "batches")
+            self._epoch = (epoch, rng.attempt, [batches[index] for index in order_of_batches])
+        return self._epoch[2]
+
+    def _prior_slots(self, index: int, slots: Sequence[_Slot], rng: StepRNG) -> list[_Slot]:
+        """As many samples of the class as of the subject, in the same size, each in turn."""
+        chosen = []
+        for offset in range(len(slots) if self._priors else 0):
+            epoch, place = divmod(index * len(slots) + offset, len(self._priors))
+            order = rng.at(epoch).permutation(len(self._priors), "prior order")
+            chosen.append(_Slot(self._priors[order[place]], slots[0].size, offset))
+        return chosen
+
+    def _make(self, slots: Sequence[_Slot], share: float, rng: StepRNG) -> Batch:
+        flips = [self.settings.flip and rng.chance(0.5, "flip", slot.id) for slot in slots]
+        return Batch(
+            samples=tuple(slot.id for slot in slots),
+            share=share,
+            prior=tuple(slot.sample.prior for slot in slots),
+            pixels=self._stack_pixels(slots, flips) if "pixels" in self._inputs else None,
+            latents=self._stack_latents(slots, flips) if "latents" in self._inputs else None,
+            cond=self._stack_text(slots, rng) if "cond" in self._inputs else None,
+        )
+
+    def _stack_pixels(self, slots: Sequence[_Slot], flips: Sequence[bool]) -> torch.Tensor:
+        import torch
+
+        return torch.stack([self._pixels(slot, flip) for slot, flip in zip(slots, flips, strict=True)]).to(
+            self._backbone.device
+        )
+
+    def _stack_latents(self, slots: Sequence[_Slot], flips: Sequence[bool]) -> Latents:
+        joined = Latents.join([self._latents(slot, flip) for slot, flip in zip(slots, flips, strict=True)])
+        return Latents(joined.mean.to(self._backbone.device), joined.std.to(self._backbone.device))
+
+    def _stack_text(self, slots: Sequence[_Slot], rng: StepRNG) -> Cond:
+        captions = [self._caption(slot, rng) for slot in slots]
+        if self._keep_text:
+            return Cond.join([self._cond(caption, slot.size) for caption, slot in zip(captions, slots, strict=True)])
+        return self._backbone.encode_text(self._backbone.tokenize(captions), slots[0].size)
+
+    def _caption(self, slot: _Slot, rng: StepRNG) -> str:
+        return "" if rng.chance(self.settings.caption_dropout, "caption", slot.id) else slot.sample.caption
+
+    def _pixels(self, slot: _Slot, flip: bool) -> torch.Tensor:
+        picture = pixels(fit(open_picture(slot.sample.path, self.settings.background), slot.size))
+        return picture.flip(-1) if flip else picture
+
+    def _latents(self, slot: _Slot, flip: bool) -> Latents:
+        content = slot.sample.id.partition("+")[0]
+        key = cache_key("latents", self._id("vae"), content, slot.size, flip, self.settings.background)
+        stored = self._cache.get(key, lambda: self._encode(slot, flip))
+        return Latents(stored["mean"], stored["std"])
+
+    def _encode(self, slot: _Slot, flip: bool) -> dict[str, torch.Tensor]:
+        # One picture at a time: a convolution's rounding may depend on what else is in its batch.
+        import torch
+
+        latents = self._backbone.encode_image(self._pixels(slot, flip)[None])
+        if not bool(torch.isfinite(latents.mean).all() and torch.isfinite(latents.std).all()):
+            raise SdkitError(f"{slot.sample.path}: the autoencoder gives no finite latents for it", "leave it out")
+        return {"mean": latents.mean.cpu(), "std": latents.std.cpu()}
+
+    def _cond(self, caption: str, size: Size) -> Cond:
+        key = cache_key("text", *(self._id(name) for name in self._backbone.text_encoders), caption, size)
+        stored = self._cache.get(key, lambda: self._encode_text(caption, size))
+        device, dtype = self._backbone.device, self._backbone.dtype
+        added = {name: value.to(device) for name, value in stored.items() if name != "context"}
+        return Cond(stored["context"].to(device, dtype), added)
+
+    def _encode_text(self, caption: str, size: Size) -> dict[str, torch.Tensor]:
+        import torch
+
+        with torch.no_grad():
+            cond = self._backbone.encode_text(self._backbone.tokenize([caption]), size)
+        return {"context": cond.context.cpu(), **{name: value.cpu() for name, value in cond.added.items()}}
+
+    def _id(self, component: str) -> str:
+        if component not in self._ids:
+            self._ids[component] = self._backbone.content_id(component)
+        return self._ids[component]
+
+
+def batches_per_epoch(counts: Sequence[int], batch: int) -> int:
+    """Batches of an epoch, given how many showings each bucket holds."""
+    return sum(-(-count // batch) for count in counts)
+
+
+def _chunks(slots: list[_Slot], batch: int) -> list[list[_Slot]]:
+    """Batches of exactly `batch` slots; what is missing at the end comes again from the beginning, as new showings."""
+    chunks = [slots[start : start + batch] for start in range(0, len(slots), batch)]
+    missing = batch - len(chunks[-1])
+    highest = max(slot.number for slot in slots)
+    for index in range(missing):
+        again = slots[index % len(slots)]
+        chunks[-1].append(_Slot(again.sample, again.size, highest + 1 + index))
+    return chunks

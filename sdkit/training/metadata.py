@@ -1,0 +1,104 @@
+"""What a trained file says about itself: kohya's keys, ModelSpec's, and sdkit's own. No clock, no path."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import sdkit
+from sdkit.core.hashing import quick_id
+from sdkit.families.family import Model
+from sdkit.runtime.backbone import Backbone
+from sdkit.training.data import Dataset
+from sdkit.weights.metadata import RECIPE_KEY, VERSION_KEY, parent
+
+TRIGGERS_KEY = "sdkit.trigger_words"
+# Options that change nothing in the result, or are parents.
+_WITHOUT_EFFECT = frozenset("validation validate_every save_every keep_states device init".split())
+_KOHYA_VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
+_ARCHITECTURES = {
+    "sd1": "stable-diffusion-v1",
+    "sd2": "stable-diffusion-v2-512",
+    "sdxl": "stable-diffusion-xl-v1-base",
+}
+
+
+def training_metadata(
+    method: str,
+    name: str,
+    backbone: Backbone,
+    dataset: Dataset,
+    options: Mapping[str, Any],
+    own: Mapping[str, str],
+    kind: str,
+) -> dict[str, str]:
+    """The metadata of a trained file.
+
+    Args:
+        method: the training method.
+        name: of the result, as people call it.
+        options: what the run was made with.
+        own: what the method itself says.
+        kind: `Method.modelspec`.
+    """
+    words = trigger_words(dataset, str(options.get("token") or ""))
+    parents = [parent(backbone.base_name, backbone.base_id, role="base")]
+    if options.get("init"):
+        parents.append(parent(str(options["init"]), quick_id(str(options["init"])), role="init"))
+    recipe = {
+        "verb": "train",
+        "method": method,
+        "parents": parents,
+        "options": {key: value for key, value in options.items() if key not in _WITHOUT_EFFECT},
+        "pictures": len(dataset.samples),
+        "data": dataset.id,
+    }
+    return {
+        **(_kohya(name, backbone.model, dataset, options) if kind else {}),
+        **_modelspec(name, backbone, words, kind),
+        **own,
+        TRIGGERS_KEY: json.dumps(words, ensure_ascii=False),
+        RECIPE_KEY: json.dumps(recipe, sort_keys=True, separators=(",", ":"), ensure_ascii=False),
+        VERSION_KEY: sdkit.__version__,
+    }
+
+
+def trigger_words(dataset: Dataset, token: str) -> list[str]:
+    """What calls the learnt thing up: the token, else the caption all pictures share."""
+    if token:
+        return [token]
+    captions = {sample.caption for sample in dataset.samples if not sample.prior}
+    return [captions.pop()] if len(captions) == 1 else []
+
+
+def _kohya(name: str, model: Model, dataset: Dataset, options: Mapping[str, Any]) -> dict[str, str]:
+    tags = Counter(tag.strip() for sample in dataset.samples for tag in sample.caption.split(",") if tag.strip())
+    return {
+        "ss_output_name": name,
+        "ss_base_model_version": _KOHYA_VERSIONS.get(model.family, model.family),
+        "ss_v2": str(model.family == "sd2"),
+        "ss_num_train_images": str(sum(sample.repeats for sample in dataset.samples)),
+        "ss_tag_frequency": json.dumps({"data": dict(tags.most_common(500))}, ensure_ascii=False),
+        "ss_max_train_steps": str(options["steps"]),
+        "ss_steps": str(options["steps"]),
+        "ss_seed": str(options["seed"]),
+        "ss_learning_rate": str(options["lr"]),
+        "ss_optimizer": str(options["optimizer"]),
+        "ss_total_batch_size": str(options["batch"]),
+        "ss_gradient_accumulation_steps": str(options["accumulate"]),
+    }
+
+
+def _modelspec(name: str, backbone: Backbone, words: list[str], kind: str) -> dict[str, str]:
+    architecture = _ARCHITECTURES.get(backbone.model.family, backbone.model.family)
+    prediction = "v" if backbone.schedule.prediction == "v_prediction" else "epsilon"
+    return {
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": f"{architecture}/{kind}" if kind else architecture,
+        "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
+        "modelspec.title": name,
+        "modelspec.prediction_type": prediction,
+        **({"modelspec.trigger_phrase": ", ".join(words)} if words else {}),
+    }

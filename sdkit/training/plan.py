@@ -1,0 +1,228 @@
+"""The plan of a run: what is there, what will be done, and what it will cost, before anything is computed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sdkit.core.errors import SdkitError, UsageError
+from sdkit.families import identify
+from sdkit.families.family import Model
+from sdkit.runtime.load import Configs, backbone_class, base_configs, component_names
+from sdkit.training.buckets import Size, bucket_sizes, nearest_size
+from sdkit.training.data import Dataset
+from sdkit.training.feed import batches_per_epoch
+from sdkit.training.method import Method
+from sdkit.training.optimizers import find_optimizer, optimizer_bytes
+from sdkit.training.options import TrainOptions
+from sdkit.weights import open_weights
+
+FIXED_BYTES = 700 << 20  # Python, torch, diffusers and transformers themselves
+SHOWN = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """What is known of a base before it is loaded.
+
+    Attributes:
+        path: the file or folder.
+        model: what its header says.
+        configs: its components' configurations.
+        bytes: size of its components in float32.
+    """
+
+    path: Path
+    model: Model
+    configs: Configs
+    bytes: int
+
+    @property
+    def pixels_per_latent(self) -> int:
+        """Width of a latent's pixel in pixels of the picture."""
+        return 1 << (len(self.configs["vae"]["block_out_channels"]) - 1)
+
+    @property
+    def size_step(self) -> int:
+        """What a picture's sides must be multiples of."""
+        return self.pixels_per_latent << (len(self.configs["unet"]["block_out_channels"]) - 1)
+
+    @property
+    def resolution(self) -> int:
+        """The side of the squares it was trained on."""
+        return int(self.configs["unet"]["sample_size"]) * self.pixels_per_latent
+
+
+def look_at_base(path: Path) -> Base:
+    """Read a base's header.
+
+    Raises:
+        SdkitError: it is no base that can be trained on.
+    """
+    with open_weights(path) as weights:
+        model = identify(weights)
+        backbone_class(weights.path, model)
+        names = component_names(model)
+        configs = base_configs(weights, model)
+        missing = [name for name in names if name not in configs]
+        if missing:
+            raise SdkitError(f"{path}: {missing[0]}/config.json is missing", "download the folder again")
+        count = sum(math.prod(place.shape) for name, place in model.places.items() if name.split(".")[0] in names)
+        return Base(path, model, configs, 4 * count)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run will be.
+
+    Attributes:
+        method: its name.
+        base: the base's name.
+        family: the base's family.
+        output: the file that will be written.
+        pictures: usable pictures.
+        caption_sources: how many captions come from where.
+        examples: the first pictures' names and captions.
+        quarantined: file name → why it is left out.
+        buckets: size → pictures.
+        parameters: numbers trained.
+        modules: modules they belong to.
+        steps: optimizer steps.
+        epochs: passes over the pictures.
+        batch: pictures in a step, over all batches of it.
+        output_bytes: of the result.
+        disk_bytes: of the result and the states.
+        memory_bytes: estimate of the peak.
+        seconds: estimate of the wall time.
+        notes: facts a person should see.
+    """
+
+    method: str
+    base: str
+    family: str
+    output: str
+    pictures: int
+    caption_sources: dict[str, int]
+    examples: dict[str, str]
+    quarantined: dict[str, str]
+    buckets: dict[str, int]
+    parameters: int
+    modules: int
+    steps: int
+    epochs: float
+    batch: int
+    output_bytes: int
+    disk_bytes: int
+    memory_bytes: int
+    seconds: float
+    notes: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def make_plan(name: str, method: Method, base: Base, dataset: Dataset, options: TrainOptions, output: Path) -> Plan:
+    """The plan of a run, checked.
+
+    Raises:
+        SdkitError: an option cannot be met: fewer steps than warm-up, an optimizer that is not there, a resolution
+            below what the base can do.
+    """
+    sizes = buckets(base, options)
+    groups = _grouped(dataset, sizes)
+    per_epoch = batches_per_epoch(list(groups.values()), options.batch) / options.accumulate
+    steps = steps_of(options, per_epoch)
+    find_optimizer(options.optimizer)
+    size = method.size(base.model, options)
+    state = size.parameters * 4 + optimizer_bytes(options.optimizer, size.parameters)
+    memory, seconds = _estimate(base, method, options, sizes, steps)
+    return Plan(
+        method=name,
+        base=base.path.name,
+        family=base.model.family,
+        output=str(output),
+        pictures=len(dataset.samples),
+        caption_sources=dataset.caption_sources,
+        examples={sample.path.name: sample.caption for sample in dataset.samples[:SHOWN]},
+        quarantined=dataset.quarantined,
+        buckets={f"{width}x{height}": count for (width, height), count in groups.items()},
+        parameters=size.parameters,
+        modules=size.modules,
+        steps=steps,
+        epochs=round(steps / per_epoch, 2),
+        batch=options.batch * options.accumulate,
+        output_bytes=size.output_bytes,
+        disk_bytes=size.output_bytes + (options.keep_states + 1) * state,
+        memory_bytes=memory + state,
+        seconds=seconds,
+        notes=tuple(_notes(dataset)),
+    )
+
+
+def buckets(base: Base, options: TrainOptions) -> list[Size]:
+    """The sizes pictures are brought to.
+
+    Raises:
+        UsageError: the resolution is smaller than the base's smallest picture.
+    """
+    resolution = options.resolution or base.resolution
+    if resolution < base.size_step:
+        raise UsageError(f"resolution={resolution}: this base needs at least {base.size_step}")
+    return bucket_sizes(resolution, base.size_step)
+
+
+def steps_of(options: TrainOptions, steps_per_epoch: float) -> int:
+    """Optimizer steps, from `steps` or from `epochs`.
+
+    Raises:
+        UsageError: there are fewer than the learning rate needs to warm up.
+    """
+    steps = options.steps
+    if options.epochs is not None:
+        steps = max(1, math.ceil(options.epochs * steps_per_epoch))
+    if options.warmup > steps:
+        raise UsageError(f"{steps} steps are fewer than warmup={options.warmup}", "train longer, or warm up for less")
+    return steps
+
+
+def _grouped(dataset: Dataset, sizes: list[Size]) -> dict[Size, int]:
+    counts: dict[Size, int] = {}
+    for sample in dataset.samples:
+        if not sample.prior:
+            size = nearest_size(sample.size, sizes)
+            counts[size] = counts.get(size, 0) + sample.repeats
+    return dict(sorted(counts.items()))
+
+
+def _estimate(base: Base, method: Method, options: TrainOptions, sizes: list[Size], steps: int) -> tuple[int, float]:
+    """Peak memory in bytes (without the optimizer) and wall time in seconds."""
+    from sdkit.runtime.cost import autoencoder_cost, measured_speed, step_cost
+    from sdkit.runtime.precision import compute_type, find_device
+
+    device = find_device(options.device)
+    dtype = compute_type(options.precision, device)
+    width, height = max(sizes, key=lambda size: size[0] * size[1])
+    channels = int(base.configs["unet"]["in_channels"])
+    shape = (channels, height // base.pixels_per_latent, width // base.pixels_per_latent)
+    if method.component == "vae":
+        cost = autoencoder_cost(base.configs["vae"], (width, height))
+    else:
+        cost = step_cost(base.configs["unet"], shape, _tokens(base.configs))
+    item = dtype.itemsize / 4
+    activations = cost.activation_bytes * item * options.batch * (0.15 if options.checkpointing else 1.0)
+    speed = measured_speed(device, dtype)
+    seconds = cost.seconds(speed, frozen=not method.trains_base, checkpointing=options.checkpointing)
+    return FIXED_BYTES + int(base.bytes * item + activations), seconds * steps * options.batch * options.accumulate
+
+
+def _tokens(configs: Mapping[str, Mapping[str, Any]]) -> int:
+    return int(configs["text_encoder"]["max_position_embeddings"])
+
+
+def _notes(dataset: Dataset) -> list[str]:
+    notes = [f"{name} is left out: {reason}" for name, reason in dataset.quarantined.items()]
+    return [*notes, *dataset.notes]

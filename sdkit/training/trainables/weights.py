@@ -1,0 +1,67 @@
+"""The base's own weights: a subset of its parameters, trained as copies that stand in for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from sdkit.runtime.backbone import Backbone
+from sdkit.training.trainable import Group
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class WeightSubset:
+    """Copies of some parameters of a base, in float32. The base keeps its own, and has them back afterwards.
+
+    Args:
+        backbone: the base.
+        names: hub parameters.
+        lr: learning rate.
+        text_lr: learning rate of the text encoders' parameters.
+    """
+
+    def __init__(self, backbone: Backbone, names: Sequence[str], *, lr: float, text_lr: float) -> None:
+        from torch import nn
+
+        self.parameters: dict[str, nn.Parameter] = {
+            name: nn.Parameter(_parameter(backbone, name).detach().float().clone()) for name in names
+        }
+        self._rates = {"text": text_lr, "image": lr}
+
+    @property
+    def trains_text(self) -> bool:
+        """Whether a text encoder is among them."""
+        return any(name.startswith("text_encoder") for name in self.parameters)
+
+    def groups(self) -> list[Group]:
+        """The text encoders' parameters, and the others."""
+        groups: dict[str, list[nn.Parameter]] = {}
+        for name, parameter in self.parameters.items():
+            groups.setdefault("text" if name.startswith("text_encoder") else "image", []).append(parameter)
+        return [Group(kind, parameters, self._rates[kind]) for kind, parameters in groups.items()]
+
+    @contextmanager
+    def install(self, backbone: Backbone) -> Iterator[None]:
+        """Put the copies in the places of the base's parameters."""
+        originals = {name: _parameter(backbone, name) for name in self.parameters}
+        try:
+            for name, parameter in self.parameters.items():
+                _replace(backbone, name, parameter)
+            yield
+        finally:
+            for name, original in originals.items():
+                _replace(backbone, name, original)
+
+
+def _parameter(backbone: Backbone, hub: str) -> nn.Parameter:
+    module, _, name = hub.rpartition(".")
+    parameter: nn.Parameter = getattr(backbone.module(module), name)
+    return parameter
+
+
+def _replace(backbone: Backbone, hub: str, parameter: nn.Parameter) -> None:
+    module, _, name = hub.rpartition(".")
+    setattr(backbone.module(module), name, parameter)

@@ -1,0 +1,182 @@
+"""From gradients to new parameters: precision, clipping, the optimizer, its learning rates, and the moving average."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sdkit.core.errors import SdkitError
+from sdkit.training.processes import Processes
+from sdkit.training.trainable import Trainable
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What one step did; the tensor may still be on the device."""
+
+    lr: float
+    grad_norm: torch.Tensor
+
+
+class Updater:
+    """Applies gradients.
+
+    Args:
+        trainables: whose parameters are updated.
+        optimizer: over their groups; each group's ``initial_lr`` is its full learning rate.
+        lr_factor: step → what the learning rates are multiplied with.
+        device: where the parameters are.
+        dtype: what is computed in.
+        max_grad_norm: gradients longer than this are shortened; 0 leaves them.
+        ema: decay of the moving average; None for none.
+    """
+
+    def __init__(
+        self,
+        trainables: Sequence[Trainable],
+        optimizer: torch.optim.Optimizer,
+        lr_factor: Callable[[int], float],
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        max_grad_norm: float,
+        ema: float | None = None,
+        processes: Processes | None = None,
+    ) -> None:
+        import torch
+
+        self.parameters = named_parameters(trainables)
+        self.optimizer = optimizer
+        self.lr_scale = 1.0
+        self._lr_factor = lr_factor
+        self._device, self._dtype = device, dtype
+        self._max_grad_norm = max_grad_norm
+        self._processes = processes or Processes()
+        self._scaler = torch.amp.GradScaler(device.type, enabled=self.scaled)
+        self._ema = _moving_average(self.parameters.values(), ema)
+        self._skips_on_device = getattr(optimizer, "_step_supports_amp_scaling", False)
+
+    @property
+    def scaled(self) -> bool:
+        """Whether the loss is scaled up, because float16 loses small gradients."""
+        return str(self._dtype) == "torch.float16"
+
+    @property
+    def state_bytes(self) -> int:
+        """About how much a saved state takes."""
+        return 4 * sum(parameter.nbytes for parameter in self.parameters.values())
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Compute in the run's type, with the parameters in float32."""
+        import torch
+
+        return torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add a loss's gradients."""
+        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+
+    def apply(self, step: int) -> Update:
+        """Make one step with the gradients gathered, unless they hold NaN or infinity; then forget them."""
+        import torch
+
+        lr = self._set_rates(step)
+        self._scaler.unscale_(self.optimizer)
+        gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
+        self._processes.add_up(gradients)
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if self._max_grad_norm:
+            torch.nn.utils.clip_grads_with_norm_(list(self.parameters.values()), self._max_grad_norm, norm)
+        self._guarded_step(norm)
+        self.optimizer.zero_grad(set_to_none=True)
+        if self._ema is not None:
+            self._ema.step(self.parameters.values())
+        return Update(lr, norm)
+
+    def _guarded_step(self, norm: torch.Tensor) -> None:
+        import torch
+
+        if self.scaled:
+            self._scaler.step(self.optimizer)
+            self._scaler.update()
+        elif self._skips_on_device:  # the optimizer looks at the flag itself: nobody waits for the device
+            self.optimizer.grad_scale = None  # type: ignore[attr-defined]
+            self.optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
+            self.optimizer.step()
+        elif bool(torch.isfinite(norm)):
+            self.optimizer.step()
+
+    def _set_rates(self, step: int) -> float:
+        factor = self._lr_factor(step) * self.lr_scale
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The moving averages in the places of the parameters while the context lasts."""
+        if self._ema is None:
+            yield
+            return
+        self._ema.store(self.parameters.values())
+        self._ema.copy_to(self.parameters.values())
+        try:
+            yield
+        finally:
+            self._ema.restore(self.parameters.values())
+
+    def state(self) -> dict[str, Any]:
+        """Everything that decides the next step."""
+        return {
+            "parameters": dict(self.parameters),
+            "optimizer": self.optimizer.state_dict()["state"],
+            "scaler": self._scaler.state_dict(),
+            "ema": self._ema.state_dict() if self._ema is not None else None,
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take up a saved state.
+
+        Raises:
+            SdkitError: it is of other parameters.
+        """
+        import torch
+
+        saved = state["parameters"]
+        if {name: tuple(value.shape) for name, value in saved.items()} != {
+            name: tuple(value.shape) for name, value in self.parameters.items()
+        }:
+            raise SdkitError("the saved state is of other parameters than this run's", "resume with the run's options")
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(saved[name])
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
+        self.optimizer.zero_grad(set_to_none=True)
+        self._scaler.load_state_dict(state["scaler"])
+        if self._ema is not None and state["ema"] is not None:
+            self._ema.load_state_dict(state["ema"])
+            self._ema.to(self._device)
+
+
+def named_parameters(trainables: Sequence[Trainable]) -> dict[str, nn.Parameter]:
+    """The parameters of all trainables, each name with the trainable's number in front."""
+    return {
+        f"{number}.{name}": parameter
+        for number, trainable in enumerate(trainables)
+        for name, parameter in trainable.parameters.items()
+    }
+
+
+def _moving_average(parameters: Any, decay: float | None) -> Any:
+    if decay is None:
+        return None
+    from diffusers.training_utils import EMAModel
+
+    return EMAModel(list(parameters), decay=decay)

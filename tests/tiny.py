@@ -1,0 +1,149 @@
+"""A Stable Diffusion pipeline small enough for tests: SD1's layout, random weights, a vocabulary of letters."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+TEXT = {
+    "architectures": ["CLIPTextModel"],
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "hidden_act": "quick_gelu",
+    "hidden_size": 24,
+    "intermediate_size": 48,
+    "layer_norm_eps": 1e-05,
+    "max_position_embeddings": 12,
+    "model_type": "clip_text_model",
+    "num_attention_heads": 2,
+    "num_hidden_layers": 2,
+    "pad_token_id": 1,
+    "projection_dim": 24,
+    "vocab_size": 64,
+}
+UNET = {
+    "_class_name": "UNet2DConditionModel",
+    "attention_head_dim": 4,
+    "block_out_channels": [32, 64],
+    "cross_attention_dim": 24,
+    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+    "in_channels": 4,
+    "layers_per_block": 1,
+    "norm_num_groups": 8,
+    "out_channels": 4,
+    "sample_size": 8,
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+}
+VAE = {
+    "_class_name": "AutoencoderKL",
+    "block_out_channels": [16, 32],
+    "down_block_types": ["DownEncoderBlock2D"] * 2,
+    "in_channels": 3,
+    "latent_channels": 4,
+    "layers_per_block": 1,
+    "norm_num_groups": 8,
+    "out_channels": 3,
+    "sample_size": 16,
+    "scaling_factor": 0.5,
+    "up_block_types": ["UpDecoderBlock2D"] * 2,
+}
+SCHEDULER = {
+    "_class_name": "DDIMScheduler",
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+}
+INDEX = {
+    "_class_name": "StableDiffusionPipeline",
+    "scheduler": ["diffusers", "DDIMScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+
+
+def write_configs(folder: Path) -> Path:
+    """A pipeline folder without weights."""
+    files = {
+        "model_index.json": INDEX,
+        "text_encoder/config.json": TEXT,
+        "unet/config.json": UNET,
+        "vae/config.json": VAE,
+        "scheduler/scheduler_config.json": SCHEDULER,
+        "tokenizer/tokenizer.json": _tokenizer(),
+        "tokenizer/tokenizer_config.json": {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"},
+    }
+    for name, fields in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(json.dumps(fields))
+    return folder
+
+
+def _tokenizer() -> dict[str, object]:
+    """One token a letter, between a beginning and an end."""
+    letters = ["<s>", "</s>", "<unk>", *"abcdefghijklmnopqrstuvwxyz0123456789,.-'"]
+    special = [
+        {"id": number, "content": letters[number], "special": True}
+        | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        for number in range(3)
+    ]
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": special,
+        "normalizer": {"type": "Lowercase"},
+        "pre_tokenizer": {"type": "Split", "pattern": {"Regex": "."}, "behavior": "Isolated", "invert": False},
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [
+                {"SpecialToken": {"id": "<s>", "type_id": 0}},
+                {"Sequence": {"id": "A", "type_id": 0}},
+                {"SpecialToken": {"id": "</s>", "type_id": 0}},
+            ],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+            "special_tokens": {
+                "<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]},
+                "</s>": {"id": "</s>", "ids": [1], "tokens": ["</s>"]},
+            },
+        },
+        "decoder": None,
+        "model": {
+            "type": "WordLevel",
+            "vocab": {letter: number for number, letter in enumerate(letters)},
+            "unk_token": "<unk>",
+        },
+    }
+
+
+def write_single_file(folder: Path) -> Path:
+    """A pipeline with CLIP's vocabulary, `folder`/base, and the same as an LDM checkpoint, whose path comes back."""
+    from sdkit.families.clip import text_parameters
+    from sdkit.families.configs import text_layout, unet_layout, vae_layout
+    from sdkit.families.unet import unet_parameters
+    from sdkit.families.vae import vae_parameters
+    from sdkit.runtime.create import create_base
+    from sdkit.runtime.load import CONFIG_KEY, load_backbone
+    from sdkit.runtime.tensors import write_tensors
+
+    text = {**TEXT, "vocab_size": 49408, "bos_token_id": 49406, "eos_token_id": 49407}
+    configs = write_configs(folder / "configs")
+    (configs / "text_encoder/config.json").write_text(json.dumps(text))
+    create_base(configs, folder / "base")
+    backbone = load_backbone(folder / "base")
+    components = {
+        "unet": ("model.diffusion_model.", unet_parameters(unet_layout(UNET))),
+        "vae": ("first_stage_model.", vae_parameters(vae_layout(VAE))),
+        "text_encoder": ("cond_stage_model.transformer.", text_parameters(text_layout(text), "hf")),
+    }
+    tensors = {}
+    for component, (prefix, rows) in components.items():
+        for row in rows:
+            module, _, name = row.hub.rpartition(".")
+            tensors[prefix + row.ldm] = getattr(backbone.module(f"{component}.{module}"), name)
+    stated = {CONFIG_KEY: json.dumps({"unet": UNET, "vae": VAE, "text_encoder": text, "scheduler": SCHEDULER})}
+    write_tensors(folder / "single.safetensors", tensors, stated)
+    return folder / "single.safetensors"
