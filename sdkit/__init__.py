@@ -16,13 +16,31 @@ __version__ = "0.1.0"
 _LAZY = {
     "SdkitError": "sdkit.core.errors",
     "blend": "sdkit.jobs.blend",
+    "combine": "sdkit.jobs.combine",
+    "extract": "sdkit.jobs.extract",
     "hash": "sdkit.jobs.hash",
     "inspect": "sdkit.jobs.inspect",
     "merge": "sdkit.jobs.merge",
+    "resize": "sdkit.jobs.combine",
+    "scale": "sdkit.jobs.combine",
+    "subtract": "sdkit.jobs.combine",
     "unmerge": "sdkit.jobs.unmerge",
 }
 
-__all__ = ["SdkitError", "__version__", "blend", "hash", "inspect", "merge", "unmerge"]  # noqa: F822  (lazy: PEP 562)
+__all__ = [  # noqa: F822  (lazy: PEP 562)
+    "SdkitError",
+    "__version__",
+    "blend",
+    "combine",
+    "extract",
+    "hash",
+    "inspect",
+    "merge",
+    "resize",
+    "scale",
+    "subtract",
+    "unmerge",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
+
+# Before torch is imported: each of xdist's workers would start a thread per core, and they would wait for one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import fields
 
 from sdkit.adapters.artifact import Artifact, Target, TokenRows
@@ -95,6 +96,7 @@ class ArtifactBuilder:
             unmatched=tuple(self._unmatched),
             notes=tuple(notes),
             metadata=self.weights.metadata,
+            spelled={target.module: spelled for target, spelled in self._spelled.items()},
         )
 
     def _check_shape(self, target: Target, spelled: str, delta: Delta) -> None:
@@ -145,6 +147,15 @@ def widens(target: Target, change: tuple[int, ...], weight: tuple[int, ...]) -> 
 def same_delta(first: Delta, second: Delta) -> bool:
     """Whether two changes are of one kind with equal scales and byte-identical factors."""
     return type(first) is type(second) and _same_parts(first, second)
+
+
+def reads(part: object) -> Iterator[Read]:
+    """The stored tensors of a delta."""
+    if isinstance(part, Read):
+        yield part
+    elif hasattr(part, "__dataclass_fields__"):
+        for field in fields(part):  # type: ignore[arg-type]
+            yield from reads(getattr(part, field.name))
 
 
 def _same_parts(first: object, second: object) -> bool:

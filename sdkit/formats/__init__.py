@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 from typing import cast
 
 from sdkit.adapters.artifact import Artifact
 from sdkit.core.errors import SdkitError
-from sdkit.core.plugins import Plugin, find_plugins
+from sdkit.core.plugins import Plugin, choose, find_plugins
 from sdkit.families.family import Model
 from sdkit.formats._family import adapter_family
-from sdkit.formats.codec import Codec, Verdict
-from sdkit.weights import Weights
+from sdkit.formats._verify import verify
+from sdkit.formats.codec import Codec, Verdict, WritingCodec
+from sdkit.weights import Weights, open_weights
 
-__all__ = ["Verdict", "adapter_family", "formats", "read_adapter", "recognise"]
+__all__ = ["Verdict", "adapter_family", "formats", "read_adapter", "recognise", "write_adapter", "writing_codec"]
 
 
 def formats() -> dict[str, Plugin]:
@@ -53,6 +56,57 @@ def read_adapter(weights: Weights, model: Model | None = None) -> Artifact:
         )
     reasons = "; ".join(f"{name}: {verdict.reason}" for name, verdict in verdicts.items())
     raise SdkitError(f"{weights.path}: not an adapter in a known format", reasons)
+
+
+def write_adapter(
+    artifact: Artifact,
+    model: Model | None,
+    path: Path,
+    metadata: Mapping[str, str],
+    *,
+    format: str = "kohya",
+    overwrite: bool = False,
+) -> None:
+    """Write an adapter, read it back, and compare every change with what was meant.
+
+    Args:
+        artifact: its targets are modules of `model`.
+        model: gives modules their names and shapes; None for an artifact that was read without a model in this same
+            format, whose modules keep their own names.
+        path: the file to write (PEFT: the folder).
+        metadata: the header's ``__metadata__``.
+        format: the codec's name.
+        overwrite: whether something already at `path` may be replaced.
+
+    Raises:
+        SdkitError: there is no such format, it cannot hold this adapter, `path` cannot be written, or what was read
+            back differs (the file stays, for looking at).
+    """
+    codec = writing_codec(format)
+    codec.write(artifact, model, path, metadata, overwrite=overwrite)
+    for part in _written_parts(path):
+        with open_weights(part) as weights:
+            verify(artifact, codec.read(weights, model), part)
+
+
+def writing_codec(format: str) -> WritingCodec:
+    """The codec that writes a format.
+
+    Raises:
+        SdkitError: there is no such format, or it is only read.
+    """
+    plugin = choose(format, formats(), "format")
+    module = plugin.load()
+    if not hasattr(module, "write"):
+        raise SdkitError(f"the format {plugin.name} is read but not written", "write kohya, peft or diffusers")
+    return cast(WritingCodec, module)
+
+
+def _written_parts(path: Path) -> list[Path]:
+    """A file, a folder of weights, or the folders of an adapter's components."""
+    if path.is_dir() and not any(entry.is_file() for entry in path.iterdir()):
+        return sorted(path.iterdir())
+    return [path]
 
 
 @cache

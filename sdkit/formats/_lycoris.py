@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 
 from sdkit.adapters.builder import ArtifactBuilder
 from sdkit.adapters.deltas.delta import Delta
+from sdkit.adapters.deltas.dora import Dora
 from sdkit.adapters.deltas.full import Full
 from sdkit.adapters.deltas.hadamard import Hadamard
 from sdkit.adapters.deltas.kronecker import Kronecker, Side
@@ -27,7 +28,6 @@ FULL = {"diff": "weight", "diff_b": "bias", "w_norm": "weight", "b_norm": "bias"
 
 # Role → the kind of adapter it belongs to, for the kinds that cannot be applied yet.
 REFUSED = {
-    "dora_scale": "DoRA",
     "lora_magnitude_vector": "DoRA",
     "lora_magnitude_vector.weight": "DoRA",
     "oft_blocks": "OFT or BOFT",
@@ -48,7 +48,8 @@ REFUSED = {
     "set_weight": "a control LoRA that replaces weights",
     "reshape_weight": "a control LoRA that reshapes weights",
 }
-ROLES = frozenset([*LORA, *LOHA, *LOKR, *FULL, *REFUSED, "alpha"])
+DORA = "dora_scale"
+ROLES = frozenset([*LORA, *LOHA, *LOKR, *FULL, *REFUSED, DORA, "alpha"])
 
 
 def refuse(weights: Weights, name: str, kind: str) -> SdkitError:
@@ -72,7 +73,10 @@ def changes(builder: ArtifactBuilder, module: str, parts: Parts) -> Iterator[tup
     if len(found) > 1:
         raise SdkitError(f"{builder.weights.path}: {module} mixes the parts of several kinds of adapter")
     for reader in found:
-        yield "weight", reader(builder, module, parts)
+        change = reader(builder, module, parts)
+        yield "weight", _dora(builder, change, parts[DORA]) if DORA in parts else change
+    if DORA in parts and not found:
+        raise _incomplete(builder, module, f"{DORA} has no change of direction beside it")
     full = {role: parameter for role, parameter in FULL.items() if role in parts}
     for role, parameter in full.items():
         yield parameter, Full(builder.read(parts[role]))
@@ -104,6 +108,13 @@ def _lokr(builder: ArtifactBuilder, module: str, parts: Parts) -> Kronecker:
 
 
 _READERS = ((LORA, _lora), (LOHA, _loha), (LOKR, _lokr))
+
+
+def _dora(builder: ArtifactBuilder, change: Delta, info: TensorInfo) -> Dora:
+    """The lengths' shape says which axis they belong to: [out, 1, …] or [1, in, …]."""
+    lengths = builder.read(info)
+    by_input = len(info.shape) > 1 and info.shape[0] == 1 and (info.shape[1] > 1 or change.shape[0] > 1)
+    return Dora(change, lengths, by_input)
 
 
 def _rank(factor: Read) -> int:

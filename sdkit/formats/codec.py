@@ -6,7 +6,9 @@ begin with an underscore are helpers.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from sdkit.adapters.artifact import Artifact
@@ -37,5 +39,29 @@ class Codec(Protocol):
 
         Raises:
             SdkitError: the file is of this format but broken (a half pair, contradicting ranks).
+        """
+        ...
+
+
+class WritingCodec(Codec, Protocol):
+    """A codec that also writes its format."""
+
+    def write(
+        self,
+        artifact: Artifact,
+        model: Model | None,
+        path: Path,
+        metadata: Mapping[str, str],
+        *,
+        overwrite: bool = False,
+    ) -> None:
+        """Write an adapter whose targets are modules of `model`, whole or not at all.
+
+        Tensors are read from `artifact` one after the other, so their numbers may be computed only then. Ranks, alphas
+        and hashes in the metadata are written anew. Without a model the modules keep the names `artifact.spelled`
+        gives them.
+
+        Raises:
+            SdkitError: the format has no way to say what the adapter holds, or `path` cannot be written.
         """
         ...

@@ -35,7 +35,7 @@ from sdkit.merging.undo import Changed, write_undo
 from sdkit.streaming import Output, Rounding, Stream
 from sdkit.streaming.checkpoint import check_output, checkpoint_stream, is_folder
 from sdkit.weights import DType, Weights, open_weights
-from sdkit.weights.atomic import AtomicFile, check_target
+from sdkit.weights.atomic import AtomicFile, check_space, check_target
 from sdkit.weights.dtypes import parse_dtype
 from sdkit.weights.metadata import merged_metadata, parent
 from sdkit.weights.reader import Container, raw_header
@@ -169,6 +169,7 @@ class _Merge:
                 "nothing would change: every strength is 0, or the adapters hold no weight changes",
                 "give a strength with ADAPTER=0.8 or --alpha; `sdkit inspect` shows what an adapter holds",
             )
+        check_space(request.output, sum(output.nbytes for output in outputs))
         parents = tuple(self._parents())
         if not dry_run:
             self._write(plan, outputs, tokens, merged_metadata(self._kept_metadata(), self._recipe(parents)))
@@ -316,9 +317,10 @@ class _Merge:
 
 def default_output(base: Path, adapters: Sequence[Path]) -> Path:
     """``BASE+ADAPTER.safetensors`` in the current directory; a folder keeps being one."""
-    folder = base.is_dir()
+    if base.name.endswith(".index.json"):  # shards: the model is the folder they lie in
+        base = base.absolute().parent
     names = [path.name if path.is_dir() else path.stem for path in (base, *adapters)]
-    return Path("+".join(names) + ("" if folder else ".safetensors"))
+    return Path("+".join(names) + ("" if base.is_dir() else ".safetensors"))
 
 
 def _pairs(adapters: Adapters, alpha: float) -> tuple[tuple[Path, float], ...]:

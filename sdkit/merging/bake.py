@@ -10,13 +10,13 @@ from sdkit.adapters.algebra import DeltaSum
 from sdkit.adapters.artifact import Artifact, Target
 from sdkit.adapters.builder import widens
 from sdkit.adapters.deltas.delta import Delta
+from sdkit.adapters.deltas.dora import Dora
 from sdkit.core.errors import SdkitError
 from sdkit.families.family import Model, Place
 from sdkit.merging.strengths import Strengths
 from sdkit.streaming import AddDelta, Addend, Output, Read, Rounding
 from sdkit.weights import DType, Weights
 from sdkit.weights.header import DamagedFileError
-
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +75,10 @@ def bake(base: Weights, model: Model, doses: Iterable[Dose], strengths: Strength
                 continue
             place = model.places[target.name]
             region = _region(target, delta, place, base)
-            scale = strength / quantisation_scale(base, place.key)
-            terms.setdefault(place.key, {}).setdefault(region, []).append((delta, scale))
+            scale = quantisation_scale(base, place.key)
+            if scale != 1.0 and isinstance(delta, Dora):
+                raise SdkitError(f"{place.key}: a DoRA cannot go into scaled fp8 weights", "use a 16-bit checkpoint")
+            terms.setdefault(place.key, {}).setdefault(region, []).append((delta, strength / scale))
     return Bake(base, {key: _addends(regions) for key, regions in terms.items()})
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from sdkit.streaming.expression import Context, Expression, TileFunction, widen
+from sdkit.streaming.expression import Context, Expression, TileFunction, common_unit, spans, widen
 from sdkit.weights import DType
 
 if TYPE_CHECKING:
@@ -30,7 +31,24 @@ class ReadyChange(Protocol):
         ...
 
     def add_rows(self, out: torch.Tensor, start: int) -> None:
-        """Add rows ``start : start + len(out)`` of the change to `out`, [rows, columns], in place."""
+        """Add rows ``start : start + len(out)`` of the change to `out`, [rows, columns], in place.
+
+        `out` holds the base's rows, for changes that are relative to them.
+        """
+        ...
+
+
+@runtime_checkable
+class LooksFirst(Protocol):
+    """A ready change that may need to see all of the base before it changes anything."""
+
+    @property
+    def looks_first(self) -> bool:
+        """Whether it does."""
+        ...
+
+    def look(self, rows: torch.Tensor, start: int) -> None:
+        """Take in base rows ``start : start + len(rows)``, [rows, columns]."""
         ...
 
 
@@ -82,15 +100,30 @@ class AddDelta:
         ready, dtype = self._ready(context)
         context = context.with_dtype(dtype)
         base, columns = self.base.bind(context), self._columns
+        self._look(base, ready, context)
 
         def tile(start: int, stop: int) -> torch.Tensor:
             values = widen(base(start, stop), context)
             matrix, first = values.view(-1, columns), start // columns
             for addend, change in ready:
-                _add(matrix, first, addend, change)
+                _apply(matrix, first, addend, change.add_rows)
             return values
 
         return tile
+
+    def _look(self, base: TileFunction, ready: list[tuple[Addend, ReadyChange]], context: Context) -> None:
+        """Show the whole base to the changes that need it before they change anything: one more pass, in order."""
+        looking = [
+            (addend, change) for addend, change in ready if isinstance(change, LooksFirst) and change.looks_first
+        ]
+        if not looking:
+            return
+        columns, mark = self._columns, context.scratch.mark()
+        for start, stop in spans(math.prod(self.shape), common_unit([self.unit])):
+            matrix = widen(base(start, stop), context).view(-1, columns)
+            for addend, change in looking:
+                _apply(matrix, start // columns, addend, change.look)
+            context.scratch.release(mark)
 
     def _ready(self, context: Context) -> tuple[list[tuple[Addend, ReadyChange]], torch.dtype]:
         """The changes, in float32 where that is exact enough, else in float64."""
@@ -108,10 +141,10 @@ def _exact_enough(magnitude: float, target: DType) -> bool:
     return magnitude * FLOAT32_PRODUCT_ERROR <= ERROR_BUDGET * SMALLEST_STEP.get(target.name, 0.0)
 
 
-def _add(matrix: torch.Tensor, first: int, addend: Addend, change: ReadyChange) -> None:
-    """Add the rows of `change` that fall into the tile beginning at row `first`."""
+def _apply(matrix: torch.Tensor, first: int, addend: Addend, action: Callable[[torch.Tensor, int], None]) -> None:
+    """Give `action` the addend's part of the tile beginning at row `first`, and the row of the change it begins at."""
     low = max(first, addend.first_row)
     high = min(first + len(matrix), addend.first_row + addend.change.rows)
     if low < high:
         rows = matrix[low - first : high - first]
-        change.add_rows(rows if addend.columns is None else rows[:, : addend.columns], low - addend.first_row)
+        action(rows if addend.columns is None else rows[:, : addend.columns], low - addend.first_row)

@@ -67,9 +67,7 @@ class AtomicFile:
         Raises:
             SdkitError: the disk has not that much room, or no file may be that large.
         """
-        free = shutil.disk_usage(self.path.parent).free
-        if free < size:
-            raise no_space(self.path, size, free)
+        check_space(self.path, size)
         try:
             if positional.ACCELERATED and hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(self.descriptor, 0, size)
@@ -77,7 +75,7 @@ class AtomicFile:
                 os.ftruncate(self.descriptor, size)
         except OSError as error:
             if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-                raise no_space(self.path, size, free) from None
+                raise no_space(self.path, size) from None
             if error.errno == errno.EFBIG:
                 raise too_large(self.path, size) from None
             if error.errno not in {errno.EOPNOTSUPP, errno.EINVAL}:
@@ -172,8 +170,19 @@ def exists_error(path: Path) -> SdkitError:
     return SdkitError(f"{path}: already exists", "choose another name with -o, or replace it with --force")
 
 
-def no_space(path: Path, size: int, free: int) -> SdkitError:
+def check_space(path: Path, size: int) -> None:
+    """Refuse an output of `size` bytes that the disk has no room for.
+
+    Raises:
+        SdkitError: saying how much is needed and how much is free.
+    """
+    if shutil.disk_usage(path.parent).free < size:
+        raise no_space(path, size)
+
+
+def no_space(path: Path, size: int) -> SdkitError:
     """The error for a full disk."""
+    free = shutil.disk_usage(path.parent).free
     return SdkitError(
         f"{path}: needs {size / 1e9:.2f} GB, the disk has {free / 1e9:.2f} GB free",
         "free some space, or write to another disk with -o",

@@ -23,6 +23,7 @@ class Container(StrEnum):
     SAFETENSORS = "safetensors"
     PICKLE = "pickle"
     FOLDER = "folder"
+    MEMORY = "memory"
 
 
 class Weights:

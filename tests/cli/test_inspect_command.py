@@ -63,11 +63,11 @@ lora_disney.safetensors: LoRA for Stable Diffusion 1 (sd1), cloneofsimo format
 """
 
 TROUBLED = """\
-old.safetensors: DoRA + GLoRA, family unknown, kohya format
+old.safetensors: GLoRA, family unknown, kohya format
   size      960 B, safetensors, 4 tensors, 232 parameters: 3 F16, 1 F32
   modules   lora_unet      2  1 feed-forward, 1 other
-  problems  this version cannot apply it: lora_unet_a_ff_net_0.dora_scale: DoRA is not supported, and leaving it out \
-would change the result
+  problems  this version cannot apply it: lora_unet_b.a1.weight: GLoRA is not supported, and leaving it out would \
+change the result
   notes     its metadata tell of the training data, with paths and captions: ss_dataset_dirs
   why       no cross-attention, no second text encoder and no metadata tell the family
             kohya: 4 tensors are named like lora_unet_….lora_down.weight

@@ -169,7 +169,6 @@ def test_bad_alpha(save, model, alpha):
 @pytest.mark.parametrize(
     ("role", "kind"),
     [
-        ("dora_scale", "DoRA"),
         ("oft_blocks", "OFT or BOFT"),
         ("a1.weight", "GLoRA"),
         ("on_input", "IA³"),

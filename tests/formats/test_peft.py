@@ -142,7 +142,7 @@ def test_unmatched_and_contradicting(folder, unet):
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        ({"use_dora": True}, "DoRA is not supported"),
+        ({"use_dora": True}, "lora_magnitude_vector missing"),
         ({"bias": "all"}, "trained biases"),
         ({"modules_to_save": ["conv_in"]}, "whole modules"),
         ({"layer_replication": [[0, 4]]}, "layer replication"),
@@ -162,9 +162,9 @@ def test_refusals(folder, unet, config, reason):
         read_adapter(folder(**config), unet)
 
 
-def test_dora_magnitudes_are_refused(folder, unet):
+def test_dora_magnitudes_need_their_pair(folder, unet):
     name = "base_model.model.mid_block.q.lora_magnitude_vector"
-    with pytest.raises(SdkitError, match="DoRA"):
+    with pytest.raises(SdkitError, match="is incomplete"):
         read_adapter(folder({name: torch.ones(6)}), unet)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from sdkit.cli.commands.merge import split_strength
+from sdkit.cli.commands._algebra import split_strength
 from sdkit.cli.output import Output, columns, human_bytes, output_options
 from sdkit.core.errors import UsageError
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from sdkit.cli.commands.merge import split_strength
+from sdkit.cli.commands._algebra import split_strength
 from sdkit.cli.output import Output, human_bytes, output_options
 
 
