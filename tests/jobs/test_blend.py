@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from models import SDXL_TEXTS, sd1, sdxl
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -19,7 +21,6 @@ from sdkit.jobs.example import POSITION_IDS, TEXT, UNET, VAE, Sizes, make_checkp
 from sdkit.weights import open_weights
 
 Tensors = dict[str, torch.Tensor]
-SMALL = Sizes(layers=1)
 CONV_IN = f"{UNET}.input_blocks.0.0.weight"
 IN1 = f"{UNET}.input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight"
 IN4 = f"{UNET}.input_blocks.4.1.transformer_blocks.0.attn1.to_q.weight"
@@ -29,7 +30,7 @@ TE = f"{TEXT}.encoder.layers.0.self_attn.q_proj.weight"
 @pytest.fixture(scope="session")
 def tensors() -> list[Tensors]:
     """Three checkpoints."""
-    return [make_checkpoint(SMALL, seed) for seed in range(3)]
+    return [sd1(seed) for seed in range(3)]
 
 
 @pytest.fixture(scope="session")
@@ -55,6 +56,10 @@ def write(tmp_path: Path, tensors: list[Tensors]) -> Callable[..., Path]:
         return path
 
     return written
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def near(result: torch.Tensor, expected: torch.Tensor) -> None:
@@ -97,11 +102,11 @@ def test_bytes_depend_on_nothing_but_the_recipe(method: str, files: list[Path], 
     base = files[2] if method != "slerp" else None
     for threads in (1, 3):
         blend(files[:2], tmp_path / f"{threads}.safetensors", method=method, base=base, threads=threads, seed=7)
-    one, other = ((tmp_path / f"{threads}.safetensors").read_bytes() for threads in (1, 3))
+    one, other = (digest(tmp_path / f"{threads}.safetensors") for threads in (1, 3))
     assert one == other
     if method in ("dare-ties", "della"):
         blend(files[:2], tmp_path / "other.safetensors", method=method, base=base, seed=8)
-        assert (tmp_path / "other.safetensors").read_bytes() != one
+        assert digest(tmp_path / "other.safetensors") != one
 
 
 def test_blocks_components_and_rules(files: list[Path], tensors: list[Tensors], tmp_path: Path) -> None:
@@ -277,7 +282,9 @@ def diffusers_folder(source: Path, folder: Path) -> Path:
     components: dict[str, Tensors] = {}
     for hub, place in model.places.items():
         component, _, name = hub.partition(".")
-        components.setdefault(component, {})[name] = stored[place.key].reshape(place.shape).contiguous()
+        value = stored[place.key] if place.rows is None else stored[place.key][slice(*place.rows)]
+        value = value.T if place.transposed else value
+        components.setdefault(component, {})[name] = value.reshape(place.shape).contiguous()
     for component, values in components.items():
         (folder / component).mkdir(parents=True)
         save_file(values, folder / component / "diffusion_pytorch_model.safetensors", {"format": "pt"})
@@ -297,6 +304,58 @@ def test_a_single_file_blends_with_a_folder(files: list[Path], tmp_path: Path) -
     unet = load_file(tmp_path / "folder" / "unet" / "diffusion_pytorch_model.safetensors")
     hub = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q.weight"
     near(unet[hub], same[IN4])
+
+
+def test_fused_and_transposed_tensors_meet_their_parts(tmp_path: Path) -> None:
+    """SDXL's second text encoder: one tensor for q, k and v and a transposed projection, against a diffusers folder."""
+    a, b = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    first, second = sdxl(0), sdxl(1)
+    save_file(first, a)
+    save_file(second, b)
+    folder = diffusers_folder(b, tmp_path / "folder")
+    blend([a, b], tmp_path / "same.safetensors", alpha=0.25)
+    blend([a, folder], tmp_path / "mixed.safetensors", alpha=0.25)
+    same, mixed = (load_file(tmp_path / f"{name}.safetensors") for name in ("same", "mixed"))
+    assert all(torch.equal(value, mixed[key]) for key, value in same.items())
+    projection = f"{SDXL_TEXTS[1]}text_projection"
+    near(mixed[projection], 0.75 * first[projection].float() + 0.25 * second[projection].float())
+    blend([folder, a], tmp_path / "out", alpha=1.0, blend_vae=True)
+    expected = diffusers_folder(a, tmp_path / "expected")
+    for component in ("unet", "text_encoder", "text_encoder_2"):
+        name = f"{component}/diffusion_pytorch_model.safetensors"
+        out, wanted = load_file(tmp_path / "out" / name), load_file(expected / name)
+        assert all(torch.equal(out[key], value) for key, value in wanted.items())
+
+
+def test_a_rule_may_hold_for_one_of_several_fused_projections(tmp_path: Path) -> None:
+    a, b = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    first, second = sdxl(0), sdxl(1)
+    save_file(first, a)
+    save_file(second, b)
+    blend([a, b], tmp_path / "out.safetensors", alpha=0.0, rules=[r"text_encoder_2\..*k_proj=1"])
+    key = f"{SDXL_TEXTS[1]}transformer.resblocks.1.attn.in_proj_weight"
+    out = load_file(tmp_path / "out.safetensors")[key]
+    assert torch.equal(out[48:96], second[key][48:96])
+    assert torch.equal(out[:48], first[key][:48]) and torch.equal(out[96:], first[key][96:])
+
+
+@pytest.mark.parametrize("count", [19, 20, 21])
+def test_lists_of_block_weights_for_sdxl(count: int, tmp_path: Path) -> None:
+    a, b = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    first, second = sdxl(0), sdxl(1)
+    save_file(first, a)
+    save_file(second, b)
+    numbers = ([0.0] if count > 19 else []) + [0.0] * 19 + ([1.0] if count == 21 else [])
+    numbers[(count > 19) + 4] = 1.0  # IN04
+    blend([a, b], tmp_path / "out.safetensors", alpha=0.0, blocks=numbers, blend_vae=True)
+    out = load_file(tmp_path / "out.safetensors")
+    changed = {key for key, value in out.items() if not torch.equal(value, first[key])}
+    assert any(f"{UNET}.input_blocks.4." in key for key in changed)
+    rest = {key for key in changed if f"{UNET}.input_blocks.4." not in key}
+    assert all(key.startswith(VAE) for key in rest) and bool(rest) == (count == 21)
+    if count == 21:
+        key = f"{VAE}.decoder.conv_in.weight"
+        assert torch.equal(out[key], second[key])
 
 
 def test_models_of_no_known_family_blend_by_name(tmp_path: Path) -> None:
