@@ -168,7 +168,7 @@ class _Run:
             return self._report(plan, done.step, finished=True)
         self._check_same_data(done, dataset)
         check_space(request.folder.folder, plan.disk_bytes)
-        self._processes = Processes.current()
+        self._processes = Processes.current(request.options.device)
         if self._processes.is_main:
             request.folder.begin(resume=resume)
         self._processes.wait()
