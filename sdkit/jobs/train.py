@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from sdkit.training.feed import Feed
     from sdkit.training.trainable import Trainable
     from sdkit.training.trainer import Trainer
+    from sdkit.training.updates import Updater
 
 PathLike = str | os.PathLike[str]
 Watch = Callable[[Event], None]
@@ -168,7 +169,7 @@ class _Run:
             return self._report(plan, done.step, finished=True)
         self._check_same_data(done, dataset)
         check_space(request.folder.folder, plan.disk_bytes)
-        self._processes = Processes.current()
+        self._processes = Processes.current(request.options.device)
         if self._processes.is_main:
             request.folder.begin(resume=resume)
         self._processes.wait()
@@ -242,42 +243,20 @@ class _Run:
     ) -> tuple[Trainer, list[Trainable]]:
         from sdkit.runtime.precision import compute_type, find_device
         from sdkit.runtime.rng import StepRNG
-        from sdkit.training.cache import TensorCache
-        from sdkit.training.feed import Feed, FeedSettings
-        from sdkit.training.optimizers import lr_factor, make_optimizer
         from sdkit.training.trainer import LoopSettings, Trainer
-        from sdkit.training.updates import Updater
 
         device = find_device(options.device)
-        dtype = compute_type(options.precision, device)
         method = self._request.method
         trained = method.trainables(backbone, options, StepRNG(options.seed))
-        backbone.to(device, dtype)
+        backbone.to(device, compute_type(options.precision, device))
         for trainable in trained:
             for parameter in trainable.parameters.values():
                 parameter.data = parameter.data.to(device)
         objective = method.objective(options)
-        settings = FeedSettings(
-            options.batch, buckets(base, options), options.flip, options.caption_dropout, options.background
-        )
-        keep_text = not any(trainable.trains_text for trainable in trained)
-        cache = TensorCache(cache_folder() / "training")
-        feed = Feed(dataset.samples, backbone, cache, settings, objective.inputs, keep_text=keep_text)
-        feed.prepare()
+        feed = self._feed(backbone, base, dataset, options, objective.inputs, trained)
         if options.checkpointing:
             backbone.unet.enable_gradient_checkpointing()
             backbone.unet.train()
-        groups = [group for trainable in trained for group in trainable.groups()]
-        updater = Updater(
-            trained,
-            make_optimizer(options.optimizer, groups, options.weight_decay),
-            lr_factor(options.schedule, options.warmup, options.steps),
-            device,
-            dtype,
-            max_grad_norm=options.max_grad_norm,
-            ema=options.ema,
-            processes=self._processes,
-        )
         loop = LoopSettings(
             options.steps,
             options.seed,
@@ -287,20 +266,57 @@ class _Run:
             options.validate_every,
             self._settings(backbone, options, dataset),
         )
-        validate = self._validation(backbone, feed, base, options)
         trainer = Trainer(
             backbone,
             trained,
             objective,
             feed,
-            updater,
+            self._updater(backbone, trained, options),
             loop,
             self._request.folder.states,
-            validate=validate,
+            validate=self._validation(backbone, feed, base, options),
             should_stop=self._stop,
             processes=self._processes,
         )
         return trainer, trained
+
+    @staticmethod
+    def _feed(
+        backbone: Backbone,
+        base: Base,
+        dataset: Dataset,
+        options: TrainOptions,
+        inputs: frozenset[str],
+        trained: list[Trainable],
+    ) -> Feed:
+        """The run's batches, with everything encoded that can be kept."""
+        from sdkit.training.cache import TensorCache
+        from sdkit.training.feed import Feed, FeedSettings
+
+        settings = FeedSettings(
+            options.batch, buckets(base, options), options.flip, options.caption_dropout, options.background
+        )
+        keep_text = not any(trainable.trains_text for trainable in trained)
+        cache = TensorCache(cache_folder() / "training")
+        feed = Feed(dataset.samples, backbone, cache, settings, inputs, keep_text=keep_text)
+        feed.prepare()
+        return feed
+
+    def _updater(self, backbone: Backbone, trained: list[Trainable], options: TrainOptions) -> Updater:
+        from sdkit.training.optimizers import lr_factor, make_optimizer
+        from sdkit.training.updates import Updater
+
+        groups = [group for trainable in trained for group in trainable.groups()]
+        return Updater(
+            trained,
+            make_optimizer(options.optimizer, groups, options.weight_decay),
+            lr_factor(options.schedule, options.warmup, options.steps),
+            backbone.device,
+            backbone.dtype,
+            max_grad_norm=options.max_grad_norm,
+            ema=options.ema,
+            processes=self._processes,
+        )
 
     @staticmethod
     def _read_held_out(options: TrainOptions) -> Dataset | None:

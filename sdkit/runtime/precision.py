@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sdkit.core.errors import SdkitError, UsageError
 
@@ -33,10 +33,9 @@ def find_device(name: str = "auto") -> torch.device:
         SdkitError: there is no such device here.
     """
     import torch
-    from accelerate import PartialState
 
     if name == "auto":
-        device: torch.device = PartialState().device
+        device: torch.device = process_state(name).device
         return device
     kind = name.partition(":")[0]
     try:
@@ -45,6 +44,15 @@ def find_device(name: str = "auto") -> torch.device:
     except (RuntimeError, AssertionError):
         raise SdkitError(f"there is no device {kind} here", "leave device= out to use what there is") from None
     return device
+
+
+def process_state(device: str = "auto") -> Any:
+    """accelerate's knowledge of this process among several, as ``accelerate launch`` or ``torchrun`` started it."""
+    import torch
+    from accelerate import PartialState
+
+    # Several processes on CPUs find each other only when accelerate is told that there is nothing else.
+    return PartialState(cpu=device == "cpu" or not torch.accelerator.is_available())
 
 
 def compute_type(precision: str, device: torch.device) -> torch.dtype:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sdkit.runtime.precision import process_state
+
 if TYPE_CHECKING:
     import torch
 
@@ -23,11 +25,9 @@ class Processes:
     count: int = 1
 
     @classmethod
-    def current(cls) -> Processes:
-        """As ``accelerate launch`` or ``torchrun`` started it."""
-        from accelerate import PartialState
-
-        state = PartialState()
+    def current(cls, device: str = "auto") -> Processes:
+        """As ``accelerate launch`` or ``torchrun`` started it, to compute on `device`."""
+        state = process_state(device)
         return cls(state.process_index, state.num_processes)
 
     @property

@@ -273,6 +273,22 @@ except SystemExit:
         assert "network_alpha=" in done.stdout and "--dry-run" in done.stdout
 
 
+@pytest.mark.slow
+def test_two_processes_train_what_one_trains(tiny_base: Path, pictures: Path, tmp_path: Path) -> None:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node"]
+    results = []
+    for count in ("1", "2"):
+        out = tmp_path / count / "x"
+        words = command(tiny_base, pictures, out, "steps=3", "optimizer=sgd", "lr=0.1", "save_dtype=fp32")
+        subprocess.run([*launch, count, *words[1:]], check=True, capture_output=True)
+        tensors = read_tensors(out / "x.safetensors")
+        results.append({name: value for name, value in tensors.items() if name.endswith("lora_up.weight")})
+    one, two = results
+    moved = max(float(value.abs().max()) for value in one.values())
+    assert moved > 0
+    assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-3 * moved
+
+
 def test_sdxl_s_plan_knows_what_a_lora_of_it_trains() -> None:
     from sdkit.families.reference import reference
     from sdkit.training.targets import lora_size, lora_targets
