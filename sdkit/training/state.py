@@ -67,7 +67,7 @@ class RunState:
             "contents": _pack(self.contents, "", tensors),
         }
         path = folder / f"step-{self.step:08d}"
-        with AtomicFolder(path, overwrite=True) as work:
+        with AtomicFolder(path, overwrite=True, signs=("COMPLETE",)) as work:
             write_tensors(work.work / "tensors.safetensors", tensors)
             write_file(work.work / "state.json", json.dumps(fields, indent=1).encode())
             write_file(work.work / "COMPLETE", b"")

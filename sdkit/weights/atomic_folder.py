@@ -25,16 +25,18 @@ class AtomicFolder:
 
     Args:
         path: the final name.
-        overwrite: whether a model's folder already at `path` may be replaced.
+        overwrite: whether a folder of the same kind already at `path` may be replaced.
+        signs: patterns of files one of which shows that an existing folder is of that kind; default a model's.
 
     Raises:
         SdkitError: `path` exists and may not be overwritten, or its parent is missing, or another process writes it.
     """
 
-    def __init__(self, path: Path | str, *, overwrite: bool = False) -> None:
+    def __init__(self, path: Path | str, *, overwrite: bool = False, signs: tuple[str, ...] = MODEL_FILES) -> None:
         self.path = Path(path)
         self.overwrite = overwrite
-        check_folder_target(self.path, overwrite=overwrite)
+        self.signs = signs
+        check_folder_target(self.path, overwrite=overwrite, signs=signs)
         self.work = partial_path(self.path)
         try:
             self._lock = _claim(self.work, self.path)
@@ -44,7 +46,7 @@ class AtomicFolder:
 
     def commit(self) -> None:
         """Flush to the disk and give the folder its name; an old folder of that name goes away only then."""
-        check_folder_target(self.path, overwrite=self.overwrite)
+        check_folder_target(self.path, overwrite=self.overwrite, signs=self.signs)
         _sync_tree(self.work)
         old = self.path.with_name(f".{self.path.name}.old")
         replaces = os.path.lexists(self.path)
@@ -83,11 +85,11 @@ class AtomicFolder:
         self.abort()  # after a commit there is nothing left to undo
 
 
-def check_folder_target(path: Path, *, overwrite: bool) -> None:
+def check_folder_target(path: Path, *, overwrite: bool, signs: tuple[str, ...] = MODEL_FILES) -> None:
     """Refuse a folder that cannot or may not be written, before any work is done.
 
     Raises:
-        SdkitError: it exists (and `overwrite` is off, or it holds no model), is a file, or its parent is missing.
+        SdkitError: it exists (and `overwrite` is off, or it holds something else), is a file, or its parent is missing.
     """
     if path.name in {"", ".."}:
         raise SdkitError(f"{path}: has no name of its own", "name a new folder with -o")
@@ -95,7 +97,7 @@ def check_folder_target(path: Path, *, overwrite: bool) -> None:
         raise SdkitError(f"{path}: is a file; the base is a folder, so the output is one too", "name a folder with -o")
     if os.path.lexists(path) and not overwrite:
         raise exists_error(path)
-    if path.is_dir() and any(path.iterdir()) and not any(any(path.glob(name)) for name in MODEL_FILES):
+    if path.is_dir() and any(path.iterdir()) and not any(any(path.glob(name)) for name in signs):
         raise SdkitError(f"{path}: holds no model, so it is not replaced", "remove it yourself, or choose another name")
     if not path.parent.is_dir():
         raise SdkitError(f"{path}: the folder {path.parent} does not exist", f"mkdir -p {path.parent}")
