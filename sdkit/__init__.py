@@ -15,14 +15,34 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "SdkitError": "sdkit.core.errors",
+    "blend": "sdkit.jobs.blend",
+    "combine": "sdkit.jobs.combine",
+    "extract": "sdkit.jobs.extract",
     "hash": "sdkit.jobs.hash",
     "inspect": "sdkit.jobs.inspect",
     "merge": "sdkit.jobs.merge",
+    "resize": "sdkit.jobs.combine",
+    "scale": "sdkit.jobs.combine",
+    "subtract": "sdkit.jobs.combine",
     "train": "sdkit.jobs.train",
     "unmerge": "sdkit.jobs.unmerge",
 }
 
-__all__ = ["SdkitError", "__version__", "hash", "inspect", "merge", "train", "unmerge"]  # noqa: F822  (lazy: PEP 562)
+__all__ = [  # noqa: F822  (lazy: PEP 562)
+    "SdkitError",
+    "__version__",
+    "blend",
+    "combine",
+    "extract",
+    "hash",
+    "inspect",
+    "merge",
+    "resize",
+    "scale",
+    "subtract",
+    "train",
+    "unmerge",
+]
 
 
 def __getattr__(name: str) -> Any:

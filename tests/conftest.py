@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
+
+# Before torch is imported: each of xdist's workers would start a thread per core, and they would wait for one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny import write_configs
+
+from sdkit.weights import DTYPES
+from sdkit.weights.header import build_header
 
 
 @pytest.fixture(scope="session")
@@ -46,3 +57,42 @@ def pictures(tmp_path: Path) -> Path:
         Image.new("RGB", size, (50 * number, 255 - 40 * number, 90)).save(folder / f"{number}.png")
         (folder / f"{number}.txt").write_text(f"a ball, {number}")
     return folder
+
+
+@pytest.fixture
+def sparse(tmp_path: Path) -> Callable[..., Path]:
+    """Make a safetensors file of any size that takes no space: a header, zeros, and `data` in some tensors.
+
+    `sparse({"name": ("F16", [320, 768])}, metadata={…}, data={"name": bytes}, name="model.safetensors")`
+    """
+
+    def make(
+        tensors: Mapping[str, tuple[str, Sequence[int]]],
+        metadata: Mapping[str, str] | None = None,
+        data: Mapping[str, bytes] | None = None,
+        name: str = "model.safetensors",
+    ) -> Path:
+        rows = [(key, DTYPES[dtype], tuple(shape)) for key, (dtype, shape) in tensors.items()]
+        position = header_size = len(header := build_header(rows, metadata or {}))
+        path = tmp_path / name
+        with path.open("wb") as file:
+            file.write(header)
+            for key, dtype, shape in rows:
+                file.seek(position)
+                file.write((data or {}).get(key, b""))
+                position += dtype.nbytes(math.prod(shape))
+            file.truncate(max(position, header_size))
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def real_header() -> Callable[[str], dict[str, Any]]:
+    """The table name → [dtype, shape] of a real model in ``tests/headers``, or name → shape of a list of modules."""
+
+    def read(name: str) -> dict[str, Any]:
+        table: dict[str, Any] = json.loads((Path(__file__).parent / "headers" / f"{name}.json").read_text())
+        return table
+
+    return read

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sdkit.adapters.deltas.delta import Delta, PreparedDelta
+from sdkit.adapters.deltas.dora import PreparedDora
 from sdkit.adapters.deltas.low_rank import PreparedLowRank, stack
 
 if TYPE_CHECKING:
@@ -36,21 +37,47 @@ class DeltaSum:
         if self.transposed:
             prepared = [delta.transpose() for delta in prepared]
         low_rank = [delta for delta in prepared if isinstance(delta, PreparedLowRank)]
-        others = [delta for delta in prepared if not isinstance(delta, PreparedLowRank)]
-        return PreparedSum((*([stack(low_rank)] if low_rank else []), *others))
+        others = [delta for delta in prepared if not isinstance(delta, (PreparedLowRank, PreparedDora))]
+        relative = tuple(delta for delta in prepared if isinstance(delta, PreparedDora))
+        return PreparedSum((*([stack(low_rank)] if low_rank else []), *others), relative)
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedSum:
-    """A sum with all factors in memory; low-rank terms have become one product."""
+    """A sum with all factors in memory; low-rank terms have become one product.
+
+    Attributes:
+        terms: what is simply added.
+        relative: changes of the base itself; each is computed from the untouched base, then they are summed.
+    """
 
     terms: tuple[PreparedDelta, ...]
+    relative: tuple[PreparedDora, ...] = ()
+
+    @property
+    def looks_first(self) -> bool:
+        """Whether a change must see all rows of the base before the first is changed."""
+        return any(change.looks_first for change in self.relative)
+
+    def look(self, rows: torch.Tensor, start: int) -> None:
+        """Show base rows ``start : start + len(rows)`` to the changes that look first."""
+        for change in self.relative:
+            if change.looks_first:
+                change.look(rows, start)
 
     def magnitude(self) -> float:
         """An upper bound of the entries' absolute values."""
-        return sum(term.magnitude() for term in self.terms)
+        return sum(term.magnitude() for term in (*self.terms, *self.relative))
 
     def add_rows(self, out: torch.Tensor, start: int) -> None:
-        """Add rows ``start : start + len(out)`` of the change to `out`, in place."""
+        """Add rows ``start : start + len(out)`` of the change to `out`, which holds the base, in place."""
+        base = out.clone() if len(self.relative) > 1 else out
+        for number, change in enumerate(self.relative):
+            if number == 0:
+                change.add_rows(out, start)
+            else:
+                changed = base.clone()
+                change.add_rows(changed, start)
+                out.add_(changed.sub_(base))
         for term in self.terms:
             term.add_rows(out, start)

@@ -73,7 +73,7 @@ _NOT_BAKEABLE = {
     "textual-inversion": "teaches the tokenizer a word; it changes no weight of the checkpoint",
     "hypernetwork": "transforms what cross-attention reads while a picture is made; no change of the weights equals it",
     "aesthetic": "steers the text embedding while a picture is made; it holds no weights",
-    "custom-diffusion": "holds absolute cross-attention weights, which replace the base's own instead of adding to them",
+    "custom-diffusion": "holds absolute cross-attention weights, which replace the base's instead of adding to them",
 }
 
 
@@ -94,6 +94,7 @@ class Artifact:
         unmatched: the modules in the file that the model has no place for, in the file's own names.
         notes: facts a person should see (an assumed alpha, a dialect), one sentence each.
         metadata: the file's metadata.
+        spelled: module → its name in the file, in the file's own format.
     """
 
     source: Weights
@@ -107,6 +108,7 @@ class Artifact:
     unmatched: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
+    spelled: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def not_bakeable(self) -> str | None:

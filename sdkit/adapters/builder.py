@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import fields
 
 from sdkit.adapters.artifact import Artifact, Target, TokenRows
@@ -17,6 +18,8 @@ from sdkit.core.errors import SdkitError
 from sdkit.families.family import Model
 from sdkit.streaming.expression import Read
 from sdkit.weights import TensorInfo, Weights
+
+WIDENED = "unet.conv_in"
 
 
 class ArtifactBuilder:
@@ -93,13 +96,14 @@ class ArtifactBuilder:
             unmatched=tuple(self._unmatched),
             notes=tuple(notes),
             metadata=self.weights.metadata,
+            spelled={target.module: spelled for target, spelled in self._spelled.items()},
         )
 
     def _check_shape(self, target: Target, spelled: str, delta: Delta) -> None:
         if self.model is None:
             return
         wanted = self.model.places[target.name].shape
-        if not same_weight(delta.shape, wanted):
+        if not same_weight(delta.shape, wanted) and not widens(target, delta.shape, wanted):
             raise SdkitError(
                 f"{self.weights.path}: {spelled} changes a weight of shape {list(delta.shape)}, "
                 f"but {target.name} of the model has {list(wanted)}",
@@ -127,9 +131,31 @@ def same_weight(change: tuple[int, ...], weight: tuple[int, ...]) -> bool:
     return flattened and change == (weight[0], math.prod(weight[1:]))
 
 
+def widens(target: Target, change: tuple[int, ...], weight: tuple[int, ...]) -> bool:
+    """Whether `weight` is the input convolution of an inpainting-like model and `change` was made for the plain one.
+
+    Such models only add input channels, behind the ones the change knows.
+    """
+    return (
+        target.module == WIDENED
+        and len(change) == len(weight) == 4
+        and (change[0], *change[2:]) == (weight[0], *weight[2:])
+        and change[1] < weight[1]
+    )
+
+
 def same_delta(first: Delta, second: Delta) -> bool:
     """Whether two changes are of one kind with equal scales and byte-identical factors."""
     return type(first) is type(second) and _same_parts(first, second)
+
+
+def reads(part: object) -> Iterator[Read]:
+    """The stored tensors of a delta."""
+    if isinstance(part, Read):
+        yield part
+    elif hasattr(part, "__dataclass_fields__"):
+        for field in fields(part):  # type: ignore[arg-type]
+            yield from reads(getattr(part, field.name))
 
 
 def _same_parts(first: object, second: object) -> bool:

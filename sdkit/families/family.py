@@ -48,6 +48,8 @@ class Model:
         markers: keys that are flags, not weights (``v_pred``, ``ztsnr``).
         ema: keys of the exponential moving average copy inside the file.
         unclaimed: keys no rule explains (copied untouched, never merged).
+        faults: those of the reasons that say what is wrong with it: tensors the layout calls for that are missing,
+            shapes it cannot have.
     """
 
     family: str
@@ -62,6 +64,7 @@ class Model:
     markers: tuple[str, ...] = ()
     ema: tuple[str, ...] = ()
     unclaimed: tuple[str, ...] = ()
+    faults: tuple[str, ...] = ()
 
     def block_of(self, hub_name: str) -> str:
         """The web UIs' name of the block a hub module or parameter belongs to; ``BASE`` when no block claims it."""

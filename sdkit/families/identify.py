@@ -54,20 +54,22 @@ def _recognised(weights: Weights, family: Family, parts: Parts, objections: dict
     components = components_of(family, parts)
     claims = claim(weights.tensors, components)
     prediction, prediction_reason = find_prediction(weights)
-    reasons = [_description(family, parts), prediction_reason, *_denials(objections), *_faults(claims)]
+    faults = (*_faults(claims), *parts.oddities)
+    reasons = (_description(family, parts), prediction_reason, *_denials(objections), *faults)
     return Model(
         family=family.name,
         variant=family.variant(parts),
         naming=parts.unet.naming if parts.unet else "",
         prediction=prediction,
         components=_component_names(components, weights),
-        reasons=tuple(reason for reason in (*reasons, *parts.oddities) if reason),
+        reasons=tuple(reason for reason in reasons if reason),
         places=claims.places,
         block_names=block_names(parts),
         kohya_modules=kohya_modules(family, components),
         markers=_markers(weights),
         ema=_ema(weights),
         unclaimed=_unclaimed(weights, claims),
+        faults=faults,
     )
 
 
@@ -81,16 +83,18 @@ def _fragment(weights: Weights, parts: Parts) -> Model:
         reasons = [f"it holds only {held}, which several families share, so it cannot say which"]
     else:
         reasons = ["it has neither a U-Net, nor an autoencoder, nor a text encoder that this version knows"]
+    faults = (*_faults(claims), *parts.oddities)
     namings = {"ldm" if component.part.naming in ("ldm", "openclip") else "diffusers" for component in components}
     return Model(
         family="unknown",
         naming=namings.pop() if len(namings) == 1 else "",
         components=names,
-        reasons=(*reasons, *_faults(claims), *parts.oddities),
+        reasons=(*reasons, *faults),
         places=claims.places,
         markers=_markers(weights),
         ema=_ema(weights),
         unclaimed=_unclaimed(weights, claims),
+        faults=faults,
     )
 
 

@@ -8,7 +8,7 @@ from sdkit.families.parameter import Parameter, is_module_weight
 
 
 def flat_modules(component: str, prefix: str, parameters: Iterable[Parameter], *, ldm: bool = False) -> dict[str, str]:
-    """Flattened name → hub module, for every linear layer and convolution.
+    """Flattened name → hub module, for every linear layer, convolution and normalisation.
 
     Args:
         component: hub component (``unet``).

@@ -69,6 +69,6 @@ def affine(hub: str, ldm: str, shape: Shape, bias: bool = True) -> list[Paramete
 
 
 def is_module_weight(parameter: Parameter) -> bool:
-    """Whether it is the weight of a linear layer or a convolution, the modules adapters change."""
+    """Whether it is the weight of a linear layer, a convolution or a normalisation, the modules adapters change."""
     name = parameter.hub
-    return len(parameter.shape) >= 2 and name.endswith(".weight") and not name.endswith("_embedding.weight")
+    return name.endswith(".weight") and not name.endswith("_embedding.weight")

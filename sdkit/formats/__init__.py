@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import cast
 
@@ -15,7 +16,7 @@ from sdkit.formats._verify import verify
 from sdkit.formats.codec import Codec, Verdict, WritingCodec
 from sdkit.weights import Weights, open_weights
 
-__all__ = ["Verdict", "adapter_family", "formats", "read_adapter", "recognise", "write_adapter"]
+__all__ = ["Verdict", "adapter_family", "formats", "read_adapter", "recognise", "write_adapter", "writing_codec"]
 
 
 def formats() -> dict[str, Plugin]:
@@ -29,7 +30,7 @@ def recognise(weights: Weights) -> tuple[str | None, dict[str, Verdict]]:
     Returns:
         The name of the only codec that recognises the file, None when none does or several do; and each verdict.
     """
-    verdicts = {name: _codec(plugin).detect(weights) for name, plugin in formats().items()}
+    verdicts = {name: codec.detect(weights) for name, codec in _codecs().items()}
     recognised = [name for name, verdict in verdicts.items() if verdict.recognised]
     return (recognised[0] if len(recognised) == 1 else None), verdicts
 
@@ -46,7 +47,7 @@ def read_adapter(weights: Weights, model: Model | None = None) -> Artifact:
     """
     name, verdicts = recognise(weights)
     if name is not None:
-        return _codec(formats()[name]).read(weights, model)
+        return _codecs()[name].read(weights, model)
     several = [name for name, verdict in verdicts.items() if verdict.recognised]
     if several:
         raise SdkitError(
@@ -59,7 +60,7 @@ def read_adapter(weights: Weights, model: Model | None = None) -> Artifact:
 
 def write_adapter(
     artifact: Artifact,
-    model: Model,
+    model: Model | None,
     path: Path,
     metadata: Mapping[str, str],
     *,
@@ -70,22 +71,35 @@ def write_adapter(
 
     Args:
         artifact: its targets are modules of `model`.
+        model: gives modules their names and shapes; None for an artifact that was read without a model in this same
+            format, whose modules keep their own names.
         path: the file to write (PEFT: the folder).
         metadata: the header's ``__metadata__``.
+        format: the codec's name.
+        overwrite: whether something already at `path` may be replaced.
 
     Raises:
         SdkitError: there is no such format, it cannot hold this adapter, `path` cannot be written, or what was read
             back differs (the file stays, for looking at).
     """
-    plugin = choose(format, formats(), "format")
-    module = plugin.load()
-    if not hasattr(module, "write"):
-        raise SdkitError(f"the format {plugin.name} is read but not written", "write kohya or peft")
-    codec = cast(WritingCodec, module)
+    codec = writing_codec(format)
     codec.write(artifact, model, path, metadata, overwrite=overwrite)
     for part in _written_parts(path):
         with open_weights(part) as weights:
             verify(artifact, codec.read(weights, model), part)
+
+
+def writing_codec(format: str) -> WritingCodec:
+    """The codec that writes a format.
+
+    Raises:
+        SdkitError: there is no such format, or it is only read.
+    """
+    plugin = choose(format, formats(), "format")
+    module = plugin.load()
+    if not hasattr(module, "write"):
+        raise SdkitError(f"the format {plugin.name} is read but not written", "write kohya, peft or diffusers")
+    return cast(WritingCodec, module)
 
 
 def _written_parts(path: Path) -> list[Path]:
@@ -95,8 +109,17 @@ def _written_parts(path: Path) -> list[Path]:
     return [path]
 
 
-def _codec(plugin: Plugin) -> Codec:
-    module = plugin.load()
-    if not hasattr(module, "detect") or not hasattr(module, "read"):
-        raise SdkitError(f"the format {plugin.name} ({plugin.module}) lacks detect or read", "uninstall or repair it")
-    return cast(Codec, module)
+@cache
+def _codecs() -> dict[str, Codec]:
+    """The imported codecs.
+
+    Raises:
+        SdkitError: a plugin cannot be imported, or is no codec.
+    """
+    codecs: dict[str, Codec] = {}
+    for name, plugin in formats().items():
+        module = plugin.load()
+        if not hasattr(module, "detect") or not hasattr(module, "read"):
+            raise SdkitError(f"the format {name} ({plugin.module}) lacks detect or read", "uninstall or repair it")
+        codecs[name] = cast(Codec, module)
+    return codecs

@@ -10,12 +10,16 @@ from sdkit.weights import TensorInfo, Weights
 # Width of the text that cross-attention looks at → family.
 _TEXT_WIDTHS = {768: "sd1", 1024: "sd2", 2048: "sdxl", 1280: "sdxl-refiner"}
 _CROSS_ATTENTION = re.compile(r".*attn2[._](?:processor\.)?to_[kv](?:_lora|_custom_diffusion)?\..*")
-_INPUT_SIDE = re.compile(r".*\.(?:lora_down|lora_A(?:\.default)?|lora\.down|down|hada_w1_b|to_[kv]_custom_diffusion)"
-                         r"(?:\.weight)?|.*attn2\.to_[kv]\.weight")
+_INPUT_SIDE = re.compile(
+    r".*\.(?:lora_down|lora_A(?:\.default)?|lora\.down|down|hada_w1_b|to_[kv]_custom_diffusion)(?:\.weight)?"
+    r"|.*attn2\.to_[kv]\.weight"
+)
 _POSITION_DOWN = re.compile(r"unet:\d+:down")
 _DEEP_BLOCK = re.compile(r".*transformer_blocks[._](?:[1-9]\d*)[._].*")
 _UNET = re.compile(r"(?:lora_unet|lycoris|unet)[._]|(?:down|up|mid)_blocks?\.")
-_TEXT_KEY = re.compile(r"(?:lora_te|text_encoder)[._:].*self_attn.*\.(?:lora_down|lora_A|down|lora_linear_layer\.down).*")
+_TEXT_KEY = re.compile(
+    r"(?:lora_te|text_encoder)[._:].*self_attn.*\.(?:lora_down|lora_A|down|lora_linear_layer\.down).*"
+)
 _FOREIGN = {
     "lora_unet_double_blocks": "flux",
     "lora_unet_single_blocks": "flux",
@@ -72,7 +76,7 @@ def _from_names(weights: Weights) -> Iterator[tuple[str, str]]:
         foreign = next((family for start, family in _FOREIGN.items() if name.startswith(start)), None)
         if foreign is not None:
             yield foreign, f"{name} is a module of that family"
-        if name.startswith(("lora_te2_", "text_encoder_2.", "lora_te1_")) and not name.startswith("lora_te1_"):
+        if name.startswith(("lora_te2_", "text_encoder_2.")):
             yield "sdxl", f"{name} belongs to a second text encoder"
         if _UNET.match(name) and _DEEP_BLOCK.fullmatch(name):
             yield "sdxl", f"{name} lies in a second transformer block, which SD1 and SD2 do not have"

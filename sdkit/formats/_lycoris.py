@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 
 from sdkit.adapters.builder import ArtifactBuilder
 from sdkit.adapters.deltas.delta import Delta
+from sdkit.adapters.deltas.dora import Dora
 from sdkit.adapters.deltas.full import Full
 from sdkit.adapters.deltas.hadamard import Hadamard
 from sdkit.adapters.deltas.kronecker import Kronecker, Side
@@ -27,7 +28,6 @@ FULL = {"diff": "weight", "diff_b": "bias", "w_norm": "weight", "b_norm": "bias"
 
 # Role → the kind of adapter it belongs to, for the kinds that cannot be applied yet.
 REFUSED = {
-    "dora_scale": "DoRA",
     "lora_magnitude_vector": "DoRA",
     "lora_magnitude_vector.weight": "DoRA",
     "oft_blocks": "OFT or BOFT",
@@ -48,7 +48,8 @@ REFUSED = {
     "set_weight": "a control LoRA that replaces weights",
     "reshape_weight": "a control LoRA that reshapes weights",
 }
-ROLES = frozenset([*LORA, *LOHA, *LOKR, *FULL, *REFUSED, "alpha"])
+DORA = "dora_scale"
+ROLES = frozenset([*LORA, *LOHA, *LOKR, *FULL, *REFUSED, DORA, "alpha"])
 
 
 def refuse(weights: Weights, name: str, kind: str) -> SdkitError:
@@ -72,7 +73,10 @@ def changes(builder: ArtifactBuilder, module: str, parts: Parts) -> Iterator[tup
     if len(found) > 1:
         raise SdkitError(f"{builder.weights.path}: {module} mixes the parts of several kinds of adapter")
     for reader in found:
-        yield "weight", reader(builder, module, parts)
+        change = reader(builder, module, parts)
+        yield "weight", _dora(builder, change, parts[DORA]) if DORA in parts else change
+    if DORA in parts and not found:
+        raise _incomplete(builder, module, f"{DORA} has no change of direction beside it")
     full = {role: parameter for role, parameter in FULL.items() if role in parts}
     for role, parameter in full.items():
         yield parameter, Full(builder.read(parts[role]))
@@ -82,13 +86,14 @@ def changes(builder: ArtifactBuilder, module: str, parts: Parts) -> Iterator[tup
 
 def _lora(builder: ArtifactBuilder, module: str, parts: Parts) -> LowRank:
     up, down = _needed(builder, module, parts, LORA[:2])
-    return LowRank(up, down, _scale(builder, parts, down.shape[0] if down.shape else 1), _optional(builder, parts, LORA[2]))
+    mid = _optional(builder, parts, LORA[2])
+    return LowRank(up, down, _scale(builder, parts, _rank(down)), mid)
 
 
 def _loha(builder: ArtifactBuilder, module: str, parts: Parts) -> Hadamard:
     w1_a, w1_b, w2_a, w2_b = _needed(builder, module, parts, LOHA[:4])
     cores = [_optional(builder, parts, role) for role in LOHA[4:]]
-    return Hadamard(w1_a, w1_b, w2_a, w2_b, _scale(builder, parts, w1_b.shape[0] if w1_b.shape else 1), *cores)
+    return Hadamard(w1_a, w1_b, w2_a, w2_b, _scale(builder, parts, _rank(w1_b)), *cores)
 
 
 def _lokr(builder: ArtifactBuilder, module: str, parts: Parts) -> Kronecker:
@@ -105,11 +110,23 @@ def _lokr(builder: ArtifactBuilder, module: str, parts: Parts) -> Kronecker:
 _READERS = ((LORA, _lora), (LOHA, _loha), (LOKR, _lokr))
 
 
+def _dora(builder: ArtifactBuilder, change: Delta, info: TensorInfo) -> Dora:
+    """The lengths' shape says which axis they belong to: [out, 1, …] or [1, in, …]."""
+    lengths = builder.read(info)
+    by_input = len(info.shape) > 1 and info.shape[0] == 1 and (info.shape[1] > 1 or change.shape[0] > 1)
+    return Dora(change, lengths, by_input)
+
+
+def _rank(factor: Read) -> int:
+    """Rows of a factor; 1 for a scalar or an empty tensor, which the delta itself refuses with a better message."""
+    return max(factor.shape[0], 1) if factor.shape else 1
+
+
 def _scale(builder: ArtifactBuilder, parts: Parts, rank: int) -> float:
     if "alpha" not in parts:
         builder.note("a module has no alpha: alpha = rank is assumed, as every reader does")
         return 1.0
-    return builder.weights.scalar(parts["alpha"].name) / max(rank, 1)
+    return builder.weights.scalar(parts["alpha"].name) / rank
 
 
 def _needed(builder: ArtifactBuilder, module: str, parts: Parts, roles: tuple[str, ...]) -> list[Read]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from collections.abc import Mapping
 from pathlib import Path
 
 from sdkit.streaming.expression import Read
-from sdkit.weights import DTYPES
+from sdkit.weights import DTYPES, TensorInfo, positional
+from sdkit.weights.hashes import WINDOW_START, WINDOW_STOP, library_data_start, library_order
+from sdkit.weights.header import build_header
+from sdkit.weights.metadata import STALE_KEYS
 from sdkit.weights.writer import SafetensorsWriter
 
 # A tensor of an opened file, or one number.
@@ -17,16 +21,52 @@ Content = Read | float
 def write_adapter_file(
     path: Path, contents: Mapping[str, Content], metadata: Mapping[str, str], *, overwrite: bool
 ) -> None:
-    """Write `contents` as a safetensors file, sorted by name, so that the bytes depend on the contents alone."""
-    names = sorted(contents)
-    layout = []
-    for name in names:
-        content = contents[name]
-        # Numbers stay float32 whatever the factors' type: an alpha rounded to float16 would change the adapter.
-        layout.append((name, content.dtype, content.shape) if isinstance(content, Read) else (name, DTYPES["F32"], ()))
-    with SafetensorsWriter(path, layout, {"format": "pt", **metadata}, overwrite=overwrite) as writer:
-        for name in names:
-            content = contents[name]
-            data = content.weights.read(content.info) if isinstance(content, Read) else struct.pack("<f", content)
-            writer.write_tensor(name, data)
+    """Write `contents` as a safetensors file whose bytes depend on the contents alone, its hashes among the metadata.
+
+    The tensors stand in the order of the safetensors library: by falling type, then by name.
+    """
+    infos = sorted((_info(name, content) for name, content in contents.items()), key=library_order)
+    layout = [(info.name, info.dtype, info.shape) for info in infos]
+    kept = {"format": "pt", **{key: value for key, value in metadata.items() if key not in STALE_KEYS}}
+    start = library_data_start(infos, kept)
+    blank = {**kept, **_hashes("0" * 64, "0" * 8 if start <= WINDOW_START else None, kept)}
+    with SafetensorsWriter(path, layout, blank, overwrite=overwrite) as writer:
+        digest = hashlib.sha256()
+        for info in infos:
+            data = _bytes(contents[info.name])
+            digest.update(data)
+            writer.write_tensor(info.name, data)
+        legacy = _legacy_hash(writer, sum(info.nbytes for info in infos), start)
+        # All hashes have fixed lengths: with the true ones in place of zeros the header keeps its size.
+        writer.write(build_header(layout, {**kept, **_hashes(digest.hexdigest(), legacy, kept)}), 0)
         writer.commit()
+
+
+def _info(name: str, content: Content) -> TensorInfo:
+    # Numbers stay float32 whatever the factors' type: an alpha rounded to float16 would change the adapter.
+    dtype, shape = (content.dtype, content.shape) if isinstance(content, Read) else (DTYPES["F32"], ())
+    return TensorInfo(name, dtype, shape, 0)
+
+
+def _bytes(content: Content) -> bytes:
+    return content.weights.read(content.info) if isinstance(content, Read) else struct.pack("<f", content)
+
+
+def _hashes(data: str, legacy: str | None, metadata: Mapping[str, str]) -> dict[str, str]:
+    """The metadata that name a file by its tensors. Web UIs trust them unseen, so they must be right."""
+    hashes = {"sshs_model_hash": data}
+    if legacy is not None:
+        hashes["sshs_legacy_hash"] = legacy
+    if any(key.startswith("modelspec.") for key in metadata):
+        hashes["modelspec.hash_sha256"] = f"0x{data}"
+    return hashes
+
+
+def _legacy_hash(writer: SafetensorsWriter, nbytes: int, library_start: int) -> str | None:
+    """See `FileHashes.sshs_legacy_hash`: a window of the tensors' bytes, which stand in the library's order here."""
+    if library_start > WINDOW_START:
+        return None
+    begin, end = (min(limit - library_start, nbytes) for limit in (WINDOW_START, WINDOW_STOP))
+    window = bytearray(end - begin)
+    positional.read_into(writer.descriptor, memoryview(window), writer.size - nbytes + begin)
+    return hashlib.sha256(window).hexdigest()[:8]

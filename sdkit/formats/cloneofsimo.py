@@ -148,16 +148,17 @@ def _classes(weights: Weights, component: str) -> frozenset[str]:
 
 
 def _is_list_of_pairs(weights: Weights) -> bool:
-    tensors = list(weights.tensors.values())
-    if not tensors or len(tensors) % 2 or [info.name for info in tensors] != [str(i) for i in range(len(tensors))]:
+    names = {str(index) for index in range(len(weights.tensors))}
+    if not names or len(names) % 2 or names != set(weights.tensors):
         return False
-    pairs = zip(tensors[::2], tensors[1::2], strict=True)
-    return all(len(up.shape) == 2 == len(down.shape) and up.shape[1] == down.shape[0] for up, down in pairs)
+    shapes = ((pair["up"].shape, pair["down"].shape) for pair in _listed(weights).values())
+    return all(len(up) == 2 == len(down) and up[1] == down[0] for up, down in shapes)
 
 
 def _listed(weights: Weights) -> Pairs:
-    tensors = list(weights.tensors.values())
-    return {i: {"up": tensors[2 * i], "down": tensors[2 * i + 1]} for i in range(len(tensors) // 2)}
+    # By name: the tensors stand in file order, which need not be the list's.
+    tensors = weights.tensors
+    return {i: {"up": tensors[str(2 * i)], "down": tensors[str(2 * i + 1)]} for i in range(len(tensors) // 2)}
 
 
 def _component_of(builder: ArtifactBuilder, pairs: Pairs) -> str:

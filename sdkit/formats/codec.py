@@ -1,4 +1,8 @@
-"""What a file format's codec provides. A codec is a module of this package; its file name is the format's name."""
+"""What a file format's codec provides.
+
+A codec is a module of this package; its file name is the format's name. Files that
+begin with an underscore are helpers.
+"""
 
 from __future__ import annotations
 
@@ -43,9 +47,19 @@ class WritingCodec(Codec, Protocol):
     """A codec that also writes its format."""
 
     def write(
-        self, artifact: Artifact, model: Model, path: Path, metadata: Mapping[str, str], *, overwrite: bool = False
+        self,
+        artifact: Artifact,
+        model: Model | None,
+        path: Path,
+        metadata: Mapping[str, str],
+        *,
+        overwrite: bool = False,
     ) -> None:
         """Write an adapter whose targets are modules of `model`, whole or not at all.
+
+        Tensors are read from `artifact` one after the other, so their numbers may be computed only then. Ranks, alphas
+        and hashes in the metadata are written anew. Without a model the modules keep the names `artifact.spelled`
+        gives them.
 
         Raises:
             SdkitError: the format has no way to say what the adapter holds, or `path` cannot be written.

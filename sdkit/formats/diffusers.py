@@ -12,6 +12,8 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from sdkit.adapters.artifact import Artifact
@@ -19,8 +21,9 @@ from sdkit.adapters.builder import ArtifactBuilder
 from sdkit.core.errors import SdkitError
 from sdkit.families.family import Model
 from sdkit.formats._lycoris import refuse
+from sdkit.formats._write import Content, write_adapter_file
 from sdkit.formats.codec import Verdict
-from sdkit.formats.peft import CONFIG, LoraSettings, add_pair, candidates
+from sdkit.formats.peft import CONFIG, LoraSettings, add_pair, candidates, lora_config, plain_pairs
 from sdkit.weights import TensorInfo, Weights
 
 HEADER_KEY = "lora_adapter_metadata"
@@ -67,9 +70,28 @@ def read(weights: Weights, model: Model | None) -> Artifact:
         if alpha is None and component not in settings:
             builder.note("a module has neither alpha nor metadata: scale 1 is used, as in diffusers")
         add_pair(builder, candidates(component, module), spelled, parts, chosen, alpha)
-    for spelled in set(alphas) - set(pairs):
+    for spelled in sorted(set(alphas) - set(pairs)):
         raise SdkitError(f"{weights.path}: {spelled} has an alpha and nothing that it scales")
     return builder.build()
+
+
+def write(
+    artifact: Artifact, model: Model | None, path: Path, metadata: Mapping[str, str], *, overwrite: bool = False
+) -> None:
+    """See `formats.write_adapter`. The new spelling; ranks and alphas go into the header, as diffusers reads them.
+
+    Raises:
+        SdkitError: also when a change is no plain LoRA.
+    """
+    contents: dict[str, Content] = {}
+    settings: dict[str, object] = {}
+    for component, modules in plain_pairs(artifact, "diffusers").items():
+        settings |= {f"{component}.{key}": value for key, value in lora_config(modules).items()}
+        for module, delta in modules.items():
+            contents[f"{component}.{module}.lora_A.weight"] = delta.down
+            contents[f"{component}.{module}.lora_B.weight"] = delta.up
+    header = json.dumps(settings, sort_keys=True)
+    write_adapter_file(path, contents, {**metadata, HEADER_KEY: header}, overwrite=overwrite)
 
 
 def _sorted_out(builder: ArtifactBuilder) -> tuple[dict[str, Parts], Parts]:

@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
-from sdkit.adapters.artifact import Artifact
+from sdkit.adapters.artifact import Artifact, TokenRows
 from sdkit.adapters.builder import ArtifactBuilder
 from sdkit.core.errors import SdkitError
 from sdkit.families.family import Model
@@ -25,9 +25,10 @@ from sdkit.formats._lycoris import ROLES, changes
 from sdkit.formats._write import Content, write_adapter_file
 from sdkit.formats.codec import Verdict
 from sdkit.formats.textual_inversion import encoder_of
+from sdkit.streaming.expression import Read
 from sdkit.weights import TensorInfo, Weights
 
-_MODULE = re.compile(r"(lora_(?:unet|te[123]?|transformer|prior\w*?)|lycoris)_[^.]+")
+_MODULE = re.compile(r"(lora_(?:unet|te[123]?|transformer|prior)|lycoris)_[^.]+")
 _COMPONENTS = {"lora_unet": "unet", "lora_te": "text_encoder", "lora_te1": "text_encoder", "lora_te2": "text_encoder_2"}
 _BUNDLE = "bundle_emb."
 
@@ -62,28 +63,39 @@ def read(weights: Weights, model: Model | None) -> Artifact:
 
 
 def write(
-    artifact: Artifact, model: Model, path: Path, metadata: Mapping[str, str], *, overwrite: bool = False
+    artifact: Artifact, model: Model | None, path: Path, metadata: Mapping[str, str], *, overwrite: bool = False
 ) -> None:
     """See `formats.write_adapter`. SDXL's U-Net is spelled as in the single file, as kohya's scripts do."""
-    names = _spelled(model)
+    names = artifact.spelled if model is None else _written_names(model)
     contents: dict[str, Content] = {}
     for target, delta in artifact.deltas.items():
         if target.module not in names:
-            raise SdkitError(f"{target.module} has no name in kohya's format")
+            raise SdkitError(f"{target.module} has no name in kohya's format", "write it as peft or diffusers")
         spelled = names[target.module]
-        for role, read in _lycoris_write.parts(delta, target.parameter, target.module):
+        norm = model is not None and len(model.places[f"{target.module}.weight"].shape) == 1
+        for role, read in _lycoris_write.parts(delta, target.parameter, target.module, norm=norm):
             contents[f"{spelled}.{role}"] = read
         alpha = _lycoris_write.alpha(delta)
         if alpha is not None:
             contents[f"{spelled}.alpha"] = alpha
+    contents |= {_token_name(rows): Read(rows.weights, rows.info) for rows in artifact.tokens}
+    metadata = {**metadata, **_lycoris_write.network_metadata(artifact.deltas.values())}
     write_adapter_file(path, contents, metadata, overwrite=overwrite)
 
 
-def _spelled(model: Model) -> dict[str, str]:
+def _token_name(rows: TokenRows) -> str:
+    """The name of a token's rows in a bundle, as the web UIs read it."""
+    if rows.info.name.startswith(_BUNDLE):
+        return rows.info.name
+    return f"{_BUNDLE}{rows.token}.{'clip_g' if rows.component == 'text_encoder_2' else 'string_to_param.*'}"
+
+
+def _written_names(model: Model) -> dict[str, str]:
     """Hub module → the name kohya's scripts give it."""
     names: dict[str, str] = {}
     for spelled, hub in model.kohya_modules.items():
         is_hub_spelling = spelled.endswith(hub.partition(".")[2].replace(".", "_"))
+        # Only SDXL's U-Net has the single file's names; its text encoders' tables have the hub's spelling alone.
         if hub not in names or is_hub_spelling != model.family.startswith("sdxl"):
             names[hub] = spelled
     return names

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,8 @@ from typing import Any
 
 from sdkit.adapters.artifact import Artifact
 from sdkit.adapters.builder import ArtifactBuilder, same_weight
+from sdkit.adapters.deltas.delta import Delta
+from sdkit.adapters.deltas.dora import Dora
 from sdkit.adapters.deltas.full import Full
 from sdkit.adapters.deltas.low_rank import LowRank
 from sdkit.core.errors import SdkitError
@@ -33,12 +35,11 @@ from sdkit.weights.atomic_folder import AtomicFolder
 CONFIG = "adapter_config"
 TEXT_MODEL = "text_model."
 _KEY = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<side>A|B)(?:\.default)?\.(?P<part>weight|bias)")
-_DORA = "lora_magnitude_vector"
+_LENGTHS = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_magnitude_vector(?:\.default)?(?:\.weight)?")
 _COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
 
 # Settings that change what the factors mean, and initialisations that change the base.
 _REFUSED_SETTINGS = {
-    "use_dora": "DoRA",
     "use_qalora": "QALoRA",
     "use_bdlora": "block-diagonal LoRA",
     "alora_invocation_tokens": "activated LoRA",
@@ -51,11 +52,11 @@ _REFUSED_SETTINGS = {
 }
 _BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
-# Patterns come from strangers; these limits keep the matching time linear in practice.
+# Patterns come from strangers, and Python's matcher can be made to run for years. A pattern within these limits cannot:
+# no repeated group, and few of what makes it try again (at most so many of each character).
 _MAX_PATTERN_LENGTH = 1024
-_QUANTIFIED_GROUP = re.compile(r"\)\s*[*+{?]")
-_QUANTIFIER = re.compile(r"(?<!\\)[*+{]")
-_MAX_QUANTIFIERS = 3
+_REPEATED_GROUP = re.compile(r"\)[*+{]")
+_MAX_COUNTS = {"*": 2, "+": 3, "{": 2, "?": 4, "(": 4, "|": 16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +129,7 @@ def detect(weights: Weights) -> Verdict:
             return Verdict(True, "adapter_config.json says LORA")
         return Verdict(False, f"adapter_config.json says {kind[:40]}; of PEFT's kinds only LORA is read")
     if any(name.startswith("base_model.model.") for name in weights.tensors):
-        return Verdict(False, "its names are PEFT's, but alpha is in adapter_config.json: open the folder that has both")
+        return Verdict(False, "its names are PEFT's, but alpha is in adapter_config.json: open the folder of both")
     return Verdict(False, "there is no adapter_config.json")
 
 
@@ -147,54 +148,71 @@ def read(weights: Weights, model: Model | None) -> Artifact:
     if config.get("fan_in_fan_out"):
         builder.note("fan_in_fan_out is set; it concerns no layer of these models, and PEFT ignores it for them too")
     for spelled, parts in pairs.items():
+        if config.get("use_dora") and "lengths" not in parts:
+            raise SdkitError(f"{weights.path}: {spelled} is incomplete: lora_magnitude_vector missing")
         add_pair(builder, candidates(component, spelled), spelled, parts, settings)
     return builder.build()
 
 
 def write(
-    artifact: Artifact, model: Model, path: Path, metadata: Mapping[str, str], *, overwrite: bool = False
+    artifact: Artifact, model: Model | None, path: Path, metadata: Mapping[str, str], *, overwrite: bool = False
 ) -> None:
     """See `formats.write_adapter`. `path` becomes PEFT's folder; a LoRA of several components has one folder for each.
 
     Raises:
         SdkitError: also when a change is no plain LoRA.
     """
-    components: dict[str, dict[str, LowRank]] = defaultdict(dict)
-    for target, delta in artifact.deltas.items():
-        if not isinstance(delta, LowRank) or delta.mid is not None or target.parameter != "weight":
-            raise SdkitError(f"{target.name}: a change of the kind {delta.kind} cannot be written in PEFT's format")
-        components[target.component][target.module.partition(".")[2]] = delta
+    components = plain_pairs(artifact, "PEFT")
     with AtomicFolder(path, overwrite=overwrite) as folder:
         for component, modules in components.items():
             place = folder.work / component if len(components) > 1 else folder.work
             place.mkdir(exist_ok=True)
-            _write_component(place, modules, metadata)
+            contents: dict[str, Content] = {}
+            for module, delta in modules.items():
+                contents[f"base_model.model.{module}.lora_A.weight"] = delta.down
+                contents[f"base_model.model.{module}.lora_B.weight"] = delta.up
+            write_adapter_file(place / "adapter_model.safetensors", contents, metadata, overwrite=False)
+            config = json.dumps(lora_config(modules), indent=2, sort_keys=True)
+            write_file(place / "adapter_config.json", config.encode() + b"\n")
         folder.commit()
 
 
-def _write_component(folder: Path, modules: Mapping[str, LowRank], metadata: Mapping[str, str]) -> None:
-    contents: dict[str, Content] = {}
-    for module, delta in modules.items():
-        contents[f"base_model.model.{module}.lora_A.weight"] = delta.down
-        contents[f"base_model.model.{module}.lora_B.weight"] = delta.up
-    write_adapter_file(folder / "adapter_model.safetensors", contents, metadata, overwrite=False)
-    first = next(iter(modules.values()))
-    ranks = {name: delta.rank for name, delta in modules.items() if delta.rank != first.rank}
+def plain_pairs(artifact: Artifact, format: str) -> dict[str, dict[str, LowRank]]:
+    """Component → module → its pair of factors, for formats that hold nothing else.
+
+    Raises:
+        SdkitError: a change is no plain LoRA.
+    """
+    if artifact.tokens:
+        raise SdkitError(f"{format}'s format cannot hold the token {artifact.tokens[0].token}", "write it in kohya's")
+    components: dict[str, dict[str, LowRank]] = defaultdict(dict)
+    for target, delta in artifact.deltas.items():
+        if not isinstance(delta, LowRank) or delta.mid is not None or target.parameter != "weight":
+            raise SdkitError(
+                f"{target.name}: a change of the kind {delta.kind} cannot be written in {format}'s format",
+                "write it in kohya's, which holds every kind",
+            )
+        components[target.component][target.module.partition(".")[2]] = delta
+    return components
+
+
+def lora_config(modules: Mapping[str, LowRank]) -> dict[str, object]:
+    """PEFT's configuration of one component; ranks and alphas that differ from the most common go into the patterns."""
+    ranks = {name: delta.rank for name, delta in modules.items()}
     alphas = {name: delta.scale * delta.rank for name, delta in modules.items()}
-    usual = alphas[next(iter(modules))]
-    config = {
+    rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
+    return {
         "peft_type": "LORA",
-        "r": first.rank,
-        "lora_alpha": usual,
-        "rank_pattern": {re.escape(name): rank for name, rank in ranks.items()},
-        "alpha_pattern": {re.escape(name): alpha for name, alpha in alphas.items() if alpha != usual},
+        "r": rank,
+        "lora_alpha": alpha,
+        "rank_pattern": {re.escape(name): value for name, value in ranks.items() if value != rank},
+        "alpha_pattern": {re.escape(name): value for name, value in alphas.items() if value != alpha},
         "target_modules": sorted(modules),
         "base_model_name_or_path": None,
         "bias": "none",
         "inference_mode": True,
         "task_type": None,
     }
-    write_file(folder / "adapter_config.json", json.dumps(config, indent=2, sort_keys=True).encode() + b"\n")
 
 
 def candidates(component: str, module: str) -> list[str]:
@@ -217,6 +235,7 @@ def add_pair(
     """Add one module given its parts ``A`` (down), ``B`` (up) and perhaps ``bias``.
 
     Args:
+        parts: also ``lengths``, which make it a DoRA; PEFT's belong to the output features.
         alpha: the module's own alpha from the file, which overrides the settings.
 
     Raises:
@@ -230,7 +249,10 @@ def add_pair(
     name = spelled.removeprefix(f"{hub_names[0].partition('.')[0]}.")
     scale = alpha / max(rank, 1) if alpha is not None else settings.scale(name, max(rank, 1))
     module = builder.resolve(*hub_names)
-    builder.add(module, spelled, LowRank(up, down, scale))
+    change: Delta = LowRank(up, down, scale)
+    if "lengths" in parts:
+        change = Dora(change, builder.read(parts["lengths"]), by_input=False)
+    builder.add(module, spelled, change)
     if "bias" in parts:
         builder.add(module, spelled, Full(builder.read(parts["bias"]), scale), "bias")
 
@@ -238,10 +260,10 @@ def add_pair(
 def _pairs(builder: ArtifactBuilder) -> dict[str, dict[str, TensorInfo]]:
     pairs: dict[str, dict[str, TensorInfo]] = defaultdict(dict)
     for name, info in builder.weights.tensors.items():
-        match = _KEY.fullmatch(name)
-        if _DORA in name:
-            raise refuse(builder.weights, name, "DoRA")
-        if match is None:
+        match, lengths = _KEY.fullmatch(name), _LENGTHS.fullmatch(name)
+        if lengths is not None:
+            pairs[lengths["module"]]["lengths"] = info
+        elif match is None:
             builder.leave(name)
         elif match["part"] == "weight":
             pairs[match["module"]][match["side"]] = info
@@ -293,8 +315,8 @@ def _patterns(config: Mapping[str, Any], key: str, where: Path) -> tuple[tuple[r
 
 def _compile(pattern: str, key: str, where: Path) -> re.Pattern[str]:
     """PEFT's rule: the pattern matches a module's whole name, or the end of it after a dot."""
-    risky = _QUANTIFIED_GROUP.search(pattern) or len(_QUANTIFIER.findall(pattern)) > _MAX_QUANTIFIERS
-    if risky or len(pattern) > _MAX_PATTERN_LENGTH:
+    risky = any(pattern.count(character) > most for character, most in _MAX_COUNTS.items())
+    if risky or _REPEATED_GROUP.search(pattern) or len(pattern) > _MAX_PATTERN_LENGTH:
         raise _bad(where, key, pattern, "is too complicated a pattern to be matched safely")
     try:
         return re.compile(rf"(?:.*\.)?(?:{pattern})$")

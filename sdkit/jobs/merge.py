@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from sdkit.adapters.artifact import Artifact, TokenRows
 from sdkit.core.errors import SdkitError, UsageError
 from sdkit.core.hashing import quick_id
+from sdkit.core.memory import peak_memory_mib
 from sdkit.core.progress import NoProgress, Progress
-from sdkit.families import identify
-from sdkit.families.family import Model
-from sdkit.formats import adapter_family, read_adapter, recognise
+from sdkit.formats import read_adapter
+from sdkit.jobs.merge_checks import (
+    check_bakeable,
+    check_is_adapter,
+    check_is_not_input,
+    check_requantisation,
+    family_error,
+    known_model,
+    unmatched_error,
+)
+from sdkit.jobs.merge_report import MergeReport, adapter_report
 from sdkit.merging.bake import Bake, Dose, bake
 from sdkit.merging.blocks import BlockSpec, block_strengths
 from sdkit.merging.strengths import Strengths
@@ -27,98 +34,14 @@ from sdkit.merging.tokens import save_tokens, token_paths
 from sdkit.merging.undo import Changed, write_undo
 from sdkit.streaming import Output, Rounding, Stream
 from sdkit.streaming.checkpoint import check_output, checkpoint_stream, is_folder
-from sdkit.weights import DTYPES, DType, Weights, open_weights
-from sdkit.weights.atomic import AtomicFile, check_target
+from sdkit.weights import DType, Weights, open_weights
+from sdkit.weights.atomic import AtomicFile, check_space, check_target
+from sdkit.weights.dtypes import parse_dtype
 from sdkit.weights.metadata import merged_metadata, parent
-from sdkit.weights.reader import raw_header
+from sdkit.weights.reader import Container, raw_header
 
 PathLike = str | os.PathLike[str]
 Adapters = PathLike | Sequence[PathLike | tuple[PathLike, float]] | Mapping[PathLike, float]
-
-# The names people use for element types, and safetensors' own.
-DTYPE_NAMES = {
-    "fp16": "F16",
-    "float16": "F16",
-    "bf16": "BF16",
-    "bfloat16": "BF16",
-    "fp32": "F32",
-    "float32": "F32",
-    "fp64": "F64",
-    "float64": "F64",
-    "fp8": "F8_E4M3",
-    "fp8_e4m3": "F8_E4M3",
-    "fp8_e5m2": "F8_E5M2",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class AdapterReport:
-    """What became of one adapter.
-
-    Attributes:
-        name: file or folder name.
-        strength: as asked for, before the factors of components and blocks.
-        format: the codec that read it.
-        matched: modules that went into the base.
-        unmatched: the adapter's own names of modules the base does not have.
-        tokens: tokens it brings along.
-        notes: facts worth knowing.
-    """
-
-    name: str
-    strength: float
-    format: str
-    matched: int
-    unmatched: tuple[str, ...]
-    tokens: tuple[str, ...]
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class MergeReport:
-    """What a merge did, or with `dry_run` would do.
-
-    Attributes:
-        output: the file or folder.
-        base: name of the base.
-        family: its family.
-        adapters: one report each.
-        matched: modules that went in, over all adapters.
-        unmatched: modules the base does not have (only with `allow_unmatched`).
-        changed: tensors of the base that change.
-        tensors: tensors in all.
-        overflowed: tensors whose values did not fit; a merge that would write infinities is an error, so this is empty.
-        bytes: size of the tensors written.
-        saved: token files written beside the output.
-        undo: the file that restores the base, if one was asked for.
-        parents: base and adapters, by name and quick id.
-        warnings: what a person should see.
-        seconds: wall time.
-        peak_memory_mib: largest resident memory of the process so far; None where the system does not tell.
-        dry_run: whether nothing was written.
-    """
-
-    output: str
-    base: str
-    family: str
-    adapters: tuple[AdapterReport, ...]
-    matched: int
-    unmatched: tuple[str, ...]
-    changed: int
-    tensors: int
-    overflowed: tuple[str, ...]
-    bytes: int
-    saved: tuple[str, ...]
-    undo: str | None
-    parents: tuple[dict[str, object], ...]
-    warnings: tuple[str, ...]
-    seconds: float
-    peak_memory_mib: float | None
-    dry_run: bool
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +58,7 @@ class _Request:
     rounding: Rounding
     undo: Path | None
     allow_unmatched: bool
+    tokens: bool
     force: bool
 
 
@@ -151,6 +75,7 @@ def merge(
     stochastic: int | None = None,
     undo: PathLike | None = None,
     allow_unmatched: bool = False,
+    tokens: bool = True,
     force: bool = False,
     dry_run: bool = False,
     threads: int | None = None,
@@ -176,6 +101,7 @@ def merge(
             nearest. Keeps changes that are too small for a coarse type alive on average.
         undo: also write this file, with which `unmerge` restores the base bit for bit.
         allow_unmatched: merge what matches although parts of an adapter have no place in the base.
+        tokens: save the tokens that adapters bring along as files beside the output.
         force: replace existing outputs.
         dry_run: stop before anything is written; every check has been made then.
         threads: workers; the bytes written never depend on it. Default: one per core.
@@ -188,6 +114,9 @@ def merge(
         SdkitError: whatever is wrong, with a hint. No output is left behind, and inputs are never touched.
     """
     pairs = _pairs(adapters, alpha)
+    for name, factor in (("unet_alpha", unet_alpha), ("te_alpha", te_alpha)):
+        if not math.isfinite(factor):
+            raise UsageError(f"{name} {factor} is no finite number")
     request = _Request(
         Path(base),
         pairs,
@@ -199,6 +128,7 @@ def merge(
         Rounding(stochastic),
         Path(undo) if undo is not None else None,
         allow_unmatched,
+        tokens,
         force,
     )
     with ExitStack() as stack:
@@ -213,7 +143,7 @@ class _Merge:
         self._request = request
         self._progress = progress
         self._threads = threads
-        check_is_not_input(request.output, [request.base, *(path for path, _ in request.adapters)])
+        check_is_not_input(request.output, self._inputs)
         self._base = stack.enter_context(open_weights(request.base))
         self._model = known_model(self._base)
         self._check_targets()
@@ -221,35 +151,50 @@ class _Merge:
             Dose(self._open(stack.enter_context(open_weights(path))), strength) for path, strength in request.adapters
         ]
 
+    @property
+    def _inputs(self) -> list[Path]:
+        return [self._request.base, *(path for path, _ in self._request.adapters)]
+
     def run(self, *, dry_run: bool) -> MergeReport:
         request = self._request
         strengths = Strengths(request.unet_alpha, request.te_alpha, block_strengths(request.blocks, self._model))
         plan = bake(self._base, self._model, self._doses, strengths)
         check_requantisation(self._base, request.dtype)
         outputs = plan.outputs(request.dtype, request.rounding)
-        tokens = token_paths((rows for dose in self._doses for rows in dose.artifact.tokens), request.output)
+        tokens = token_paths(self._tokens(), request.output)
         for path, _ in tokens:
-            check_target(path, overwrite=request.force)
+            self._check_side_target(path)
         if not plan.addends and request.dtype is None:
             raise SdkitError(
                 "nothing would change: every strength is 0, or the adapters hold no weight changes",
                 "give a strength with ADAPTER=0.8 or --alpha; `sdkit inspect` shows what an adapter holds",
             )
+        check_space(request.output, sum(output.nbytes for output in outputs))
         parents = tuple(self._parents())
         if not dry_run:
-            self._write(plan, outputs, tokens, merged_metadata(self._base.metadata, self._recipe(parents)))
+            self._write(plan, outputs, tokens, merged_metadata(self._kept_metadata(), self._recipe(parents)))
         return self._report(plan, outputs, tokens, parents, dry_run=dry_run)
+
+    def _tokens(self) -> Iterable[TokenRows]:
+        return (rows for dose in self._doses if self._request.tokens for rows in dose.artifact.tokens)
 
     def _check_targets(self) -> None:
         request = self._request
         check_output(self._base, request.output, overwrite=request.force)
         if request.undo is None:
             return
-        check_target(request.undo, overwrite=request.force)
+        self._check_side_target(request.undo)
         if is_folder(self._base):
             raise SdkitError("--undo works on single files; the base is a folder", "keep the folder itself as the undo")
         if request.dtype is not None:
             raise SdkitError("--undo restores bits, which --dtype discards in every tensor", "leave out one of the two")
+
+    def _check_side_target(self, path: Path) -> None:
+        """Refuse a file beside the output that would replace an input, the output or what may not be replaced."""
+        check_is_not_input(path, self._inputs)
+        if path.resolve() == self._request.output.resolve():
+            raise SdkitError(f"{path}: would be both the merged model and a file beside it", "give them two names")
+        check_target(path, overwrite=self._request.force)
 
     def _open(self, weights: Weights) -> Artifact:
         """Read an adapter and refuse what cannot go into this base."""
@@ -272,9 +217,10 @@ class _Merge:
     ) -> None:
         request = self._request
         self._progress.start("merging", sum(output.nbytes for output in outputs))
-        with ExitStack() as beside:
+        with ExitStack() as stack:
+            beside: list[AtomicFile] = []
             for path, group in tokens:
-                beside.enter_context(save_tokens(group, path, overwrite=request.force)).commit()
+                beside.append(stack.enter_context(save_tokens(group, path, overwrite=request.force)))
             with checkpoint_stream(
                 self._base,
                 outputs,
@@ -286,7 +232,9 @@ class _Merge:
             ) as stream:
                 stream.run()
                 if request.undo is not None:
-                    beside.enter_context(self._undo(plan, stream, request.undo)).commit()
+                    beside.append(stack.enter_context(self._undo(plan, stream, request.undo)))
+                for file in beside:  # only now is it sure that there will be a merged model beside them
+                    file.commit()
 
     def _undo(self, plan: Bake, stream: Stream, path: Path) -> AtomicFile:
         """Compare the base with the output, which has no name yet, so that there is no merge without its undo file."""
@@ -298,6 +246,10 @@ class _Merge:
         ]
         self._progress.start("saving the undo file", sum(entry.info.nbytes for entry in changed))
         return write_undo(changed, raw_header(self._base), path, overwrite=self._request.force, threads=stream.threads)
+
+    def _kept_metadata(self) -> Mapping[str, str]:
+        """What the base says about itself; a pickle has no metadata, only its maker's variables, paths among them."""
+        return {"format": "pt"} if self._base.container is Container.PICKLE else self._base.metadata
 
     def _parents(self) -> Iterable[dict[str, object]]:
         yield parent(self._base.path, quick_id(*self._base.files), role="base")
@@ -365,132 +317,10 @@ class _Merge:
 
 def default_output(base: Path, adapters: Sequence[Path]) -> Path:
     """``BASE+ADAPTER.safetensors`` in the current directory; a folder keeps being one."""
-    folder = base.is_dir()
+    if base.name.endswith(".index.json"):  # shards: the model is the folder they lie in
+        base = base.absolute().parent
     names = [path.name if path.is_dir() else path.stem for path in (base, *adapters)]
-    return Path("+".join(names) + ("" if folder else ".safetensors"))
-
-
-def parse_dtype(name: str | None) -> DType | None:
-    """An element type by any of its names.
-
-    Raises:
-        UsageError: there is no such floating-point type.
-    """
-    if name is None or name.lower() == "keep":
-        return None
-    dtype = DTYPES.get(DTYPE_NAMES.get(name.lower(), name.upper()))
-    if dtype is None or not dtype.is_float:
-        raise UsageError(f"unknown dtype {name!r}", "use one of fp16, bf16, fp32, fp8_e4m3, fp8_e5m2")
-    return dtype
-
-
-def known_model(base: Weights) -> Model:
-    """The base, recognised.
-
-    Raises:
-        SdkitError: it is an adapter, or no family's rules explain it; the message gives the evidence.
-    """
-    model = identify(base)
-    if "unet" in model.components or (model.places and model.components):
-        return model
-    format, _ = recognise(base)
-    if format is not None:
-        raise SdkitError(
-            f"{base.path}: is an adapter ({format}), not a checkpoint", "the base comes first: sdkit merge BASE ADAPTER"
-        )
-    reasons = "; ".join(model.reasons) or "no rule matches its keys"
-    raise SdkitError(f"{base.path}: not a checkpoint sdkit can merge into: {reasons}", f"sdkit inspect {base.path}")
-
-
-def check_is_adapter(weights: Weights) -> None:
-    """Refuse a whole checkpoint in an adapter's place."""
-    model = identify(weights)
-    if "unet" in model.components:
-        raise SdkitError(
-            f"{weights.path}: is a checkpoint ({model.family}), not an adapter",
-            "`sdkit merge` adds adapters to one checkpoint; the checkpoint comes first and alone",
-        )
-
-
-def check_is_not_input(output: Path, inputs: Iterable[Path]) -> None:
-    """Refuse to write over an input, under whatever name."""
-    for path in inputs:
-        same = output.exists() and path.exists() and output.samefile(path)
-        if same or output.resolve() == path.resolve():
-            raise SdkitError(f"{output}: is an input of this merge", "choose another output with -o")
-
-
-def check_bakeable(artifact: Artifact) -> None:
-    """Refuse artifacts that are no weight changes."""
-    if artifact.not_bakeable:
-        raise SdkitError(
-            f"{artifact.source.path}: cannot be merged, because a file of the kind {artifact.kind} {artifact.not_bakeable}",
-            "load it beside the model; only weight changes can be merged",
-        )
-    if not artifact.deltas and not artifact.unmatched:
-        raise SdkitError(
-            f"{artifact.source.path}: holds no weight changes ({artifact.format})",
-            "load it beside the model; only weight changes can be merged",
-        )
-
-
-def family_error(weights: Weights, model: Model) -> SdkitError | None:
-    """The error for an adapter made for another family; None when nothing shows that it was."""
-    family, reason = adapter_family(weights)
-    if family is None or family == model.family:
-        return None
-    return SdkitError(
-        f"{weights.path}: was made for {family} ({reason}), the base is {model.family}",
-        f"merge it into a {family} model",
-    )
-
-
-def unmatched_error(artifact: Artifact, model: Model) -> SdkitError:
-    """The error for an adapter the base has only partly, or not at all, a place for."""
-    count, matched = len(artifact.unmatched), len(artifact.deltas)
-    examples = ", ".join(artifact.unmatched[:3]) + (", …" if count > 3 else "")
-    if not matched:
-        return SdkitError(
-            f"{artifact.source.path}: none of its {count} modules exists in this {model.family} base ({examples})",
-            f"sdkit inspect {artifact.source.path} shows what it was made for",
-        )
-    return SdkitError(
-        f"{artifact.source.path}: {count} of {count + matched} modules have no place in the base ({examples})",
-        "--allow-unmatched merges the rest",
-    )
-
-
-def check_requantisation(base: Weights, dtype: DType | None) -> None:
-    """Refuse to change the type of scaled fp8 weights, whose scales would no longer hold."""
-    scaled = any(name == "scaled_fp8" or name.endswith((".scale_weight", ".comfy_quant")) for name in base.tensors)
-    if scaled and dtype is not None:
-        raise SdkitError(f"{base.path}: holds scaled fp8 weights, whose type cannot be changed here", "leave out --dtype")
-    if any(name.endswith(".comfy_quant") for name in base.tensors):
-        raise SdkitError(f"{base.path}: holds ComfyUI-quantised weights", "merge into the unquantised model")
-
-
-def adapter_report(dose: Dose) -> AdapterReport:
-    """What the report says about one adapter."""
-    artifact = dose.artifact
-    return AdapterReport(
-        artifact.source.path.name,
-        dose.strength,
-        artifact.format,
-        len(artifact.deltas),
-        tuple(artifact.unmatched),
-        tuple(dict.fromkeys(rows.token for rows in artifact.tokens)),
-        tuple(artifact.notes),
-    )
-
-
-def peak_memory_mib() -> float | None:
-    """Largest resident memory of this process so far, in MiB."""
-    if sys.platform == "win32":
-        return None
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1 << 20) if sys.platform == "darwin" else peak / (1 << 10)
+    return Path("+".join(names) + ("" if base.is_dir() else ".safetensors"))
 
 
 def _pairs(adapters: Adapters, alpha: float) -> tuple[tuple[Path, float], ...]:

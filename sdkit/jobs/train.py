@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 from sdkit.core.errors import SdkitError, UsageError
 from sdkit.core.events import Event, Interrupted, Note, Resumed, Step, Validation
 from sdkit.core.hashing import quick_id
+from sdkit.core.memory import peak_memory_mib
 from sdkit.core.paths import cache_folder
-from sdkit.jobs.merge import peak_memory_mib
 from sdkit.jobs.stop import StopRequest
 from sdkit.training.data import Dataset, read_dataset
 from sdkit.training.folder import RunFolder, write_event
@@ -351,11 +351,10 @@ class _Run:
 
     def _metadata(self, backbone: Backbone, options: TrainOptions, dataset: Dataset) -> dict[str, str]:
         request = self._request
-        own = request.method.metadata(backbone.model, options)
         name = request.folder.result.stem
         changed = {key: value for key, value in options.as_dict().items() if key in request.method.accepts}
         kind = request.method.modelspec
-        return training_metadata(request.name, name, backbone, dataset, changed, own, kind)
+        return training_metadata(request.name, name, backbone, dataset, changed, kind)
 
     def _take(self, event: Event) -> None:
         if isinstance(event, Step):

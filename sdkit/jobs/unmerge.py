@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from sdkit.adapters.deltas.dora import Dora
 from sdkit.core.errors import SdkitError, UsageError
 from sdkit.core.hashing import quick_id
+from sdkit.core.memory import peak_memory_mib
 from sdkit.core.progress import NoProgress, Progress
-from sdkit.jobs.merge import MergeReport, check_is_not_input, merge, peak_memory_mib
+from sdkit.formats import read_adapter
+from sdkit.jobs.merge import merge
+from sdkit.jobs.merge_checks import check_is_not_input
+from sdkit.jobs.merge_report import MergeReport
 from sdkit.merging.undo import restored_outputs
 from sdkit.streaming import OutputFile, Stream
 from sdkit.weights import open_weights
@@ -128,6 +132,8 @@ def _subtract(
             f"sdkit unmerge {merged} ADAPTER, or --undo FILE",
         )
     pairs = [_with_strength(entry, recipe) for entry in adapters]
+    for path, _ in pairs:
+        _check_subtractable(path)
     report = merge(
         merged,
         [(path, -strength) for path, strength in pairs],
@@ -136,6 +142,7 @@ def _subtract(
         te_alpha=_factor(recipe, "te_alpha"),
         blocks=_blocks(recipe),
         allow_unmatched=bool(recipe.get("allow_unmatched", False)),
+        tokens=False,
         force=force,
         threads=threads,
         progress=progress,
@@ -178,6 +185,13 @@ def _with_strength(entry: PathLike | tuple[PathLike, float | None], recipe: Mapp
         f"{path}: the merged file does not say with which strength this adapter went in",
         f"give it: {path.name}=0.8",
     )
+
+
+def _check_subtractable(path: Path) -> None:
+    """Refuse DoRA, whose change of the merged weights is not the one it made of the base."""
+    with open_weights(path) as weights:
+        if any(isinstance(delta, Dora) for delta in read_adapter(weights).deltas.values()):
+            raise SdkitError(f"{path}: holds DoRA, which cannot be subtracted", "only --undo restores the base")
 
 
 def _factor(recipe: Mapping[str, Any], name: str) -> float:

@@ -8,14 +8,15 @@ from dataclasses import dataclass
 
 from sdkit.adapters.algebra import DeltaSum
 from sdkit.adapters.artifact import Artifact, Target
+from sdkit.adapters.builder import widens
 from sdkit.adapters.deltas.delta import Delta
+from sdkit.adapters.deltas.dora import Dora
 from sdkit.core.errors import SdkitError
 from sdkit.families.family import Model, Place
 from sdkit.merging.strengths import Strengths
 from sdkit.streaming import AddDelta, Addend, Output, Read, Rounding
 from sdkit.weights import DType, Weights
-
-WIDENED = "unet.conv_in"  # inpainting, pix2pix and depth models only add input channels here
+from sdkit.weights.header import DamagedFileError
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ def bake(base: Weights, model: Model, doses: Iterable[Dose], strengths: Strength
     Several adapters that change one weight become one sum. A strength of zero changes nothing at all.
 
     Raises:
-        SdkitError: a change has the wrong shape, or falls on a tensor that holds no floating-point numbers.
+        SdkitError: a change falls on a tensor that holds no floating-point numbers.
     """
     terms: dict[str, dict[_Region, list[tuple[Delta, float]]]] = {}
     for dose in doses:
@@ -74,8 +75,10 @@ def bake(base: Weights, model: Model, doses: Iterable[Dose], strengths: Strength
                 continue
             place = model.places[target.name]
             region = _region(target, delta, place, base)
-            scale = strength / quantisation_scale(base, place.key)
-            terms.setdefault(place.key, {}).setdefault(region, []).append((delta, scale))
+            scale = quantisation_scale(base, place.key)
+            if scale != 1.0 and isinstance(delta, Dora):
+                raise SdkitError(f"{place.key}: a DoRA cannot go into scaled fp8 weights", "use a 16-bit checkpoint")
+            terms.setdefault(place.key, {}).setdefault(region, []).append((delta, strength / scale))
     return Bake(base, {key: _addends(regions) for key, regions in terms.items()})
 
 
@@ -91,44 +94,24 @@ def _region(target: Target, delta: Delta, place: Place, base: Weights) -> _Regio
     info = base.tensors[place.key]
     if not info.dtype.is_float:
         raise SdkitError(f"{place.key}: holds {info.dtype.name}, which cannot be merged into", "use a float checkpoint")
-    columns = None
-    if trimmed(delta.shape) != trimmed(place.shape):
-        if not widens(target, delta.shape, place.shape):
-            raise shape_error(target, delta.shape, place.shape)
-        columns = math.prod(delta.shape[1:])  # the first channels are the ones the adapter knows
+    # The codec has compared the shapes. Of a widened convolution the first channels are the ones the adapter knows.
+    columns = math.prod(delta.shape[1:]) if widens(target, delta.shape, place.shape) else None
     first_row = place.rows[0] if place.rows else 0
     return first_row, columns, place.transposed
-
-
-def trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A shape without trailing ones: a 1×1 convolution and a linear layer hold the same matrix."""
-    while len(shape) > 1 and shape[-1] == 1:
-        shape = shape[:-1]
-    return shape
-
-
-def widens(target: Target, delta: tuple[int, ...], weight: tuple[int, ...]) -> bool:
-    """Whether `weight` is the input convolution of an inpainting-like model and `delta` was made for the plain one."""
-    return (
-        target.module == WIDENED
-        and len(delta) == len(weight) == 4
-        and (delta[0], *delta[2:]) == (weight[0], *weight[2:])
-        and delta[1] < weight[1]
-    )
-
-
-def shape_error(target: Target, delta: tuple[int, ...], weight: tuple[int, ...]) -> SdkitError:
-    """The error for a change that does not fit its weight."""
-    return SdkitError(
-        f"{target.name}: the adapter changes a weight of shape {list(delta)}, the base has {list(weight)}",
-        "the adapter was made for another model; `sdkit inspect` both files to see which",
-    )
 
 
 def quantisation_scale(base: Weights, key: str) -> float:
     """The number a scaled fp8 weight is multiplied with when it is used; 1 for every other weight.
 
     The stored numbers are weight / scale, so a change must be divided by it too.
+
+    Raises:
+        DamagedFileError: it is zero or no finite number.
     """
     name = key.removesuffix(".weight") + ".scale_weight"
-    return base.scalar(name) if name in base.tensors else 1.0
+    if name not in base.tensors:
+        return 1.0
+    scale = base.scalar(name)
+    if scale == 0.0 or not math.isfinite(scale):
+        raise DamagedFileError(base.path, f"{name} is {scale}, which no weight can be scaled with")
+    return scale

@@ -2,7 +2,8 @@
 
 Blocks are named as there: ``IN00``…, ``M00`` (also ``MID``), ``OUT00``…, and ``BASE`` for everything outside the UNet's
 blocks (the text encoders). A list of numbers gives BASE first, then either every block (26 numbers for SD1 and SD2, 20
-for SDXL) or only the blocks with attention, which are all a plain LoRA changes (17 and 12).
+for SDXL) or only the blocks with attention, which are all a plain LoRA changes (17 and 12). One number less than every
+block leaves BASE out (25 and 19); one more ends with the autoencoder, ``VAE``, as some SDXL lists do (27 and 21).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from sdkit.core.errors import UsageError
 from sdkit.families.family import Model
 
 BASE = "BASE"
+VAE = "VAE"
 BlockSpec = str | Sequence[float] | Mapping[str, float]
 
 
@@ -28,16 +30,29 @@ def block_strengths(spec: BlockSpec | None, model: Model) -> dict[str, float]:
     Raises:
         UsageError: a rule names no block of the model, or the list has the wrong length.
     """
-    names = block_order(model)
-    strengths = dict.fromkeys(names, 1.0)
+    named = given_blocks(spec, model)
+    if named.get(VAE):
+        raise UsageError("--blocks: adapters change nothing in the autoencoder", "leave VAE out")
+    return dict.fromkeys(block_order(model), 1.0) | {name: value for name, value in named.items() if name != VAE}
+
+
+def given_blocks(spec: BlockSpec | None, model: Model) -> dict[str, float]:
+    """Block name → number, only for the blocks `spec` names.
+
+    Args:
+        spec: as for `block_strengths`.
+        model: the model whose blocks are meant.
+
+    Raises:
+        UsageError: a rule names no block of the model, or the list has the wrong length.
+    """
     parsed = _parse(spec) if isinstance(spec, str) else spec
     if parsed is None:
-        return strengths
+        return {}
     if isinstance(parsed, Mapping):
-        for pattern, value in parsed.items():
-            strengths.update(dict.fromkeys(_matching(pattern, names), _number(value)))
-        return strengths
-    return strengths | _from_list([_number(value) for value in parsed], model)
+        names = [*block_order(model), VAE]
+        return {name: _number(value) for pattern, value in parsed.items() for name in _matching(pattern, names)}
+    return _from_list([_number(value) for value in parsed], model)
 
 
 def block_order(model: Model) -> list[str]:
@@ -55,7 +70,7 @@ def attention_blocks(model: Model) -> list[str]:
 
 def _from_list(values: list[float], model: Model) -> dict[str, float]:
     every, attention = block_order(model), attention_blocks(model)
-    for names in (every, attention):
+    for names in (every, attention, every[1:], [*every, VAE]):
         if len(values) == len(names):
             return dict(zip(names, values, strict=True))
     raise UsageError(
@@ -100,7 +115,8 @@ def _number(value: object) -> float:
     try:
         number = float(value)  # type: ignore[arg-type]  # whatever it is, float decides
     except (TypeError, ValueError):
-        raise UsageError(f"--blocks: {value!r} is not a number", "write for example --blocks 'IN04=0.5,OUT*=0.2'") from None
+        hint = "write for example --blocks 'IN04=0.5,OUT*=0.2'"
+        raise UsageError(f"--blocks: {value!r} is not a number", hint) from None
     if number != number or number in (float("inf"), float("-inf")):
         raise UsageError(f"--blocks: {value!r} is not a finite number")
     return number

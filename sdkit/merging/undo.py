@@ -12,7 +12,6 @@ tensor, chunk by chunk (per chunk and byte plane: a 32-bit length, then the defl
 from __future__ import annotations
 
 import json
-import math
 import struct
 import zlib
 from collections import deque
@@ -23,11 +22,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdkit.core.errors import SdkitError
-from sdkit.streaming import Output, Rounding
+from sdkit.streaming import Output, Read
 from sdkit.streaming.expression import Context, TileFunction, torch_dtype
 from sdkit.weights import DTYPES, DType, TensorInfo, Weights, positional
 from sdkit.weights.atomic import AtomicFile
-from sdkit.weights.header import build_header
+from sdkit.weights.header import LENGTH_BYTES, DamagedFileError, build_header
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +51,9 @@ class Changed:
     offset: int
 
 
-def write_undo(changed: Sequence[Changed], base_header: bytes, path: Path, *, overwrite: bool, threads: int) -> AtomicFile:
+def write_undo(
+    changed: Sequence[Changed], base_header: bytes, path: Path, *, overwrite: bool, threads: int
+) -> AtomicFile:
     """Write the undo file of a merge whose output is still open; the caller commits it.
 
     Args:
@@ -64,7 +65,8 @@ def write_undo(changed: Sequence[Changed], base_header: bytes, path: Path, *, ov
     """
     names = [TENSOR_PREFIX + entry.info.name for entry in changed]
     checks = {"base": [0] * len(names), "merged": [0] * len(names)}
-    room = len(build_header(_layout(names, [_WIDEST] * len(names), len(base_header)), _metadata(names, checks, pad=True)))
+    widest = _layout(names, [_WIDEST] * len(names), len(base_header))
+    room = len(build_header(widest, _metadata(names, checks, pad=True)))
     file = AtomicFile(path, overwrite=overwrite)
     try:
         position = room
@@ -156,14 +158,23 @@ def decode(data: Iterable[memoryview], merged: torch.Tensor, itemsize: int) -> N
     """Add a chunk's differences, given as its deflated planes, to `merged`, integers of `itemsize` bytes, in place."""
     import torch
 
-    planes = [zlib.decompress(part) for part in data]
-    if any(len(plane) != merged.numel() for plane in planes):
-        raise SdkitError("the undo file is damaged: a chunk has the wrong length")
+    planes = [_inflate(part, merged.numel()) for part in data]
     stacked = torch.stack([torch.frombuffer(bytearray(plane), dtype=torch.uint8) for plane in planes], 1)
     zigzag = stacked.contiguous().view(-1).view(_integer(itemsize))
     # The sign bit must not be dragged along by the shift, as it would be for a signed integer.
     magnitude = (zigzag >> 1) & ((1 << (8 * itemsize - 1)) - 1)
     merged.add_(magnitude ^ -(zigzag & 1))
+
+
+def _inflate(data: memoryview, length: int) -> bytes:
+    """Decompress to exactly `length` bytes; a hostile file could ask for terabytes."""
+    try:
+        plane = zlib.decompressobj().decompress(data, length + 1)
+    except zlib.error:
+        plane = b""
+    if len(plane) != length:
+        raise SdkitError("the undo file is damaged: a chunk has the wrong length", "only the untouched file can undo")
+    return plane
 
 
 def _integer(itemsize: int) -> torch.dtype:
@@ -199,8 +210,6 @@ class Restored:
 
     def bind(self, context: Context) -> TileFunction:
         """Load the compressed correction and undo chunk by chunk, in order."""
-        import torch
-
         size, stored = self.info.dtype.itemsize, torch_dtype(self.info.dtype)
         chunks = self._chunks()
         crcs = [0, 0]
@@ -250,7 +259,7 @@ def restored_outputs(merged: Weights, undo: Weights) -> tuple[list[Output], byte
     """
     if undo.metadata.get(VERSION_KEY) != VERSION or HEADER_NAME not in undo.tensors:
         raise SdkitError(f"{undo.path}: is no undo file", "give the file that `sdkit merge --undo FILE` wrote")
-    checks = json.loads(undo.metadata.get(CHECKS_KEY, "{}"))
+    checks = _checks(undo)
     names = [name.removeprefix(TENSOR_PREFIX) for name in undo.tensors if name.startswith(TENSOR_PREFIX)]
     missing = [name for name in names if name not in merged.tensors or name not in checks]
     if missing:
@@ -261,17 +270,33 @@ def restored_outputs(merged: Weights, undo: Weights) -> tuple[list[Output], byte
     changed = set(names)
     outputs = []
     for info in merged.tensors.values():
-        source = Restored(merged, info, undo, tuple(checks[info.name])) if info.name in changed else None
-        outputs.append(_output(merged, info, source))
-    return outputs, undo.read(undo.tensors[HEADER_NAME])
+        base = Restored(merged, info, undo, checks[info.name]) if info.name in changed else Read(merged, info)
+        outputs.append(Output(info.name, info.dtype, base))
+    return outputs, _base_header(merged, undo)
 
 
-def _output(merged: Weights, info: TensorInfo, restored: Restored | None) -> Output:
-    from sdkit.streaming import Read
+def _checks(undo: Weights) -> dict[str, tuple[int, int]]:
+    """Tensor's name → checksums of the base's and the merged one's bytes."""
+    try:
+        rows = json.loads(undo.metadata.get(CHECKS_KEY, "{}"))
+        return {str(name): (int(base), int(merged)) for name, (base, merged) in rows.items()}
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        raise DamagedFileError(undo.path, "its checksums cannot be read") from None
 
-    return Output(info.name, info.dtype, restored or Read(merged, info), Rounding())
 
-
-def data_size(outputs: Iterable[Output]) -> int:
-    """Bytes of all tensors."""
-    return sum(output.dtype.nbytes(math.prod(output.shape)) for output in outputs)
+def _base_header(merged: Weights, undo: Weights) -> bytes:
+    """The base's header, which must describe tensors that lie as the merged file's do."""
+    header = undo.read(undo.tensors[HEADER_NAME])
+    try:
+        fields = json.loads(header[LENGTH_BYTES:])
+        fields.pop("__metadata__", None)
+    except (ValueError, AttributeError, TypeError, RecursionError):
+        fields = None
+    wanted, begin = {}, 0
+    for info in merged.tensors.values():
+        place = [begin, begin + info.nbytes]
+        wanted[info.name] = {"dtype": info.dtype.name, "shape": list(info.shape), "data_offsets": place}
+        begin += info.nbytes
+    if fields != wanted or header[:LENGTH_BYTES] != struct.pack("<Q", len(header) - LENGTH_BYTES):
+        raise DamagedFileError(undo.path, "its header is not that of the merged file's base")
+    return header

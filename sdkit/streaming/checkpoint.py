@@ -9,11 +9,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from sdkit.core.errors import SdkitError
 from sdkit.streaming.engine import Advance, Stream
 from sdkit.streaming.plan import Output, OutputFile
 from sdkit.weights import Weights
 from sdkit.weights.atomic import check_target
 from sdkit.weights.atomic_folder import AtomicFolder, check_folder_target
+from sdkit.weights.folder import read_json
 from sdkit.weights.reader import Container
 
 # What a model folder holds beside weights: configurations, vocabularies, licences, model cards.
@@ -29,6 +31,8 @@ def check_output(base: Weights, path: Path, *, overwrite: bool) -> None:
     """Refuse an output path before any work is done."""
     if is_folder(base):
         check_folder_target(path, overwrite=overwrite)
+        if path.exists() and _root(base).resolve().is_relative_to(path.resolve()):
+            raise SdkitError(f"{path}: is the input itself, or holds it", "choose another name with -o")
     else:
         check_target(path, overwrite=overwrite)
 
@@ -78,12 +82,10 @@ def _root(base: Weights) -> Path:
     return base.path if base.path.is_dir() else base.path.parent
 
 
-def _files(
-    base: Weights, outputs: Sequence[Output], work: Path, metadata: Mapping[str, str]
-) -> Iterator[OutputFile]:
+def _files(base: Weights, outputs: Sequence[Output], work: Path, metadata: Mapping[str, str]) -> Iterator[OutputFile]:
     """One output file for each file of the base, in the same subfolder; a pickle becomes safetensors."""
     for index, source in enumerate(base.files):
-        target = work / source.relative_to(_root(base)).with_suffix(".safetensors")
+        target = work / source.relative_to(_root(base)).with_name(_saved_name(source.name))
         target.parent.mkdir(parents=True, exist_ok=True)
         tensors = [output for output in outputs if base.tensors[output.name].file == index]
         renamed = tuple(replace(output, name=base.stored_name(base.tensors[output.name])) for output in tensors)
@@ -91,26 +93,43 @@ def _files(
         yield OutputFile(target, renamed, {"format": "pt", **base.file_metadata[index], **metadata})
 
 
+def _saved_name(name: str) -> str:
+    """The safetensors name of a file or shard index: transformers looks for ``pytorch_model.bin`` under another one."""
+    if ".bin" not in name:
+        return name
+    return name.replace(".bin", ".safetensors").removeprefix("pytorch_")
+
+
 def _copy_side_files(base: Weights, outputs: Sequence[Output], work: Path) -> None:
     """Copy what is not weights; a shard index gets the new total size."""
     root = _root(base)
     for source in sorted(root.rglob("*")):
         relative = source.relative_to(root)
-        if not source.is_file() or source.suffix not in SIDE_FILES or any(part.startswith(".") for part in relative.parts):
+        if not source.is_file() or source.suffix not in SIDE_FILES or _is_hidden(relative):
             continue
         target = work / relative
         target.parent.mkdir(parents=True, exist_ok=True)
         if source.name.endswith(".index.json"):
-            _copy_index(base, source, target, outputs)
+            _copy_index(base, source, target.with_name(_saved_name(source.name)), outputs)
         else:
             shutil.copyfile(source, target)
 
 
+def _is_hidden(relative: Path) -> bool:
+    return any(part.startswith(".") for part in relative.parts)
+
+
 def _copy_index(base: Weights, source: Path, target: Path, outputs: Sequence[Output]) -> None:
-    fields = json.loads(source.read_bytes())
-    here = {index for index, file in enumerate(base.files) if file.parent == source.parent}
-    if not here:
+    """Write the index of the shards that are written; the index of another variant stays behind, as its shards do."""
+    fields = read_json(source)
+    named = fields.get("weight_map")
+    shards = {source.parent / str(name) for name in named.values()} if isinstance(named, dict) else set()
+    if not shards or not shards.issubset(base.files):
         return
-    size = sum(output.nbytes for output in outputs if base.tensors[output.name].file in here)
-    fields.setdefault("metadata", {})["total_size"] = size
+    here = [output for output in outputs if base.files[base.tensors[output.name].file] in shards]
+    infos = [base.tensors[output.name] for output in here]
+    facts = fields.get("metadata")
+    size = sum(output.nbytes for output in here)
+    fields["metadata"] = {**(facts if isinstance(facts, dict) else {}), "total_size": size}
+    fields["weight_map"] = {base.stored_name(info): _saved_name(base.files[info.file].name) for info in infos}
     target.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")

@@ -7,6 +7,7 @@ Each worker computes whole tensors with one torch thread: the numbers never depe
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import threading
@@ -14,15 +15,22 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
 
+from sdkit.core.errors import SdkitError
 from sdkit.streaming.expression import Context, common_unit, spans, torch_dtype
 from sdkit.streaming.plan import CopyRun, Output, OutputFile, copy_runs
 from sdkit.streaming.scratch import Scratch
 from sdkit.weights import positional
+from sdkit.weights.header import DamagedFileError
 from sdkit.weights.writer import SafetensorsWriter
 
 COPY_PIECE_BYTES = 32 << 20
+CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 MAX_THREADS = 8  # beyond this the disk is the limit, and each worker costs memory
+
+FULL_HINT = "free some space, or write to another disk with -o"
 
 Advance = Callable[[int], None]
 
@@ -30,7 +38,16 @@ Advance = Callable[[int], None]
 def default_threads() -> int:
     """One worker per core this process may use, within reason."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, MAX_THREADS))
+    return max(1, min(cores, _container_cores(), MAX_THREADS))
+
+
+def _container_cores() -> int:
+    """The cores that a container's share of processor time amounts to (cgroup 2); plenty where there is no limit."""
+    try:
+        quota, period = CPU_LIMIT.read_text().split()
+        return math.ceil(int(quota) / int(period))
+    except (OSError, ValueError):  # no cgroup, or the limit is "max"
+        return MAX_THREADS
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +64,10 @@ class _Copy:
 
     run: CopyRun
     writer: SafetensorsWriter
+
+
+Job = _Copy | _Compute
+_Kind = TypeVar("_Kind", _Copy, _Compute)
 
 
 class Stream:
@@ -93,7 +114,13 @@ class Stream:
         Raises:
             SdkitError: the first error of any worker; nothing has been given a name then.
         """
-        _Workers(self._jobs(), self.threads, self._advance).run()
+        try:
+            _Workers(self._jobs(), self.threads, self._advance).run()
+        except OSError as error:
+            if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+                raise
+            path = self.files[0].path
+            raise SdkitError(f"{path}: the disk became full while it was written", FULL_HINT) from None
 
     def commit(self) -> None:
         """Flush and name the files."""
@@ -121,26 +148,25 @@ class _Workers:
         self._threads = [threading.Thread(target=self._work, name=f"sdkit-{i}", daemon=True) for i in range(threads)]
 
     def run(self) -> None:
-        for thread in self._threads:
-            thread.start()
-        try:
+        with ExitStack() as cleanup:
+            cleanup.callback(self._finish)
+            for thread in self._threads:
+                thread.start()
             if self._computations:
                 import torch  # here, so that copying goes on meanwhile
 
-                threads_before = torch.get_num_threads()
-                torch.set_num_threads(1)
-                self._torch_ready.set()
-                self._join()
-                torch.set_num_threads(threads_before)
-            else:
-                self._torch_ready.set()
-                self._join()
-        finally:
-            self._stop.set()
+                # The workers each ask for one thread, which torch remembers for the whole process.
+                cleanup.callback(torch.set_num_threads, torch.get_num_threads())
+                cleanup.callback(self._finish)  # first of all, so that no worker can ask again afterwards
             self._torch_ready.set()
             self._join()
         if self._error is not None:
             raise self._error
+
+    def _finish(self) -> None:
+        self._stop.set()
+        self._torch_ready.set()
+        self._join()
 
     def _join(self) -> None:
         for thread in self._threads:
@@ -150,29 +176,29 @@ class _Workers:
     def _work(self) -> None:
         worker = _Worker(self._advance, self._stop)
         try:
-            while not self._stop.is_set() and (job := self._next()) is not None:
+            while (job := self._next()) is not None and not self._stop.is_set():
                 worker.copy(job) if isinstance(job, _Copy) else worker.compute(job)
         except BaseException as error:
             if self._error is None:
                 self._error = error
             self._stop.set()
 
-    def _next(self) -> _Copy | _Compute | None:
+    def _next(self) -> Job | None:
         """Arithmetic first, copying while there is no torch yet: both cores stay busy to the end."""
-        try:
-            if self._torch_ready.is_set():
-                return self._computations.popleft()
-        except IndexError:
-            pass
-        try:
-            return self._copies.popleft()
-        except IndexError:
-            pass
-        self._torch_ready.wait()
-        try:
-            return self._computations.popleft()
-        except IndexError:
-            return None
+        job: Job | None = _pop(self._computations) if self._torch_ready.is_set() else None
+        if job is None:
+            job = _pop(self._copies)
+        if job is None:
+            self._torch_ready.wait()
+            job = _pop(self._computations)
+        return job
+
+
+def _pop(queue: deque[_Kind]) -> _Kind | None:
+    try:
+        return queue.popleft()
+    except IndexError:  # another worker was quicker
+        return None
 
 
 class _Worker:
@@ -186,7 +212,10 @@ class _Worker:
     def copy(self, job: _Copy) -> None:
         run = job.run
         source = run.weights.descriptor(run.file)
-        positional.copy(source, run.source, job.writer.descriptor, run.target, run.length)
+        try:
+            positional.copy(source, run.source, job.writer.descriptor, run.target, run.length)
+        except EOFError as error:
+            raise DamagedFileError(run.weights.files[run.file], str(error)) from None
         self._advance(run.length)
 
     def compute(self, job: _Compute) -> None:
@@ -196,7 +225,8 @@ class _Worker:
         output, itemsize = job.output, job.output.dtype.itemsize
         stored = torch_dtype(output.dtype)
         with torch.inference_mode():
-            tile = output.expression.bind(Context(self._scratch, torch.float32, output.dtype))
+            arithmetic = torch.float64 if output.dtype.name == "F64" else torch.float32
+            tile = output.expression.bind(Context(self._scratch, arithmetic, output.dtype))
             mark = self._scratch.mark()
             for start, stop in spans(math.prod(output.shape), common_unit([output.expression.unit])):
                 if self._stop.is_set():

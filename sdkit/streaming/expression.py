@@ -115,15 +115,18 @@ class Slice:
     @property
     def unit(self) -> int:
         """The source's, if the rows begin and end at its multiples; else everything."""
+        return self.source.unit if self._aligned else max(1, math.prod(self.shape))
+
+    @property
+    def _aligned(self) -> bool:
         columns = math.prod(self.source.shape[1:])
-        aligned = self.start * columns % self.source.unit == 0 and math.prod(self.shape) % self.source.unit == 0
-        return self.source.unit if aligned else max(1, math.prod(self.shape))
+        return self.start * columns % self.source.unit == 0 and math.prod(self.shape) % self.source.unit == 0
 
     def bind(self, context: Context) -> TileFunction:
         """Shift the range; cut from the whole source where its units cross the slice's ends."""
         shift = self.start * math.prod(self.source.shape[1:])
         tile = self.source.bind(context)
-        if self.unit == self.source.unit:
+        if self._aligned:
             return lambda start, stop: tile(start + shift, stop + shift)
         whole = math.prod(self.source.shape)
         return lambda start, stop: tile(0, whole)[start + shift : stop + shift]
@@ -142,8 +145,10 @@ class Cat:
 
     @property
     def unit(self) -> int:
-        """One element when every source allows it, else everything."""
-        return 1 if all(source.unit == 1 for source in self.sources) else max(1, math.prod(self.shape))
+        """What suits every source, if all of them begin and end at its multiples; else everything."""
+        unit = common_unit(units(self.sources))
+        aligned = all(math.prod(source.shape) % unit == 0 for source in self.sources)
+        return unit if aligned else max(1, math.prod(self.shape))
 
     def bind(self, context: Context) -> TileFunction:
         """Put together the parts of the range that fall into each source."""
@@ -215,16 +220,16 @@ class Map:
     """A function of tensors of one shape, tile by tile.
 
     Attributes:
-        function: takes the inputs' values [rows, columns] (flat when `unit` is 1), and the values of `passes`; returns
-            the result in the same shape. It may overwrite its inputs.
+        function: takes the inputs' values [-1, width] (flat when `width` is 1), and the values of `passes`; returns the
+            result in the same shape. It may overwrite its inputs.
         inputs: expressions of equal shape.
-        unit: how many elements it needs together: 1, a row, or the whole tensor.
+        width: how many elements it needs together: 1, a row, or the whole tensor.
         passes: reductions evaluated before the first tile.
     """
 
     function: Callable[..., torch.Tensor]
     inputs: tuple[Expression, ...]
-    unit: int = 1
+    width: int = 1
     passes: tuple[Reduce, ...] = ()
 
     @property
@@ -232,16 +237,18 @@ class Map:
         """The first input's."""
         return self.inputs[0].shape
 
+    @property
+    def unit(self) -> int:
+        """What the function needs, and the inputs."""
+        return common_unit([self.width, *units(self.inputs)])
+
     def bind(self, context: Context) -> TileFunction:
         """Run the reductions, then map."""
         results = [reduction.evaluate(context) for reduction in self.passes]
         tiles = [source.bind(context) for source in self.inputs]
-        columns = self.unit
 
         def tile(start: int, stop: int) -> torch.Tensor:
-            values = [function(start, stop) for function in tiles]
-            if columns > 1:
-                values = [value.view(-1, columns) for value in values]
+            values = [_rows(function(start, stop), self.width) for function in tiles]
             return self.function(*values, *results).reshape(-1)
 
         return tile
@@ -254,26 +261,31 @@ class Reduce:
     Attributes:
         inputs: expressions of equal shape.
         start: makes the accumulator.
-        fold: (accumulator, tile of each input…) → accumulator.
+        fold: (accumulator, tile of each input…) → accumulator, which may not be a view of a tile: the next tile takes
+            its memory.
         finish: accumulator → result.
-        unit: as in `Map`.
+        width: as in `Map`.
     """
 
     inputs: tuple[Expression, ...]
     start: Callable[[], object]
     fold: Callable[..., object]
     finish: Callable[[object], object]
-    unit: int = 1
+    width: int = 1
 
     def evaluate(self, context: Context) -> object:
         """Fold all tiles, in order, so that the result never depends on threads."""
         tiles = [source.bind(context) for source in self.inputs]
         accumulator = self.start()
         mark = context.scratch.mark()
-        for start, stop in spans(math.prod(self.inputs[0].shape), common_unit([self.unit, *units(self.inputs)])):
-            accumulator = self.fold(accumulator, *(function(start, stop) for function in tiles))
+        for start, stop in spans(math.prod(self.inputs[0].shape), common_unit([self.width, *units(self.inputs)])):
+            accumulator = self.fold(accumulator, *(_rows(function(start, stop), self.width) for function in tiles))
             context.scratch.release(mark)
         return self.finish(accumulator)
+
+
+def _rows(values: torch.Tensor, width: int) -> torch.Tensor:
+    return values.view(-1, width) if width > 1 else values
 
 
 # 256 Ki elements: 1 MiB of float32, which stays in the second-level cache. Larger tiles measured 2x slower.
@@ -306,14 +318,14 @@ def torch_dtype(dtype: DType) -> torch.dtype:
 
     from sdkit.core.errors import SdkitError
 
-    found = getattr(torch, dtype.torch_name, None) if dtype.torch_name else None
+    found = getattr(torch, dtype.torch_name, None) if dtype.itemsize else None  # nobody computes with packed elements
     if not isinstance(found, torch.dtype):
         raise SdkitError(f"this torch cannot compute with {dtype.name}", "upgrade torch, or convert the file first")
     return found
 
 
 def widen(stored: torch.Tensor, context: Context) -> torch.Tensor:
-    """Stored values in the computing type."""
+    """Values in the computing type; the same tensor where they have it already."""
     import torch
 
     if stored.dtype == context.dtype:

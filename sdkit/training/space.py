@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 
 from sdkit.core.errors import SdkitError
-from sdkit.weights.atomic import no_space
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
@@ -24,7 +23,10 @@ def check_space(folder: Path, needed: int) -> None:
     """Raise SdkitError unless `needed` bytes are free."""
     free = free_bytes(folder)
     if free < needed:
-        raise no_space(folder, needed, free)
+        raise SdkitError(
+            f"{folder}: needs {needed / 1e9:.2f} GB, the disk has {free / 1e9:.2f} GB free",
+            "free some space, or write to another disk with -o",
+        )
 
 
 def is_full(error: Exception, folder: Path, needed: int) -> bool:

@@ -51,7 +51,7 @@ class RunState:
     contents: Mapping[str, Any]
 
     def save(self, folder: Path, keep: int) -> Path:
-        """Save below `folder`, and remove all but the newest `keep` states.
+        """Save below `folder`, and remove all but the newest `keep` states. A step that is saved already stays.
 
         Raises:
             SdkitError: the disk is full, or cannot be written.
@@ -67,7 +67,10 @@ class RunState:
             "contents": _pack(self.contents, "", tensors),
         }
         path = folder / f"step-{self.step:08d}"
-        with AtomicFolder(path, overwrite=True) as work:
+        if (path / "COMPLETE").is_file():
+            return path
+        shutil.rmtree(path, ignore_errors=True)
+        with AtomicFolder(path) as work:
             write_tensors(work.work / "tensors.safetensors", tensors)
             write_file(work.work / "state.json", json.dumps(fields, indent=1).encode())
             write_file(work.work / "COMPLETE", b"")

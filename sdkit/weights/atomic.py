@@ -39,42 +39,45 @@ class AtomicFile:
         try:
             self.descriptor = self._open()
         except OSError as error:
-            raise SdkitError(f"{self.path}: cannot be written: {error.strerror}") from None
+            raise cannot_write(self.path, error) from None
 
     def _open(self) -> int:
         folder = self.path.parent
         if positional.ACCELERATED and hasattr(os, "O_TMPFILE") and Path("/proc/self/fd").is_dir():
             with contextlib.suppress(OSError):  # the file system may not have nameless files
                 return os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o666)
-        self._partial = partial_path(self.path)
+        return self._open_partial(partial_path(self.path))
+
+    def _open_partial(self, partial: Path) -> int:
         # The existing partial file of a killed run is taken over, never followed if it is a link.
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
-        descriptor = os.open(self._partial, flags, 0o666)
+        descriptor = os.open(partial, flags, 0o666)
         try:
-            _lock(descriptor, self.path)
+            lock(descriptor, partial, self.path)
             os.ftruncate(descriptor, 0)
         except BaseException:
             os.close(descriptor)
             raise
+        self._partial = partial
         return descriptor
 
     def reserve(self, size: int) -> None:
         """Claim `size` bytes now, so that a full disk is reported before any work is done.
 
         Raises:
-            SdkitError: the disk has not that much room.
+            SdkitError: the disk has not that much room, or no file may be that large.
         """
-        free = shutil.disk_usage(self.path.parent).free
-        if free < size:
-            raise no_space(self.path, size, free)
+        check_space(self.path, size)
         try:
             if positional.ACCELERATED and hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(self.descriptor, 0, size)
             else:
                 os.ftruncate(self.descriptor, size)
         except OSError as error:
-            if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
-                raise no_space(self.path, size, free) from None
+            if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+                raise no_space(self.path, size) from None
+            if error.errno == errno.EFBIG:
+                raise too_large(self.path, size) from None
             if error.errno not in {errno.EOPNOTSUPP, errno.EINVAL}:
                 raise
             os.ftruncate(self.descriptor, size)  # a file system that cannot preallocate
@@ -91,37 +94,36 @@ class AtomicFile:
         """
         os.fsync(self.descriptor)
         check_target(self.path, overwrite=self.overwrite)
-        if self._partial is None:
-            self._link()
-        else:
-            self._rename(self._partial)
+        try:
+            self._give_name()
+        except FileExistsError:
+            raise exists_error(self.path) from None
         self._partial = None
         self._close()
         sync_folder(self.path.parent)
 
     def abort(self) -> None:
         """Leave nothing behind."""
-        self._close()
+        if sys.platform == "win32":
+            self._close()  # Windows removes no open file
         if self._partial is not None:
-            self._partial.unlink(missing_ok=True)
+            self._partial.unlink(missing_ok=True)  # before the lock goes: afterwards it could be another run's
             self._partial = None
+        self._close()
 
-    def _link(self) -> None:
-        if not self.overwrite:
-            try:
-                _link_descriptor(self.descriptor, self.path)
-            except FileExistsError:
-                raise exists_error(self.path) from None
+    def _give_name(self) -> None:
+        if self._partial is None and not self.overwrite:
+            _link_descriptor(self.descriptor, self.path)  # fails if the name is taken
             return
-        name = partial_path(self.path)
-        name.unlink(missing_ok=True)
-        _link_descriptor(self.descriptor, name)
-        os.replace(name, self.path)
-
-    def _rename(self, partial: Path) -> None:
+        if self._partial is None:  # no system call links over an existing name; renaming does that
+            partial = partial_path(self.path)
+            partial.unlink(missing_ok=True)
+            _link_descriptor(self.descriptor, partial)
+            self._partial = partial
         if sys.platform == "win32":
             self._close()  # Windows renames no open file
-        os.replace(partial, self.path)
+        rename = os.replace if self.overwrite else os.rename  # Windows' rename fails if the name is taken
+        rename(self._partial, self.path)
 
     def _close(self) -> None:
         if self.descriptor >= 0:
@@ -157,7 +159,7 @@ def check_target(path: Path, *, overwrite: bool) -> None:
     """
     if path.is_dir():
         raise SdkitError(f"{path}: is a folder", "name an output file")
-    if not overwrite and path.exists():
+    if not overwrite and os.path.lexists(path):
         raise exists_error(path)
     if not path.parent.is_dir():
         raise SdkitError(f"{path}: the folder {path.parent} does not exist", f"mkdir -p {path.parent}")
@@ -168,11 +170,30 @@ def exists_error(path: Path) -> SdkitError:
     return SdkitError(f"{path}: already exists", "choose another name with -o, or replace it with --force")
 
 
-def no_space(path: Path, size: int, free: int) -> SdkitError:
+def check_space(path: Path, size: int) -> None:
+    """Refuse an output of `size` bytes that the disk has no room for.
+
+    Raises:
+        SdkitError: saying how much is needed and how much is free.
+    """
+    if shutil.disk_usage(path.parent).free < size:
+        raise no_space(path, size)
+
+
+def no_space(path: Path, size: int) -> SdkitError:
     """The error for a full disk."""
+    free = shutil.disk_usage(path.parent).free
     return SdkitError(
         f"{path}: needs {size / 1e9:.2f} GB, the disk has {free / 1e9:.2f} GB free",
         "free some space, or write to another disk with -o",
+    )
+
+
+def too_large(path: Path, size: int) -> SdkitError:
+    """The error for a file above the limit of its file system (4 GB on FAT) or of `ulimit -f`."""
+    return SdkitError(
+        f"{path}: no file of {size / 1e9:.2f} GB may be written there",
+        "write to another disk with -o, or check `ulimit -f`",
     )
 
 
@@ -180,18 +201,17 @@ def sync_folder(folder: Path) -> None:
     """Make a rename in `folder` survive a power failure, where the system can."""
     if sys.platform == "win32":
         return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError:  # some network drives refuse; the rename itself has happened
-        pass
-    finally:
-        os.close(descriptor)
+    with contextlib.suppress(OSError):  # some network drives refuse; the rename itself has happened
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _link_descriptor(descriptor: int, name: Path) -> None:
     """Give a nameless file its first name."""
-    folder = os.open(name.parent, os.O_RDONLY)
+    folder = os.open(name.parent, os.O_PATH | os.O_DIRECTORY)
     try:
         # Only with a folder descriptor does Python call linkat, which follows /proc's link to the file itself.
         os.link(f"/proc/self/fd/{descriptor}", name.name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=True)
@@ -199,14 +219,49 @@ def _link_descriptor(descriptor: int, name: Path) -> None:
         os.close(folder)
 
 
-def _lock(descriptor: int, path: Path) -> None:
-    if sys.platform == "win32":
-        return  # Windows itself refuses to open a file somebody is writing
-    import fcntl
+def lock(descriptor: int, partial: Path, target: Path) -> None:
+    """Make the unfinished file or folder `partial`, just opened as `descriptor`, this process's own until it is closed.
 
+    Raises:
+        SdkitError: another process is writing `target`.
+    """
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise SdkitError(f"{path}: another process is writing it", "wait for it to finish") from None
+        _lock(descriptor)
+    except (BlockingIOError, PermissionError):
+        raise _busy(target) from None
     except OSError:
-        pass  # a file system without locks
+        return  # a file system without locks
+    # Its owner may have finished between our opening and our locking: then this is its result, no longer unfinished.
+    if not _is_named(descriptor, partial):
+        raise _busy(target)
+
+
+def _lock(descriptor: int) -> None:
+    if sys.platform == "win32":
+        import msvcrt
+
+        os.lseek(descriptor, 1 << 62, os.SEEK_SET)  # Windows' locks bar reading and writing: lock where no data can be
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _is_named(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    except FileNotFoundError:
+        return False
+
+
+def _busy(path: Path) -> SdkitError:
+    return SdkitError(f"{path}: another process is writing it", "wait for it to finish")
+
+
+def cannot_write(path: Path, error: OSError) -> SdkitError:
+    """The error for a place where nothing can be written."""
+    hint = f"check who may write in {path.parent}, or choose another place with -o"
+    if error.errno in {errno.ELOOP, errno.EISDIR, errno.ENOTDIR}:  # a link, a folder for a file or a file for a folder
+        hint = f"remove {partial_path(path)}, which is in the way"
+    return SdkitError(f"{path}: cannot be written: {error.strerror}", hint)

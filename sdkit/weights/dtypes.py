@@ -5,6 +5,8 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
+from sdkit.core.errors import UsageError
+
 
 @dataclass(frozen=True, slots=True)
 class DType:
@@ -92,3 +94,33 @@ def decode_scalar(dtype: DType, data: bytes) -> float:
     if dtype.name not in _STRUCT_CODES:
         raise ValueError(f"a scalar of type {dtype.name} cannot be read")
     return float(struct.unpack(_STRUCT_CODES[dtype.name], data)[0])
+
+
+# The names people use for element types, and safetensors' own.
+FLOAT_NAMES = {
+    "fp16": "F16",
+    "float16": "F16",
+    "bf16": "BF16",
+    "bfloat16": "BF16",
+    "fp32": "F32",
+    "float32": "F32",
+    "fp64": "F64",
+    "float64": "F64",
+    "fp8": "F8_E4M3",
+    "fp8_e4m3": "F8_E4M3",
+    "fp8_e5m2": "F8_E5M2",
+}
+
+
+def parse_dtype(name: str | None) -> DType | None:
+    """An element type by any of its names.
+
+    Raises:
+        UsageError: there is no such floating-point type.
+    """
+    if name is None or name.lower() == "keep":
+        return None
+    dtype = DTYPES.get(FLOAT_NAMES.get(name.lower(), name.upper()))
+    if dtype is None or not dtype.is_float:
+        raise UsageError(f"unknown dtype {name!r}", "use one of fp16, bf16, fp32, fp8_e4m3, fp8_e5m2")
+    return dtype

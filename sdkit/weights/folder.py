@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from sdkit.core.errors import SdkitError
 from sdkit.weights.header import DamagedFileError, TensorInfo
-from sdkit.weights.reader import Container, Weights, open_weights
+from sdkit.weights.reader import Container, Weights, open_file
 
 MAX_CONFIG_BYTES = 10_000_000
 # The names diffusers and transformers save a component's weights under, the preferred one first.
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 ADAPTER_STEMS = ("adapter_model", "pytorch_lora_weights")
 VARIANTS = ("", ".fp16", ".non_ema")
+SUFFIXES = ("safetensors", "bin")
 
 
 def open_folder(path: Path) -> Weights:
@@ -63,16 +65,12 @@ def _is_plain_name(name: str) -> bool:
 
 
 def _files_of(folder: Path, stem: str) -> list[Path]:
-    """The file or the shards saved under `stem`, in the full-precision variant where there is one."""
-    for variant in VARIANTS:
-        for name in (f"{stem}{variant}.safetensors.index.json", f"{stem}.safetensors.index{variant}.json"):
-            if (folder / name).is_file():
-                return _shards(folder / name)
-        single = folder / f"{stem}{variant}.safetensors"
-        if single.is_file():
-            return [single]
-    for variant in VARIANTS:
-        single = folder / f"{stem}{variant}.bin"
+    """The file or the shards saved under `stem`: safetensors before pickles, full precision before other variants."""
+    for suffix, variant in product(SUFFIXES, VARIANTS):
+        for index in (f"{stem}{variant}.{suffix}.index.json", f"{stem}.{suffix}.index{variant}.json"):
+            if (folder / index).is_file():
+                return _shards(folder / index)
+        single = folder / f"{stem}{variant}.{suffix}"
         if single.is_file():
             return [single]
     return []
@@ -82,10 +80,14 @@ def _shards(index: Path) -> list[Path]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise DamagedFileError(index, "weight_map is not a table of file names")
+    if not weight_map:
+        raise DamagedFileError(index, "weight_map names no file")
     files = []
     for name in sorted(set(weight_map.values())):
-        if Path(name).name != name or name in {"", ".", ".."} or "\\" in name:
+        if Path(name).name != name or "\\" in name:
             raise DamagedFileError(index, f"the shard {name[:80]!r} lies outside the folder")
+        if not name.endswith((".safetensors", ".bin")) or not name.isprintable():
+            raise DamagedFileError(index, f"the shard {name[:80]!r} is no weight file")
         if not (index.parent / name).is_file():
             raise SdkitError(f"{index.parent / name}: this shard is missing", "download the folder again")
         files.append(index.parent / name)
@@ -100,7 +102,7 @@ def _join(path: Path, components: dict[str, list[Path]], configs: dict[str, dict
     tensors: dict[str, TensorInfo] = {}
     for component, paths in components.items():
         for file in paths:
-            with open_weights(file) as part:
+            with open_file(file) as part:
                 prefixes.append(f"{component}/" if component else "")
                 for info in _renamed(part, prefixes[-1], len(files)):
                     if info.name in tensors:

@@ -90,14 +90,14 @@ def _data_start(path: Path) -> tuple[int, str]:
 
 def _legacy_hash(path: Path) -> str | None:
     with open_safetensors(path) as weights:
-        tensors = sorted(weights.tensors.values(), key=_library_order)
-        data_start = _library_data_start(tensors, weights.metadata)
+        tensors = sorted(weights.tensors.values(), key=library_order)
+        data_start = library_data_start(tensors, weights.metadata)
         if data_start > WINDOW_START:
             return None
         return hashlib.sha256(_window(weights, tensors, data_start)).hexdigest()[:8]
 
 
-def _library_data_start(tensors: list[TensorInfo], metadata: Mapping[str, str]) -> int:
+def library_data_start(tensors: list[TensorInfo], metadata: Mapping[str, str]) -> int:
     """Where the library would begin the data, had it only the ``ss_*`` metadata to write (even when there are none)."""
     training = {name: text for name, text in metadata.items() if name.startswith("ss_")}
     header = build_header(((info.name, info.dtype, info.shape) for info in tensors), training)
@@ -105,7 +105,8 @@ def _library_data_start(tensors: list[TensorInfo], metadata: Mapping[str, str]) 
     return end + -end % ALIGNMENT
 
 
-def _library_order(info: TensorInfo) -> tuple[int, str]:
+def library_order(info: TensorInfo) -> tuple[int, str]:
+    """The key by which the safetensors library sorts tensors when it writes them."""
     return -_LIBRARY_DTYPES.index(info.dtype.name), info.name
 
 

@@ -13,11 +13,12 @@ from __future__ import annotations
 import json
 import math
 import os
+import reprlib
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeGuard
 
 from sdkit.core.errors import SdkitError
 from sdkit.weights.dtypes import DTYPES, DType
@@ -106,7 +107,7 @@ def read_header_bytes(file: BinaryIO) -> bytes:
         raise _HeaderError(f"not a safetensors file: only {len(prefix)} bytes long")
     (length,) = struct.unpack("<Q", prefix)
     if length > MAX_HEADER_BYTES:
-        raise _HeaderError(f"not a safetensors file: its header would be {length:,} bytes (at most {MAX_HEADER_BYTES:,})")
+        raise _HeaderError(f"not a safetensors file: its header would be {length:,} bytes, above {MAX_HEADER_BYTES:,}")
     if LENGTH_BYTES + length > size:
         raise _HeaderError(f"truncated: the header alone needs {LENGTH_BYTES + length:,} bytes, the file has {size:,}")
     return file.read(length)
@@ -152,9 +153,7 @@ def build_header(
         size: pad to at least this many bytes in all (a multiple of eight), for a header written before its sizes are
             known.
     """
-    fields: dict[str, Any] = {}
-    if metadata:
-        fields["__metadata__"] = dict(sorted(metadata.items()))
+    fields: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
     begin = 0
     for name, dtype, shape in tensors:
         if name in fields:
@@ -162,6 +161,8 @@ def build_header(
         end = begin + dtype.nbytes(math.prod(shape))
         fields[name] = {"dtype": dtype.name, "shape": list(shape), "data_offsets": [begin, end]}
         begin = end
+    if not metadata:
+        del fields["__metadata__"]
     text = json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
     text += b" " * max(-len(text) % ALIGNMENT, size - LENGTH_BYTES - len(text))
     if len(text) > MAX_HEADER_BYTES:
@@ -170,11 +171,11 @@ def build_header(
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) != len(pairs):
-        names = [name for name, _ in pairs]
-        duplicate = next(name for name in names if names.count(name) > 1)
-        raise _HeaderError(f"the header holds the key {duplicate[:80]!r} twice")
+    fields: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in fields:
+            raise _HeaderError(f"the header holds the key {name[:80]!r} twice")
+        fields[name] = value
     return fields
 
 
@@ -200,10 +201,10 @@ def _tensor(name: str, entry: object, data_start: int) -> TensorInfo:
     if dtype is None:
         raise _HeaderError(f"tensor {name!r} has the unknown dtype {str(entry['dtype'])[:40]!r}")
     shape, offsets = entry["shape"], entry["data_offsets"]
-    if not _are_counts(shape) or len(shape) > MAX_DIMENSIONS:
-        raise _HeaderError(f"tensor {name!r} has the impossible shape {str(shape)[:80]}")
+    if not _is_shape(shape):
+        raise _HeaderError(f"tensor {name!r} has the impossible shape {reprlib.repr(shape)}")
     if not _are_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise _HeaderError(f"tensor {name!r} has the impossible offsets {str(offsets)[:80]}")
+        raise _HeaderError(f"tensor {name!r} has the impossible offsets {reprlib.repr(offsets)}")
     try:
         nbytes = dtype.nbytes(math.prod(shape))
     except ValueError as error:
@@ -227,7 +228,12 @@ def check_name(name: str) -> None:
         raise _HeaderError(f"tensor name {ascii(name)[:120]} holds control characters")
 
 
-def _are_counts(values: object) -> bool:
+def _is_shape(values: object) -> TypeGuard[list[int]]:
+    # Beside a dimension of zero the others could be anything, and torch would multiply them.
+    return _are_counts(values) and len(values) <= MAX_DIMENSIONS and math.prod(filter(None, values)) < 2**63
+
+
+def _are_counts(values: object) -> TypeGuard[list[int]]:
     # bool is an int to Python, but `true` is no dimension.
     return isinstance(values, list) and all(type(value) is int and 0 <= value < 2**63 for value in values)
 

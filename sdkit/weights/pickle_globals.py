@@ -66,7 +66,11 @@ INERT_PACKAGES = (
 INERT_CALLS = {
     *(f"builtins.{name}" for name in ("bytearray", "bytes", "complex", "object", "range", "slice")),
     *(f"datetime.{name}" for name in ("date", "datetime", "time", "timedelta", "timezone")),
-    *(f"numpy.{core}.multiarray._reconstruct" for core in ("core", "_core")),
+    *(
+        f"numpy.{core}.{name}"
+        for core in ("core", "_core")
+        for name in ("multiarray._reconstruct", "numeric._frombuffer")
+    ),
     *(f"numpy.random._pickle.__{kind}_ctor" for kind in ("bit_generator", "generator", "randomstate")),
     "argparse.Namespace",
     "collections.deque",

@@ -64,12 +64,11 @@ def plain_values(root: object) -> dict[str, Plain]:
 
 
 def _container(found: list[tuple[tuple[str, ...], Tensor]]) -> str | None:
-    counts: dict[str, int] = {}
-    for path, _ in found:
-        if path[0] not in BOOKKEEPING:
-            counts[path[0]] = counts.get(path[0], 0) + (len(path) > 1)
     total = sum(path[0] not in BOOKKEEPING for path, _ in found)
-    return next((name for name in CONTAINERS if 2 * counts.get(name, 0) > total), None)
+    for name in CONTAINERS:
+        if 2 * sum(path[0] == name and len(path) > 1 for path, _ in found) > total:
+            return name
+    return None
 
 
 def _walk(root: object) -> Iterator[tuple[tuple[str, ...], Tensor]]:

@@ -13,7 +13,7 @@ import threading
 
 ACCELERATED = True
 COPY_BUFFER_BYTES = 1 << 20
-# Errors by which copy_file_range says "not between these two files": another file system, an old kernel, a network drive.
+# How copy_file_range says "not between these two files": another file system, an old kernel, a network drive.
 _COPY_REFUSED = {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM}
 
 _seek_lock = threading.Lock()
@@ -57,9 +57,7 @@ def _copy_in_kernel(source: int, source_offset: int, target: int, target_offset:
     copied = 0
     while copied < length:
         try:
-            count = os.copy_file_range(
-                source, target, length - copied, source_offset + copied, target_offset + copied
-            )
+            count = os.copy_file_range(source, target, length - copied, source_offset + copied, target_offset + copied)
         except OSError as error:
             if error.errno in _COPY_REFUSED:
                 return copied

@@ -137,14 +137,23 @@ def open_weights(path: Path | str) -> Weights:
         SdkitError: there is nothing at `path`, or it is no weight file; the message says why.
     """
     path = Path(path)
+    if not path.exists():
+        raise SdkitError(f"{path}: no such file or folder", _nearest_hint(path))
     if path.is_dir() or path.name.endswith(".index.json"):
         from sdkit.weights.folder import open_folder
 
         return open_folder(path)
-    if not path.exists():
-        raise SdkitError(f"{path}: no such file or folder", _nearest_hint(path))
+    return open_file(path)
+
+
+def open_file(path: Path) -> Weights:
+    """Open a single file of weights.
+
+    Raises:
+        SdkitError: it is no weight file; the message says why.
+    """
     with open(path, "rb") as file:
-        magic = file.read(8)
+        magic = file.read(9)
     if magic.startswith(b"GGUF"):
         raise SdkitError(f"{path}: GGUF holds quantised weights, which sdkit does not read", "use the unquantised file")
     if _is_pickle(magic):
@@ -172,6 +181,9 @@ def raw_header(weights: Weights) -> bytes:
 
 
 def _is_pickle(magic: bytes) -> bool:
+    # The length of a safetensors header can be spelled like the start of a pickle: 640 is 80 02 00 00 00 00 00 00.
+    if magic[4:] == b"\0\0\0\0{":
+        return False
     # A zip archive (torch >= 1.6), a protocol-2 pickle (before), or a tar archive (long before).
     return magic.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"))
 
@@ -182,6 +194,7 @@ def _nearest_hint(path: Path) -> str:
     folder = path.parent
     if not folder.is_dir():
         return f"the folder {folder} does not exist either"
-    names = [entry.name for entry in folder.iterdir() if entry.suffix in {".safetensors", ".ckpt", ".pt", ".bin"}]
+    suffixes = {".safetensors", ".ckpt", ".pt", ".bin"}
+    names = [entry.name for entry in folder.iterdir() if entry.suffix in suffixes or entry.is_dir()]
     near = difflib.get_close_matches(path.name, names, n=1)
     return f"did you mean {folder / near[0]}?" if near else ""

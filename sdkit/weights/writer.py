@@ -1,4 +1,4 @@
-"""A safetensors file written tensor by tensor, in any order, from any thread, with bytes that never depend on either."""
+"""A safetensors file written tensor by tensor, in any order, by any thread, with bytes that depend on neither."""
 
 from __future__ import annotations
 

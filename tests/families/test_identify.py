@@ -221,11 +221,20 @@ def test_quantised_weights_are_no_places(make_weights, tensors_of):
     shapes = tensors_of(reference("sd1", naming="ldm"))
     stem = UNET + "middle_block.1.proj_out"
     packed = UNET + "middle_block.1.proj_in.weight"
-    model = identify(make_weights(shapes | {f"{stem}.scale_weight": (1,)}, dtypes={packed: "U8"}))
+    model = identify(make_weights(shapes | {f"{stem}.weight_scale": (1,)}, dtypes={packed: "U8"}))
     assert "unet.mid_block.attentions.0.proj_out.weight" not in model.places
     assert "unet.mid_block.attentions.0.proj_in.weight" not in model.places
     assert "unet.mid_block.attentions.0.proj_out.bias" in model.places
     assert "2 tensors have a shape, type or scale" in reasons(model)
+
+
+def test_scaled_fp8_weights_keep_their_places(make_weights, tensors_of):
+    """Their one factor is known, so whoever changes them can divide by it."""
+    shapes = tensors_of(reference("sd1", naming="ldm"))
+    stem = UNET + "middle_block.1.proj_out"
+    model = identify(make_weights(shapes | {f"{stem}.scale_weight": (1,)}))
+    assert "unet.mid_block.attentions.0.proj_out.weight" in model.places
+    assert model.unclaimed == (f"{stem}.scale_weight",)
 
 
 def test_pruned_middles_keep_their_places(make_weights, tensors_of):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def factor_error(read: Read, reason: str, hint: str = "") -> SdkitError:
     """An error that names the file and the tensor."""
-    return SdkitError(f"{read.weights.path}: {read.info.name}: {reason}", hint)
+    return SdkitError(f"{read.weights.path}: {read.info.name}: {reason}", hint or "the file is damaged: fetch it again")
 
 
 def check_float(*reads: Read | None) -> None:
@@ -45,7 +45,9 @@ def read_factor(read: Read, dtype: torch.dtype) -> torch.Tensor:
 
     tensor = read.load().to(dtype)
     if not all(bool(torch.isfinite(extreme)) for extreme in torch.aminmax(tensor)):
-        raise factor_error(read, "holds NaN or infinity", "the adapter is damaged: its training diverged, or its copy broke")
+        raise factor_error(
+            read, "holds NaN or infinity", "the adapter is damaged: download it again, or train it again"
+        )
     return tensor
 
 

@@ -1,16 +1,13 @@
-"""Merge adapters into a checkpoint.
-
-    sdkit merge base.safetensors lora.safetensors --alpha 0.8
-    sdkit merge base.safetensors style.safetensors=0.6 face.safetensors=0.9 -o mix.safetensors
-"""
+"""Merge adapters into a checkpoint."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
+from sdkit.cli.commands._algebra import combine_adapters, is_adapter, split_strength
 from sdkit.cli.output import Output, human_bytes, output_options
 from sdkit.core.errors import UsageError
 
@@ -18,7 +15,7 @@ from sdkit.core.errors import UsageError
 @click.command("merge", no_args_is_help=True)
 @click.argument("base", type=click.Path(path_type=Path))
 @click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER[=STRENGTH]...")
-@click.option("-o", "--output", "target", type=click.Path(path_type=Path), help="File to write [default: BASE+ADAPTER.safetensors].")
+@click.option("-o", "--output", "target", type=click.Path(path_type=Path), help="[default: BASE+ADAPTER.safetensors]")
 @click.option("--alpha", type=float, default=1.0, show_default=True, help="Strength of adapters given without one.")
 @click.option("--unet-alpha", type=float, default=1.0, show_default=True, help="Multiplies strengths in the UNet.")
 @click.option("--te-alpha", type=float, default=1.0, show_default=True, help="Multiplies strengths in text encoders.")
@@ -28,6 +25,7 @@ from sdkit.core.errors import UsageError
 @click.option("--undo", type=click.Path(path_type=Path), help="Also write what `sdkit unmerge` needs to restore BASE.")
 @click.option("--allow-unmatched", is_flag=True, help="Merge the rest when parts of an adapter have no place in BASE.")
 @click.option("--threads", type=click.IntRange(1), help="Workers; never changes the result [default: one per core].")
+@click.option("--rank", type=click.IntRange(1), help="Adapters alone: cut their sum to this rank [default: exact].")
 @click.option("--dry-run", is_flag=True, help="Check everything and say what would happen; write nothing.")
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 @output_options
@@ -35,8 +33,13 @@ def command(output: Output, base: Path, adapters: tuple[str, ...], target: Path 
     """Add ADAPTERs to the weights of BASE and write the result.
 
     BASE is a safetensors file, a .ckpt, or a diffusers folder. ADAPTER is a LoRA of any dialect. A STRENGTH behind `=`
-    overrides --alpha; a negative one subtracts.
+    overrides --alpha; a negative one subtracts. Where BASE is an adapter too, the sum of all is written as one adapter.
     """
+    if is_adapter(str(base)):
+        combine_adapters(output, [str(base), *adapters], target, options)
+        return
+    if options.pop("rank") is not None:
+        raise UsageError("--rank cuts the sum of adapters, and BASE is a checkpoint", "leave it out")
     from sdkit.jobs.merge import merge
 
     alpha = options.pop("alpha")
@@ -44,24 +47,6 @@ def command(output: Output, base: Path, adapters: tuple[str, ...], target: Path 
     with output.progress() as progress:
         report = merge(base, pairs, target, progress=progress, **options)
     output.result(report.as_dict(), describe(report), [report.output])
-
-
-Strength = TypeVar("Strength", float, None)
-
-
-def split_strength(text: str, alpha: Strength) -> tuple[Path, float | Strength]:
-    """``lora.safetensors=0.8`` → path and strength; a file that really has ``=`` in its name wins.
-
-    Raises:
-        UsageError: what stands behind ``=`` is no number.
-    """
-    path, sign, strength = text.rpartition("=")
-    if not sign or Path(text).exists():
-        return Path(text), alpha
-    try:
-        return Path(path), float(strength)
-    except ValueError:
-        raise UsageError(f"{text}: {strength!r} is no strength", "write ADAPTER=0.8") from None
 
 
 def describe(report: Any) -> list[str]:

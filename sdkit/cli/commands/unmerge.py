@@ -1,8 +1,4 @@
-"""Take adapters out of a merged checkpoint again.
-
-    sdkit unmerge merged.safetensors --undo merged.undo
-    sdkit unmerge merged.safetensors lora.safetensors
-"""
+"""Take adapters out of a merged checkpoint again."""
 
 from __future__ import annotations
 
@@ -10,14 +6,14 @@ from pathlib import Path
 
 import click
 
-from sdkit.cli.commands.merge import split_strength
+from sdkit.cli.commands._algebra import split_strength
 from sdkit.cli.output import Output, human_bytes, output_options
 
 
 @click.command("unmerge", no_args_is_help=True)
 @click.argument("merged", type=click.Path(path_type=Path))
 @click.argument("adapters", nargs=-1, metavar="[ADAPTER[=STRENGTH]]...")
-@click.option("-o", "--output", "target", type=click.Path(path_type=Path), help="[default: MERGED-unmerged.safetensors]")
+@click.option("-o", "--output", "target", type=click.Path(path_type=Path), help="[default: MERGED-unmerged]")
 @click.option("--undo", type=click.Path(path_type=Path), help="What `sdkit merge --undo` wrote: restores every bit.")
 @click.option("--threads", type=click.IntRange(1), help="Workers; never changes the result [default: one per core].")
 @click.option("--force", is_flag=True, help="Replace an existing output.")

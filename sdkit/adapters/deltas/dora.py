@@ -1,0 +1,146 @@
+"""DoRA: the weight's direction takes a change, its length along one axis is learnt (arXiv:2402.09353).
+
+    W' = m · (W + ΔW) / ‖W + ΔW‖,   at strength k:   W + k · (W' − W)
+
+ΔW is any other change at its full strength. The norm runs over each output feature (``m`` of shape [out, 1, …]; LyCORIS
+today, PEFT) or over each input feature (``m`` of shape [1, in, …]; LyCORIS before 3.0, OneTrainer). Rows can be normed
+where they stand; the norms of columns need a look at all rows first.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from sdkit.adapters.deltas.delta import Delta, PreparedDelta
+from sdkit.adapters.deltas.factors import check_float, factor_error, read_factor
+from sdkit.core.errors import SdkitError
+from sdkit.streaming.expression import Read
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Dora:
+    """A change of direction and length, still in its file.
+
+    Attributes:
+        change: ΔW.
+        lengths: m, with as many elements as the weight has output or input features.
+        by_input: whether the lengths belong to the input features.
+
+    Raises:
+        SdkitError: the lengths do not fit the weight, or are not floating-point.
+    """
+
+    change: Delta
+    lengths: Read
+    by_input: bool
+
+    def __post_init__(self) -> None:
+        check_float(self.lengths)
+        wanted = self.change.shape[1 if self.by_input else 0]
+        if self.lengths.info.numel != wanted:
+            side = "input" if self.by_input else "output"
+            raise factor_error(
+                self.lengths, f"shape {list(self.lengths.shape)} is no length for {wanted} {side} features"
+            )
+
+    @property
+    def kind(self) -> str:
+        """``dora``."""
+        return "dora"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the weight."""
+        return self.change.shape
+
+    @property
+    def rank(self) -> int | None:
+        """Rank of ΔW."""
+        return self.change.rank
+
+    @property
+    def scale(self) -> float:
+        """Scale of ΔW."""
+        return self.change.scale
+
+    def prepare(self, strength: float, dtype: torch.dtype) -> PreparedDora:
+        """Read the factors and the lengths.
+
+        Raises:
+            SdkitError: a factor holds NaN or infinity.
+        """
+        lengths = read_factor(self.lengths, dtype).flatten()
+        kernel = math.prod(self.shape[2:])
+        return PreparedDora(self.change.prepare(1.0, dtype), lengths, kernel if self.by_input else 0, strength)
+
+
+@dataclass(slots=True)
+class PreparedDora:
+    """A DoRA in memory. It changes the weight it finds, so it must come before anything that is added.
+
+    Attributes:
+        change: ΔW.
+        lengths: [out], or [in].
+        kernel: elements of the kernel behind each input feature; 0 when the lengths belong to the output features.
+        strength: k.
+    """
+
+    change: PreparedDelta
+    lengths: torch.Tensor
+    kernel: int
+    strength: float
+    _squares: torch.Tensor | None = field(default=None, init=False)
+
+    @property
+    def looks_first(self) -> bool:
+        """Whether `look` must see all rows before the first is changed."""
+        return self.kernel > 0
+
+    def look(self, rows: torch.Tensor, start: int) -> None:
+        """Take in base rows ``start : start + len(rows)``, [rows, columns]; all of them, in order."""
+        import torch
+
+        squares = self._moved(rows, start).square_().sum(0, dtype=torch.float64)
+        squares = squares.view(-1, self.kernel).sum(1)
+        self._squares = squares if self._squares is None else self._squares.add_(squares)
+
+    def add_rows(self, out: torch.Tensor, start: int) -> None:
+        """Change the base rows in `out`, [rows, columns], in place."""
+        moved = self._moved(out, start)
+        out.lerp_(moved.mul_(self._factors(moved, start)), self.strength)
+
+    def _moved(self, rows: torch.Tensor, start: int) -> torch.Tensor:
+        moved = rows.clone()
+        self.change.add_rows(moved, start)
+        return moved
+
+    def _factors(self, moved: torch.Tensor, start: int) -> torch.Tensor:
+        """What each element is multiplied with: length / norm, by row or by column."""
+        import torch
+
+        tiny = 1e-30  # a feature of zeros stays one
+        if self.kernel == 0:
+            norms = torch.linalg.vector_norm(moved, dim=1).clamp_min_(tiny)
+            return torch.div(self.lengths[start : start + len(moved)], norms).unsqueeze(1)
+        assert self._squares is not None, "the norms of columns need a first look"
+        norms = self._squares.sqrt().clamp_min_(tiny).to(self.lengths.dtype)
+        return torch.div(self.lengths, norms).repeat_interleave(self.kernel)
+
+    def magnitude(self) -> float:
+        """Infinite: it depends on the base."""
+        return math.inf
+
+    def transpose(self) -> PreparedDora:
+        """Not possible: the axis of the lengths would turn around.
+
+        Raises:
+            SdkitError: always. No layer that DoRA is trained for is stored transposed.
+        """
+        raise SdkitError(
+            "a DoRA of a weight that is stored transposed cannot be applied", "merge into a diffusers folder"
+        )

@@ -1,0 +1,358 @@
+"""Blending checkpoints."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+from sdkit.core.errors import SdkitError, UsageError
+from sdkit.core.hashing import quick_id
+from sdkit.core.memory import peak_memory_mib
+from sdkit.core.progress import NoProgress, Progress
+from sdkit.families import identify
+from sdkit.formats import recognise
+from sdkit.jobs.merge_checks import check_is_not_input
+from sdkit.merging.align import Source, structural
+from sdkit.merging.blend import Ema, Missing, Plan, Policy, plan_blend
+from sdkit.merging.blocks import VAE, BlockSpec, given_blocks
+from sdkit.merging.method import Method, Value, load_method
+from sdkit.merging.settings import Rule, Settings, parse_rule
+from sdkit.streaming import Rounding
+from sdkit.streaming.checkpoint import check_output, checkpoint_stream
+from sdkit.weights import Weights, open_weights
+from sdkit.weights.dtypes import parse_dtype
+from sdkit.weights.metadata import merged_metadata, parent
+from sdkit.weights.reader import Container
+
+PathLike = str | os.PathLike[str]
+WEIGHTS = "weights"
+COARSE = {"BF16", "F8_E4M3", "F8_E5M2"}
+
+
+@dataclass(frozen=True, slots=True)
+class BlendReport:
+    """What a blend did, or with `dry_run` would do.
+
+    Attributes:
+        output: the file or folder.
+        method: the merge method.
+        family: of all models.
+        parameters: the method's options, defaults included.
+        models: names of the models in order, the base last.
+        blended: tensors computed.
+        copied: tensors whose bytes are copied from A.
+        missing: weights of A another model lacks.
+        extra: weights of other models A lacks; they are not in the output.
+        dropped: tensors of averaged copies left out.
+        bytes: size of the tensors written.
+        parents: the inputs, by name and quick id.
+        warnings: what a person should see.
+        seconds: wall time.
+        peak_memory_mib: largest resident memory of the process so far; None where the system does not tell.
+        dry_run: whether nothing was written.
+    """
+
+    output: str
+    method: str
+    family: str
+    parameters: dict[str, Value]
+    models: tuple[str, ...]
+    blended: int
+    copied: int
+    missing: tuple[str, ...]
+    extra: tuple[str, ...]
+    dropped: int
+    bytes: int
+    parents: tuple[dict[str, object], ...]
+    warnings: tuple[str, ...]
+    seconds: float
+    peak_memory_mib: float | None
+    dry_run: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """The options of one blend, checked."""
+
+    models: tuple[Path, ...]
+    base: Path | None
+    vae: Path | None
+    output: Path
+    method: Method
+    values: dict[str, Value]
+    blocks: BlockSpec | None
+    rules: tuple[Rule, ...]
+    factors: dict[str, float] = field(default_factory=dict)
+    policy: Policy = field(default_factory=Policy)
+    force: bool = False
+
+    @property
+    def inputs(self) -> list[Path]:
+        """Every file read."""
+        return [*self.models, *(path for path in (self.base, self.vae) if path is not None)]
+
+
+def blend(
+    models: Sequence[PathLike | tuple[PathLike, float]],
+    output: PathLike,
+    *,
+    method: str = "weighted_sum",
+    base: PathLike | None = None,
+    parameters: Mapping[str, Value] | None = None,
+    blocks: BlockSpec | None = None,
+    rules: Sequence[str] = (),
+    unet_alpha: float = 1.0,
+    te_alpha: float = 1.0,
+    vae: PathLike | None = None,
+    blend_vae: bool = False,
+    missing: str = "error",
+    ema: str = "drop",
+    allow_prediction_mix: bool = False,
+    dtype: str | None = None,
+    stochastic: int | None = None,
+    seed: int = 0,
+    force: bool = False,
+    dry_run: bool = False,
+    threads: int | None = None,
+    progress: Progress | None = None,
+    **options: Value,
+) -> BlendReport:
+    """Blend checkpoints of one family by a merge method, in one pass (or two) and constant memory.
+
+    Results are computed in float32 or float64 and rounded once to A's element type. Tensors that come out as one of the
+    inputs keep its bytes.
+
+    Args:
+        models: the models in the method's order, A first; ``(path, weight)`` for methods with weights.
+        output: the file (where A is a folder: the folder) to write.
+        method: name of the merge method; `sdkit blend --list` shows them.
+        base: what differences are taken from.
+        parameters: the method's options, as further keywords are too: ``alpha=0.7``; several numbers in a tuple are a
+            gradient from the input to the output of each component.
+        blocks: alpha per block, see `sdkit.merging.blocks`.
+        rules: ``REGEX=0.3`` or ``REGEX=beta:0.3``, in order; later ones win.
+        unet_alpha: multiplies alpha in the UNet.
+        te_alpha: multiplies alpha in the text encoders.
+        vae: a file whose autoencoder goes into the output.
+        blend_vae: blend the autoencoders too; default: A's is kept.
+        missing: weights some model lacks: ``error``, ``from-a`` or ``skip``.
+        ema: averaged copies inside the files: ``drop``, ``keep`` (blended too) or ``use`` in place of the weights.
+        allow_prediction_mix: mix models that predict the noise with models that predict the velocity.
+        dtype: element type of all floating-point tensors of the output; default: each keeps A's.
+        stochastic: a seed; round at random in proportion, not to the nearest.
+        seed: of methods that draw random numbers.
+        force: replace an existing output.
+        dry_run: stop before anything is written; every check has been made then.
+        threads: workers; the bytes written never depend on it. Default: one per core.
+        progress: told about the bytes written.
+
+    Raises:
+        SdkitError: whatever is wrong, with a hint. No output is left behind, and inputs are never touched.
+    """
+    chosen = load_method(method)
+    pairs = [entry if isinstance(entry, tuple) else (entry, None) for entry in models]
+    given = _with_weights({**(parameters or {}), **options}, [weight for _, weight in pairs], chosen)
+    policy = Policy(
+        missing=_choice(missing, "missing", get_args(Missing)),  # type: ignore[arg-type]
+        ema=_choice(ema, "ema", get_args(Ema)),  # type: ignore[arg-type]
+        blend_vae=blend_vae,
+        allow_prediction_mix=allow_prediction_mix,
+        dtype=parse_dtype(dtype),
+        rounding=Rounding(stochastic),
+        seed=seed,
+    )
+    if vae is not None and blend_vae:
+        raise UsageError("--vae replaces the autoencoder and --blend-vae blends it", "leave out one of the two")
+    chosen.check_models(len(pairs), base is not None)
+    factors = {name: value for name, value in (("unet", unet_alpha), ("te", te_alpha)) if value != 1.0}
+    request = _Request(
+        tuple(Path(path) for path, _ in pairs),
+        Path(base) if base is not None else None,
+        Path(vae) if vae is not None else None,
+        Path(output),
+        chosen,
+        chosen.check_values(given),
+        blocks,
+        tuple(parse_rule(rule) for rule in rules),
+        factors,
+        policy,
+        force,
+    )
+    with ExitStack() as stack:
+        return _Blend(request, stack, progress or NoProgress(), threads).run(dry_run=dry_run)
+
+
+class _Blend:
+    """One blend, from opened inputs to the report."""
+
+    def __init__(self, request: _Request, stack: ExitStack, progress: Progress, threads: int | None) -> None:
+        self._began = time.perf_counter()
+        self._request, self._progress, self._threads = request, progress, threads
+        check_is_not_input(request.output, request.inputs)
+        letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+        roles = [
+            letters[index] if index < len(letters) else f"model {index + 1}" for index in range(len(request.models))
+        ]
+        opened = [self._open(stack, path, role) for path, role in zip(request.models, roles, strict=True)]
+        self._base = self._open(stack, request.base, "base") if request.base is not None else None
+        everyone = [*opened, self._base] if self._base is not None else opened
+        if all(source.model.family == "unknown" for source in everyone if source is not None):
+            opened = [_by_key(source) for source in opened]
+            self._base = _by_key(self._base) if self._base is not None else None
+        self._sources = opened
+        self._vae = self._open_vae(stack, request.vae) if request.vae is not None else None
+        check_output(self._a.weights, request.output, overwrite=request.force)
+
+    @property
+    def _a(self) -> Source:
+        return self._sources[0]
+
+    def run(self, *, dry_run: bool) -> BlendReport:
+        request = self._request
+        blocks = given_blocks(request.blocks, self._a.model)
+        if blocks.get(VAE) and not request.policy.blend_vae:
+            raise UsageError("--blocks gives VAE a number, but the autoencoder is A's", "add --blend-vae")
+        settings = Settings(request.method, request.values, blocks, request.rules, request.factors)
+        plan = plan_blend(self._sources, self._base, request.method, settings, request.policy, self._vae)
+        parents = tuple(self._parents())
+        if not dry_run:
+            self._write(plan, merged_metadata(self._kept_metadata(), self._recipe(parents, blocks)))
+        return self._report(plan, parents, dry_run=dry_run)
+
+    def _open(self, stack: ExitStack, path: Path, role: str) -> Source:
+        weights = stack.enter_context(open_weights(path))
+        model = identify(weights)
+        if "unet" not in model.components:
+            _refuse_adapter(weights, role)
+        return Source(weights, model, role, use_ema=self._request.policy.ema == "use")
+
+    def _open_vae(self, stack: ExitStack, path: Path) -> Source:
+        weights = stack.enter_context(open_weights(path))
+        return Source(weights, identify(weights), "VAE")
+
+    def _write(self, plan: Plan, metadata: Mapping[str, str]) -> None:
+        self._progress.start("blending", sum(output.nbytes for output in plan.outputs))
+        with checkpoint_stream(
+            self._a.weights,
+            plan.outputs,
+            self._request.output,
+            metadata,
+            overwrite=self._request.force,
+            threads=self._threads,
+            advance=self._progress.advance,
+        ) as stream:
+            stream.run()
+
+    def _kept_metadata(self) -> Mapping[str, str]:
+        """What A says about itself; a pickle has no metadata, only its maker's variables, paths among them."""
+        return {"format": "pt"} if self._a.weights.container is Container.PICKLE else self._a.weights.metadata
+
+    def _parents(self) -> Iterable[dict[str, object]]:
+        for source in (*self._sources, self._base, self._vae):
+            if source is not None:
+                yield parent(source.weights.path, quick_id(*source.weights.files), role=source.role)
+
+    def _recipe(self, parents: Sequence[Mapping[str, object]], blocks: Mapping[str, float]) -> dict[str, object]:
+        """Everything that decides the output's bytes, as it is written into the metadata."""
+        request, policy = self._request, self._request.policy
+        options: dict[str, object] = {
+            "blocks": dict(blocks),
+            "rules": [f"{rule.pattern.pattern}={rule.parameter}:{rule.value!r}" for rule in request.rules],
+            "factors": request.factors,
+            "blend_vae": policy.blend_vae,
+            "missing": None if policy.missing == "error" else policy.missing,
+            "ema": None if policy.ema == "drop" else policy.ema,
+            "allow_prediction_mix": policy.allow_prediction_mix,
+            "dtype": policy.dtype.name if policy.dtype else None,
+            "seed": policy.seed,
+        }
+        chosen = {name: value for name, value in options.items() if value}
+        if policy.rounding.seed is not None:
+            chosen["stochastic"] = policy.rounding.seed
+        parameters = {key: list(v) if isinstance(v, tuple) else v for key, v in request.values.items()}
+        return {
+            "verb": "blend",
+            "method": request.method.name,
+            "parameters": parameters,
+            "parents": list(parents),
+            **chosen,
+        }
+
+    def _report(self, plan: Plan, parents: tuple[dict[str, object], ...], *, dry_run: bool) -> BlendReport:
+        request = self._request
+        return BlendReport(
+            output=str(request.output),
+            method=request.method.name,
+            family=self._a.model.family,
+            parameters=request.values,
+            models=tuple(path.name for path in request.inputs),
+            blended=plan.blended,
+            copied=plan.copied,
+            missing=tuple(plan.missing),
+            extra=tuple(plan.extra),
+            dropped=len(plan.dropped),
+            bytes=sum(output.nbytes for output in plan.outputs),
+            parents=parents,
+            warnings=tuple(self._warnings(plan)),
+            seconds=time.perf_counter() - self._began,
+            peak_memory_mib=peak_memory_mib(),
+            dry_run=dry_run,
+        )
+
+    def _warnings(self, plan: Plan) -> Iterable[str]:
+        coarse = sum(output.dtype.name in COARSE and output.copied is None for output in plan.outputs)
+        if coarse and self._request.policy.rounding.seed is None:
+            yield f"{coarse} blended tensors have a coarse type, which drops small changes; --stochastic keeps them"
+        if plan.missing:
+            action = "left out" if self._request.policy.missing == "skip" else "taken from A"
+            yield f"{len(plan.missing)} weights that another model lacks are {action}"
+        if plan.extra:
+            yield f"{len(plan.extra)} weights of other models that A lacks are left out"
+        if plan.dropped:
+            yield f"{len(plan.dropped)} tensors of averaged copies (EMA) are left out; --ema keep blends them too"
+        if plan.repaired:
+            yield f"the position counter {plan.repaired[0]} was damaged and is counted anew"
+        if self._a.model.family == "unknown":
+            yield "no family sdkit knows: tensors are matched by their names alone"
+
+
+def _by_key(source: Source) -> Source:
+    return Source(source.weights, structural(source.weights, source.model), source.role, source.use_ema)
+
+
+def _refuse_adapter(weights: Weights, role: str) -> None:
+    """Refuse what is a difference, not a model."""
+    format, _ = recognise(weights)
+    if format is not None:
+        raise SdkitError(
+            f"{role} ({weights.path}) is an adapter ({format}): a difference, where blending takes whole models",
+            "`sdkit merge BASE ADAPTER` bakes it into a model first",
+        )
+
+
+def _with_weights(given: Mapping[str, Value], weights: Sequence[float | None], method: Method) -> dict[str, Value]:
+    """The options, with the weights written behind the models among them."""
+    if all(weight is None for weight in weights):
+        return dict(given)
+    if WEIGHTS not in method.parameters:
+        raise UsageError(
+            f"{method.name} takes no weight per model", f"its parameters are: {', '.join(method.parameters)}"
+        )
+    if WEIGHTS in given or any(weight is None for weight in weights):
+        raise UsageError("some models have a weight and others have none", "write MODEL=WEIGHT for every model")
+    return {**given, WEIGHTS: tuple(float(weight) for weight in weights if weight is not None)}
+
+
+def _choice(value: str, what: str, allowed: Sequence[str]) -> str:
+    if value.replace("_", "-") not in allowed:
+        raise UsageError(f"--{what} {value}: there is no such choice", f"it is one of {', '.join(allowed)}")
+    return value.replace("_", "-")

@@ -1,0 +1,393 @@
+"""Every merge method against its formula, written out again in the plainest way."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from itertools import product
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sdkit.core.errors import UsageError
+from sdkit.merging.method import load_method, methods
+from sdkit.merging.where import Where
+
+A = torch.tensor(
+    [[1.0, -2.0, 0.5, 0.0], [0.25, 3.0, -1.0, 2.0], [-0.5, 0.75, 1.5, -3.0], [4.0, 0.125, -0.25, 1.0]]
+).double()
+B = torch.tensor(
+    [[0.5, 2.0, 0.5, 1.0], [-0.75, 2.0, -2.0, 1.0], [0.5, 1.75, 1.0, -1.0], [3.0, 0.5, 0.25, -1.0]]
+).double()
+C = torch.tensor(
+    [[0.0, 1.0, 0.5, -1.0], [0.5, 2.5, -1.5, 3.0], [0.5, 0.25, -1.0, -2.0], [2.0, -0.5, 0.25, 0.5]]
+).double()
+MODELS = {"a": A, "b": B, "c": C}
+
+
+def sign(x: float) -> float:
+    return (x > 0) - (x < 0)
+
+
+def sigmoid(t: float) -> float:
+    return t * t * (3 - 2 * t)
+
+
+def opposite(a: float, b: float, c: float) -> float:
+    bottom = abs(a - b) + abs(a + b - 2 * c)
+    return 2 * abs(a - b) / bottom if bottom else 0.0
+
+
+def strict(a: float, b: float, c: float) -> float:
+    largest = max(abs(a - c), abs(b - c))
+    return 2 * max(0.0, (c - a) * (b - c) / largest**2) if largest else 0.0
+
+
+def trained(a: float, b: float, c: float) -> float:
+    bottom = abs(b - c) + abs(b - a)
+    return sign(b - c) * abs(b - c) * (abs(b - a) / bottom if bottom else 0.0)
+
+
+def similar(a: float, b: float, c: float, alpha: float, beta: float) -> float:
+    largest = max(abs(a), abs(b))
+    s = beta * (a * b / largest**2 + 1) / 2 if largest else 0.0
+    return (1 - s) * (a + alpha * (b - c)) + s * ((1 - alpha / 2) * a + alpha / 2 * b)
+
+
+def quotient(a: float, b: float, c: float, alpha: float) -> float:
+    if 0.0 in (a, b, c):
+        return a
+    x, y = math.log(abs(a / c)), math.log(abs(b / c))
+    largest = max(abs(x), abs(y))
+    power = alpha * max(0.0, -x * y / largest**2) if largest else 0.0
+    return (a * complex(b / c) ** power).real
+
+
+NUMBER_BY_NUMBER = {
+    "weighted-sum": ({"alpha": 0.3}, lambda a, b: 0.7 * a + 0.3 * b),
+    "n-average": ({}, lambda a, b, c: statistics.fmean((a, b, c))),
+    "linear": ({"weights": (0.5, 0.75, -0.25)}, lambda a, b, c: 0.5 * a + 0.75 * b - 0.25 * c),
+    "sigmoid": ({"alpha": 0.3}, lambda a, b: a + sigmoid(0.3) * (b - a)),
+    "inverse-sigmoid": ({"alpha": sigmoid(0.3)}, lambda a, b: a + 0.3 * (b - a)),
+    "add-difference": ({"alpha": 0.7}, lambda a, b, c: a + 0.7 * (b - c)),
+    "add-difference-clamped": ({"alpha": 0.7}, lambda a, b, c: max(min(a, b), min(max(a, b), a + 0.7 * (b - c)))),
+    "triple-sum": ({"alpha": 0.2, "beta": 0.3}, lambda a, b, c: 0.5 * a + 0.2 * b + 0.3 * c),
+    "sum-twice": ({"alpha": 0.2, "beta": 0.3}, lambda a, b, c: 0.7 * (0.8 * a + 0.2 * b) + 0.3 * c),
+    "subtraction": ({"alpha": 0.5, "beta": 0.5}, lambda a, b: (a - 0.25 * b) / 0.75),
+    "scale": ({"alpha": 1.5}, lambda a: 1.5 * a),
+    "train-difference": ({"alpha": 0.5}, lambda a, b, c: a + 0.9 * trained(a, b, c)),
+    "add-opposite": ({"alpha": 0.5}, lambda a, b, c: a + 0.5 * opposite(a, b, c) * (b - c)),
+    "add-strict-opposite": ({"alpha": 0.5}, lambda a, b, c: a + 0.5 * strict(a, b, c) * (b - c)),
+    "multiply-difference": (
+        {"alpha": 0.3, "beta": 0.6},
+        lambda a, b, c: c + sign(0.4 * a + 0.6 * b - c) * abs(a - c) ** 0.7 * abs(b - c) ** 0.3,
+    ),
+    "similarity-difference": ({"alpha": 0.5, "beta": 0.8}, lambda a, b, c: similar(a, b, c, 0.5, 0.8)),
+    "geometric-sum": ({"alpha": 0.3}, lambda a, b: (complex(a) ** 0.7 * complex(b) ** 0.3).real),
+    "multiply-quotient": ({"alpha": 0.5}, lambda a, b, c: quotient(a, b, c, 0.5)),
+    "nearswap": ({"distance": 0.75}, lambda a, b: a + max(-0.75, min(0.75, b - a))),
+    "clamp": ({}, lambda a, b, c: min(max(a, min(b, c)), max(b, c))),
+}
+
+
+@pytest.mark.parametrize("name", NUMBER_BY_NUMBER)
+def test_a_method_that_looks_at_single_numbers_follows_its_formula(name: str) -> None:
+    values, formula = NUMBER_BY_NUMBER[name]
+    inputs = [A, B, C][: formula.__code__.co_argcount]
+    expected = torch.tensor([[formula(*(float(m[i, j]) for m in inputs)) for j in range(4)] for i in range(4)])
+    torch.testing.assert_close(load_method(name)(*inputs, **values), expected.double(), rtol=1e-6, atol=1e-6)
+
+
+def unit(x: torch.Tensor) -> torch.Tensor:
+    return x / x.norm()
+
+
+def angle(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return torch.acos((unit(x) * unit(y)).sum())
+
+
+def close(result: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(result, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_slerp() -> None:
+    omega = angle(A, B)
+    one, other = torch.sin(0.7 * omega) / torch.sin(omega), torch.sin(0.3 * omega) / torch.sin(omega)
+    close(load_method("slerp")(A, B, alpha=0.3, norms="keep"), one * A + other * B)
+    on_sphere = one * unit(A) + other * unit(B)
+    close(load_method("slerp")(A, B, alpha=0.3), on_sphere * (0.7 * A.norm() + 0.3 * B.norm()))
+    close(load_method("nuslerp")(A, B, weights=(1.4, 0.6)), one * A + other * B)
+
+
+@pytest.mark.parametrize("other", [A, -A, 0 * A, 2 * A])
+def test_slerp_of_parallel_models_is_a_weighted_sum(other: torch.Tensor) -> None:
+    close(load_method("slerp")(A, other, alpha=0.25), 0.75 * A + 0.25 * other)
+
+
+def test_multi_slerp_and_karcher() -> None:
+    lengths = (A.norm() + B.norm() + C.norm()) / 3
+    direction = unit(unit(A) + unit(B) + unit(C))
+    close(load_method("multi-slerp")(A, B, C), direction * lengths)
+    mean = unit(load_method("karcher")(A, B, C, iterations=200, tolerance=1e-14))
+    # At the Karcher mean the tangent vectors to all models cancel.
+    pulls = [angle(mean, m) * unit(unit(m) - (unit(m) * mean).sum() * mean) for m in (A, B, C)]
+    assert float(sum(pulls).norm()) < 1e-9
+    halfway = load_method("slerp")(A, B, alpha=0.5)
+    torch.testing.assert_close(load_method("karcher")(A, B), halfway, rtol=1e-6, atol=1e-6)
+
+
+def test_model_stock_takes_all_pairs() -> None:
+    cosines = [torch.cos(angle(x, y)) for x, y in ((A, B), (A, C), (B, C))]
+    mean = sum(cosines) / 3
+    close(load_method("model-stock")(A, B, C), 3 * mean / (1 + 2 * mean) * (A + B + C) / 3)
+
+
+def test_geometric_median_is_the_point_where_the_pulls_cancel() -> None:
+    found = load_method("geometric-median")(A, B, C, iterations=2000, tolerance=0.0)
+    assert float(sum(unit(found - m) for m in (A, B, C)).norm()) < 1e-5
+    outlier = load_method("geometric-median")(A, A + 0.01, A - 0.01, A + 1000)
+    assert float((outlier - A).abs().max()) < 0.05
+
+
+def test_add_perpendicular() -> None:
+    a, b = A - C, B - C
+    close(load_method("add-perpendicular")(A, B, C, alpha=0.5), A + 0.5 * (b - a * (a * b).sum() / (a * a).sum()))
+
+
+def test_euclidean_difference() -> None:
+    a, b = A - C, B - C
+    root = (0.7 * unit(a) ** 2 + 0.3 * unit(b) ** 2).sqrt()
+    signed = torch.copysign(root, 0.7 * a + 0.3 * b)
+    expected = C + unit(signed) * (0.7 * A + 0.3 * B - C).norm()
+    close(load_method("euclidean-difference")(A, B, C, alpha=0.3), expected)
+    same = load_method("euclidean-difference")(C, B, C, alpha=0.3)
+    assert float((same - C).norm() - (0.7 * C + 0.3 * B - C).norm()) == pytest.approx(0, abs=1e-9)
+
+
+def test_task_arithmetic() -> None:
+    close(load_method("task-arithmetic")(A, B, alpha=0.5, weights=(1.0, 3.0)), 0.5 * (A + 3 * B))
+    close(load_method("task-arithmetic")(A, B, alpha=0.5, weights=(1.0, 3.0), normalize=True), (A + 3 * B) / 8)
+
+
+D1 = torch.tensor([[4.0, -1.0], [0.5, 2.0]])
+D2 = torch.tensor([[-1.0, -3.0], [0.25, 2.5]])
+
+
+def test_ties_by_hand() -> None:
+    # Half of four numbers: D1 keeps 4 and 2, D2 keeps -3 and 2.5.
+    expected = torch.tensor([[4.0, -3.0], [0.0, 2.25]])
+    close(load_method("ties")(D1, D2, density=0.5), expected)
+    close(load_method("ties")(D1, D2, density=0.5, alpha=0.5), expected / 2)
+    # Untrimmed, the sum elects + - + +; by count the first is a draw, which keeps nothing.
+    close(load_method("ties")(D1, D2, density=1.0), torch.tensor([[4.0, -2.0], [0.375, 2.25]]))
+    close(load_method("ties")(D1, D2, density=1.0, majority="count"), torch.tensor([[0.0, -2.0], [0.375, 2.25]]))
+    # A negative weight turns a model's sign round.
+    close(load_method("ties")(D1, D2, density=1.0, weights=(1.0, -1.0)), torch.tensor([[5.0, -3.0], [0.5, 2.5]]))
+
+
+def test_breadcrumbs_by_hand() -> None:
+    delta = torch.arange(1.0, 21.0)
+    kept = load_method("breadcrumbs")(delta, density=0.5, gamma=0.1)
+    assert kept.nonzero().flatten().tolist() == list(range(8, 18))  # 19 and 20 are too large, 1 to 8 too small
+    close(load_method("breadcrumbs-ties")(D1, D2, density=1.0), load_method("ties")(D1, D2, density=1.0))
+
+
+def test_breadcrumbs_keep_small_tensors() -> None:
+    """mergekit once cut `indices[n_bottom:-0]`, which is empty, so tensors below 1/gamma elements were zeroed."""
+    kept = load_method("breadcrumbs")(torch.tensor([1.0, 2.0, 3.0, 4.0]), density=0.5, gamma=0.01)
+    assert kept.tolist() == [0.0, 0.0, 3.0, 4.0]
+
+
+def test_dare_keeps_the_mean_and_the_asked_for_share() -> None:
+    delta = torch.ones(200_000)
+    for name in ("dare-linear", "dare-ties", "dropout"):
+        result = load_method(name)(delta, density=0.25, where=Where(1, "w", (200_000,)))
+        assert set(result.unique().tolist()) == {0.0, 4.0}
+        assert float(result.mean()) == pytest.approx(1.0, abs=0.02)
+
+
+def test_draws_depend_on_seed_name_and_model_only() -> None:
+    delta = torch.ones(1000)
+    draw = lambda where: load_method("dare-linear")(delta, where=where)  # noqa: E731
+    first = draw(Where(1, "w", (1000,)))
+    assert torch.equal(first, draw(Where(1, "w", (1000,))))
+    assert not torch.equal(first, draw(Where(2, "w", (1000,))))
+    assert not torch.equal(first, draw(Where(1, "v", (1000,))))
+    both = load_method("dare-linear")(delta, delta, where=Where(1, "w", (1000,)))
+    assert 2.0 in both.tolist() and 4.0 in both.tolist()  # each model has its own mask
+
+
+def test_della_keeps_large_changes_more_often() -> None:
+    delta = torch.cat([torch.full((500,), 0.1), torch.full((500,), 1.0)]).repeat(100, 1)
+    delta = delta + torch.linspace(0, 0.01, 1000)
+    result = load_method("della-linear")(delta, density=0.5, epsilon=0.4, where=Where(0, "w", (100, 1000)))
+    small, large = (result[:, :500] != 0).float().mean(), (result[:, 500:] != 0).float().mean()
+    assert float(small) == pytest.approx(0.3, abs=0.02) and float(large) == pytest.approx(0.7, abs=0.02)
+    assert float(result.mean()) == pytest.approx(float(delta.mean()), rel=0.03)
+    with pytest.raises(UsageError, match="leaves the range"):
+        load_method("della")(delta, density=0.1, epsilon=0.15)
+
+
+def test_sce_by_hand() -> None:
+    weights = torch.tensor([D1.square().mean(), D2.square().mean()])
+    w1, w2 = (weights / weights.sum()).tolist()
+    expected = torch.tensor([[4.0, -w1 - 3 * w2], [0.5 * w1 + 0.25 * w2, 2 * w1 + 2.5 * w2]])
+    torch.testing.assert_close(load_method("sce")(D1, D2), expected)
+    only = load_method("sce")(D1, D2, density=0.5)  # the two places where the models differ most
+    assert only[1].tolist() == [0.0, 0.0] and float(only[0, 0]) == 4.0
+
+
+def test_fusion_takes_the_important_changes() -> None:
+    p, q = B.softmax(-1) + 1e-8, A.softmax(-1) + 1e-8
+    importance = (B - A).abs() * (p * (p / q).log()).sum(-1, keepdim=True)
+    ordered = importance.flatten().sort().values
+    cut = ordered[7] + 1.5 * (ordered[11] - ordered[3])
+    close(load_method("fusion")(A, B), torch.where(importance >= cut, B, A))
+    assert torch.equal(load_method("fusion")(A, A), A)
+
+
+@pytest.mark.parametrize(("name", "whole"), [("cosine-a", 0), ("cosine-b", 1)])
+def test_cosine(name: str, whole: int) -> None:
+    cosine = torch.nn.functional.cosine_similarity(A, B, 0)
+    if whole:
+        cosine = (cosine + (unit(A) * unit(B)).sum()) / 2
+    close(load_method(name)(A, B, alpha=0.2), A.lerp(B, (1 - (cosine - 0.2).clamp(0, 1)).expand(4, 4)))
+    vector = torch.nn.functional.cosine_similarity(A[0], B[0], 0)
+    close(load_method(name)(A[0], B[0], alpha=0.0), A[0].lerp(B[0], 1 - vector.clamp(0, 1)))
+
+
+def test_tensor_sum_takes_rows_round_the_end() -> None:
+    method = load_method("tensor-sum")
+    assert torch.equal(method(A, B, alpha=0.5, beta=0.25), torch.stack([A[0], B[1], B[2], A[3]]))
+    assert torch.equal(method(A, B, alpha=0.5, beta=0.75), torch.stack([B[0], A[1], A[2], B[3]]))
+
+
+def test_extract() -> None:
+    cosine = torch.nn.functional.cosine_similarity(A, B, 1)[:, None]
+    d = ((cosine + 1) / 2) ** 2
+    close(load_method("extract")(A, B, alpha=0.25, beta=0.0, gamma=2.0), A.lerp(B, 0.25) * d)
+    close(load_method("extract")(A, B, alpha=0.25, beta=1.0, gamma=2.0), A.lerp(B, 0.25) * (1 - d))
+
+
+def test_truncate_rank() -> None:
+    assert torch.linalg.matrix_rank(load_method("truncate-rank")(A, rank=2)) == 2
+    close(load_method("truncate-rank")(A, rank=4), A)
+    best = float(torch.linalg.svdvals(A)[2:].norm())
+    assert float((load_method("truncate-rank")(A, rank=2) - A).norm()) == pytest.approx(best)
+
+
+def test_crossover() -> None:
+    method = load_method("crossover")
+    assert torch.equal(method(A, B, alpha=0.0), A) and torch.equal(method(A, B, alpha=1.0), B)
+    close(method(A, B, alpha=0.25, tilt=1.0), A.lerp(B, 0.25))
+    constant = A - A.mean()
+    close(method(A, B, alpha=0.9).mean(), A.mean())  # the lowest frequency is A's
+    close(method(constant, B, alpha=0.5) + method(A - constant, 0 * B, alpha=0.5), method(A, B, alpha=0.5))
+
+
+def test_smooth_add() -> None:
+    def mirrored(i: int) -> int:
+        return min(max(i, 0), 3)  # one step beyond the end is the end itself again
+
+    difference = B - C
+    medians = torch.tensor(
+        [
+            [
+                statistics.median(
+                    float(difference[mirrored(i + u), mirrored(j + v)]) for u, v in product((-1, 0, 1), repeat=2)
+                )
+                for j in range(4)
+            ]
+            for i in range(4)
+        ]
+    ).double()
+    method = load_method("smooth-add")
+    close(method(A, B, C, alpha=0.5, sigma=0.0), A + 0.5 * medians)
+    smooth = method(A, B, C) - A
+    assert float(smooth.mean()) == pytest.approx(float(medians.mean()))  # mirrored ends keep the mean
+    assert float(smooth.std()) < float(medians.std())
+
+
+def test_plus_random_leaves_output_projections_alone() -> None:
+    method = load_method("plus-random")
+    assert torch.equal(method(A, alpha=1.0, where=Where(0, "unet.x.attn1.to_out.0.weight", (4, 4))), A)
+    noise = method(torch.zeros(100_000), alpha=0.5, where=Where(0, "unet.conv_in.weight", (100_000,)))
+    assert float(noise.std()) == pytest.approx(0.5, rel=0.02) and abs(float(noise.mean())) < 0.01
+
+
+def test_weights_must_sum_to_one() -> None:
+    with pytest.raises(UsageError, match="sum to 3, not 1"):
+        load_method("linear")(A, B, weights=(2.0, 1.0))
+    close(load_method("linear")(A, B, weights=(2.0, 1.0), normalize=True), (2 * A + B) / 3)
+    with pytest.raises(UsageError, match="2 weights for 3 models"):
+        load_method("linear")(A, B, C, weights=(0.5, 0.5))
+
+
+numbers = st.floats(-8, 8, width=32)
+tensors = st.lists(numbers, min_size=6, max_size=6).map(lambda values: torch.tensor(values).view(2, 3).double())
+AT_ZERO = ["weighted-sum", "sigmoid", "inverse-sigmoid", "slerp", "geometric-sum", "tensor-sum", "crossover"]
+
+
+@pytest.mark.parametrize("name", AT_ZERO)
+@settings(max_examples=25, deadline=None)
+@given(a=tensors, b=tensors)
+def test_at_zero_it_is_a_and_at_one_it_is_b(name: str, a: torch.Tensor, b: torch.Tensor) -> None:
+    torch.testing.assert_close(load_method(name)(a, b, alpha=0.0), a, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(load_method(name)(a, b, alpha=1.0), b, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["weighted-sum", "sigmoid", "inverse-sigmoid", "slerp", "geometric-sum"])
+@settings(max_examples=25, deadline=None)
+@given(a=tensors, b=tensors, alpha=st.integers(1, 15).map(lambda n: n / 16))
+def test_exchanging_the_models_reverses_alpha(name: str, a: torch.Tensor, b: torch.Tensor, alpha: float) -> None:
+    method = load_method(name)
+    torch.testing.assert_close(method(a, b, alpha=alpha), method(b, a, alpha=1 - alpha), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name", ["n-average", "linear", "multi-slerp", "geometric-median", "ties", "model-stock", "sce"]
+)
+@settings(max_examples=25, deadline=None)
+@given(a=tensors, b=tensors, c=tensors)
+def test_the_order_of_models_does_not_matter(name: str, a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> None:
+    method = load_method(name)
+    torch.testing.assert_close(method(a, b, c), method(c, a, b), rtol=1e-5, atol=1e-5)
+
+
+SCALES = ["weighted-sum", "add-difference", "train-difference", "slerp", "add-opposite", "multi-slerp", "ties", "clamp"]
+
+
+@pytest.mark.parametrize("name", SCALES)
+@settings(max_examples=25, deadline=None)
+@given(a=tensors, b=tensors, c=tensors)
+def test_twice_the_models_is_twice_the_result(name: str, a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> None:
+    method = load_method(name)
+    models = [a, b, c][: 3 if method.variadic else len(method.models)]
+    doubled = method(*(2 * model for model in models))
+    torch.testing.assert_close(doubled, 2 * method(*models), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(methods()))
+def test_equal_models_stay_as_they_are(name: str) -> None:
+    """Blending a model with itself is that model, except for the methods made to change it."""
+    method = load_method(name)
+    if name in {
+        "extract",
+        "scale",
+        "plus-random",
+        "truncate-rank",
+        "dare-linear",
+        "dare-ties",
+        "della",
+        "della-linear",
+    }:
+        pytest.skip("changes a single model on purpose")
+    models = [A] * (3 if method.variadic else len(method.models))
+    values: dict[str, object] = {
+        "task-arithmetic": {"normalize": True},
+        "breadcrumbs": {"weights": (0.5, 0.25, 0.25)},
+    }.get(name, {})
+    values = values | ({"density": 1.0} if "density" in method.parameters else {})
+    close(method(*models, **values), A)
