@@ -351,11 +351,10 @@ class _Run:
 
     def _metadata(self, backbone: Backbone, options: TrainOptions, dataset: Dataset) -> dict[str, str]:
         request = self._request
-        own = request.method.metadata(backbone.model, options)
         name = request.folder.result.stem
         changed = {key: value for key, value in options.as_dict().items() if key in request.method.accepts}
         kind = request.method.modelspec
-        return training_metadata(request.name, name, backbone, dataset, changed, own, kind)
+        return training_metadata(request.name, name, backbone, dataset, changed, kind)
 
     def _take(self, event: Event) -> None:
         if isinstance(event, Step):

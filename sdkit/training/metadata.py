@@ -31,7 +31,6 @@ def training_metadata(
     backbone: Backbone,
     dataset: Dataset,
     options: Mapping[str, Any],
-    own: Mapping[str, str],
     kind: str,
 ) -> dict[str, str]:
     """The metadata of a trained file.
@@ -40,7 +39,6 @@ def training_metadata(
         method: the training method.
         name: of the result, as people call it.
         options: what the run was made with.
-        own: what the method itself says.
         kind: `Method.modelspec`.
     """
     words = trigger_words(dataset, str(options.get("token") or ""))
@@ -58,7 +56,6 @@ def training_metadata(
     return {
         **(_kohya(name, backbone.model, dataset, options) if kind else {}),
         **_modelspec(name, backbone, words, kind),
-        **own,
         TRIGGERS_KEY: json.dumps(words, ensure_ascii=False),
         RECIPE_KEY: json.dumps(recipe, sort_keys=True, separators=(",", ":"), ensure_ascii=False),
         VERSION_KEY: sdkit.__version__,

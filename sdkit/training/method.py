@@ -84,7 +84,6 @@ class Method:
         trainables: makes what trains, at its start.
         objective: makes what is minimised.
         save: writes the result.
-        metadata: what the file says about the method, beside what every method's says.
         defaults: where it differs from `TrainOptions`.
         suffix: of the file it writes; empty for a folder; None where it is as the base is.
         modelspec: what ModelSpec calls such a file, behind its architecture; empty for a base.
@@ -98,7 +97,6 @@ class Method:
     trainables: Callable[[Backbone, TrainOptions, StepRNG], list[Trainable]]
     objective: Callable[[TrainOptions], Objective]
     save: Save
-    metadata: Callable[[Model, TrainOptions], Mapping[str, str]]
     defaults: Mapping[str, Any] = field(default_factory=dict)
     suffix: Callable[[TrainOptions], str | None] = lambda options: ".safetensors"
     modelspec: str = "lora"

@@ -65,7 +65,6 @@ METHOD = Method(
     trainables=_trainables,
     objective=_objective,
     save=_save,
-    metadata=lambda model, options: {},
     defaults={"lr": 1e-3, "save_dtype": "keep", "caption": "-"},
     suffix=lambda options: None,
     modelspec="",

@@ -63,7 +63,6 @@ METHOD = Method(
     trainables=_trainables,
     objective=_objective,
     save=_save,
-    metadata=lambda model, options: {},
     defaults={"lr": 1e-5, "save_dtype": "keep", "caption_dropout": 0.1},
     suffix=lambda options: None,
     modelspec="",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -101,19 +100,6 @@ def _save(result: Result, path: Path, metadata: Mapping[str, str]) -> None:
     write_adapter(artifact, result.backbone.model, path, metadata, format=options.format, overwrite=True)
 
 
-def _metadata(model: Model, options: TrainOptions) -> Mapping[str, str]:
-    shapes = _shapes(model, options).values()
-    first = next((shape for shape in shapes if not has_kernel(shape.weight)), next(iter(shapes)))
-    kernel = next((shape for shape in shapes if has_kernel(shape.weight)), None)
-    arguments = {"conv_dim": kernel.rank, "conv_alpha": kernel.scale * kernel.rank} if kernel else {}
-    return {
-        "ss_network_module": "networks.lora",
-        "ss_network_dim": str(first.rank),
-        "ss_network_alpha": str(first.scale * first.rank),
-        **({"ss_network_args": json.dumps(arguments)} if arguments else {}),
-    }
-
-
 METHOD = Method(
     accepts=COMMON
     | DENOISING
@@ -124,6 +110,5 @@ METHOD = Method(
     trainables=_trainables,
     objective=_objective,
     save=_save,
-    metadata=_metadata,
     suffix=lambda options: "" if options.format == "peft" else ".safetensors",
 )
