@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +16,7 @@ from sdkit.adapters.artifact import Artifact, Target
 from sdkit.core.errors import SdkitError
 from sdkit.core.hashing import quick_id
 from sdkit.core.memory import peak_memory_mib
+from sdkit.core.report import Report
 from sdkit.families import FAMILIES, reference
 from sdkit.families.family import Model
 from sdkit.formats import adapter_family, read_adapter, writing_codec
@@ -67,7 +68,7 @@ class ModuleReport:
 
 
 @dataclass(frozen=True, slots=True)
-class AlgebraReport:
+class AlgebraReport(Report):
     """What a calculation with adapters did, or with `dry_run` would do.
 
     Attributes:
@@ -105,10 +106,6 @@ class AlgebraReport:
     seconds: float
     peak_memory_mib: float | None
     dry_run: bool
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,14 +6,15 @@ import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from sdkit.core.errors import SdkitError, UsageError
 from sdkit.core.hashing import quick_id
 from sdkit.core.memory import peak_memory_mib
 from sdkit.core.progress import NoProgress, Progress
+from sdkit.core.report import Report
 from sdkit.families import identify
 from sdkit.formats import recognise
 from sdkit.jobs.merge_checks import check_is_not_input
@@ -35,7 +36,7 @@ COARSE = {"BF16", "F8_E4M3", "F8_E5M2"}
 
 
 @dataclass(frozen=True, slots=True)
-class BlendReport:
+class BlendReport(Report):
     """What a blend did, or with `dry_run` would do.
 
     Attributes:
@@ -73,10 +74,6 @@ class BlendReport:
     seconds: float
     peak_memory_mib: float | None
     dry_run: bool
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from sdkit.core.report import Report
 
 if TYPE_CHECKING:
     from sdkit.adapters.artifact import Change
@@ -89,7 +91,7 @@ class AdapterFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class Inspection:
+class Inspection(Report):
     """What a file is, and how that is known.
 
     Attributes:
@@ -149,7 +151,3 @@ class Inspection:
     lineage: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
+from sdkit.core.report import Report
 from sdkit.merging.bake import Dose
 
 
@@ -32,7 +32,7 @@ class AdapterReport:
 
 
 @dataclass(frozen=True, slots=True)
-class MergeReport:
+class MergeReport(Report):
     """What a merge did, or with `dry_run` would do.
 
     Attributes:
@@ -72,10 +72,6 @@ class MergeReport:
     seconds: float
     peak_memory_mib: float | None
     dry_run: bool
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
 def adapter_report(dose: Dose) -> AdapterReport:

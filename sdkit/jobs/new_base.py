@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from sdkit.core.report import Report
 
 PathLike = str | os.PathLike[str]
 
 
 @dataclass(frozen=True, slots=True)
-class NewBase:
+class NewBase(Report):
     """What was made: the folder, and how many parameters it holds."""
 
     output: str
     parameters: int
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
 def new_base(

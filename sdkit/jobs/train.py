@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -14,6 +14,7 @@ from sdkit.core.events import Event, Interrupted, Note, Resumed, Step, Validatio
 from sdkit.core.hashing import quick_id
 from sdkit.core.memory import peak_memory_mib
 from sdkit.core.paths import cache_folder
+from sdkit.core.report import Report
 from sdkit.jobs.stop import StopRequest
 from sdkit.training.data import Dataset, read_dataset
 from sdkit.training.folder import RunFolder, write_event
@@ -40,7 +41,7 @@ CHANGEABLE = frozenset("steps epochs lr te_lr save_every keep_states validate_ev
 
 
 @dataclass(frozen=True, slots=True)
-class TrainReport:
+class TrainReport(Report):
     """What a run did, or with `dry_run` would do.
 
     Attributes:
@@ -74,10 +75,6 @@ class TrainReport:
     resume: str
     notes: tuple[str, ...]
     dry_run: bool
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)

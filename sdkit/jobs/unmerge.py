@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from sdkit.core.errors import SdkitError, UsageError
 from sdkit.core.hashing import quick_id
 from sdkit.core.memory import peak_memory_mib
 from sdkit.core.progress import NoProgress, Progress
+from sdkit.core.report import Report
 from sdkit.formats import read_adapter
 from sdkit.jobs.merge import merge
 from sdkit.jobs.merge_checks import check_is_not_input
@@ -28,7 +29,7 @@ PathLike = str | os.PathLike[str]
 
 
 @dataclass(frozen=True, slots=True)
-class UnmergeReport:
+class UnmergeReport(Report):
     """What an unmerge did.
 
     Attributes:
@@ -48,10 +49,6 @@ class UnmergeReport:
     seconds: float
     peak_memory_mib: float | None
     subtraction: MergeReport | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
 def unmerge(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sdkit.core.errors import SdkitError, UsageError
+from sdkit.core.report import Report
 from sdkit.families import identify
 from sdkit.families.family import Model
 from sdkit.runtime.load import Configs, backbone_class, base_configs, component_names
@@ -75,7 +76,7 @@ def look_at_base(path: Path) -> Base:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Report):
     """What a run will be.
 
     Attributes:
@@ -119,10 +120,6 @@ class Plan:
     memory_bytes: int
     seconds: float
     notes: tuple[str, ...]
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
 def make_plan(name: str, method: Method, base: Base, dataset: Dataset, options: TrainOptions, output: Path) -> Plan:
