@@ -254,6 +254,8 @@ class _Run:
         if options.checkpointing:
             backbone.unet.enable_gradient_checkpointing()
             backbone.unet.train()
+        if options.compile:
+            backbone.compile(method.component)
         loop = LoopSettings(
             options.steps,
             options.seed,

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # Keys every method takes.
 COMMON = frozenset(
     "steps epochs seed lr batch accumulate resolution optimizer weight_decay schedule warmup precision device "
-    "max_grad_norm ema checkpointing flip background strict init save_every keep_states validation "
+    "max_grad_norm ema checkpointing compile flip background strict init save_every keep_states validation "
     "validate_every".split()
 )
 # Keys of methods that learn from captioned pictures by denoising.

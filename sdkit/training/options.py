@@ -41,6 +41,7 @@ class TrainOptions:
         None, "save a moving average of the parameters, with this decay", minimum=0.0, maximum=1.0
     )
     checkpointing: bool = _option(False, "save memory by computing activations twice")
+    compile: bool = _option(False, "let torch compile what trains: minutes at the start, faster steps")
     caption: str = _option("", "caption of pictures that have none")
     caption_dropout: float = _option(
         0.0, "share of steps a picture comes without its caption", minimum=0.0, maximum=1.0
