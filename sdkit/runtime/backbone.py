@@ -128,7 +128,7 @@ class Backbone(ABC):
         """Let torch compile a component when it is first called; its names and weights stay as they are."""
         module = self.components[component]
         for part in (module.encoder, module.decoder) if component == "vae" else (module,):
-            part.compile()  # type: ignore[operator, union-attr]
+            part.compile()  # type: ignore[union-attr]
 
     def content_id(self, component: str) -> str:
         """Names the weights of a component by content (and the tokenizer, of a text encoder)."""
