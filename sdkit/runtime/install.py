@@ -11,6 +11,7 @@ from sdkit.adapters.deltas.delta import Delta
 from sdkit.adapters.deltas.low_rank import LowRank
 from sdkit.core.errors import SdkitError
 from sdkit.runtime.backbone import Backbone
+from sdkit.runtime.tokens import spliced, words_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -18,25 +19,27 @@ if TYPE_CHECKING:
 
 @contextmanager
 def install(artifact: Artifact, backbone: Backbone, strength: float = 1.0) -> Iterator[int]:
-    """Put an adapter's weight changes live while the context lasts.
+    """Put an adapter's weight changes and words live while the context lasts.
 
-    A low-rank change stands beside its layer; any other is added to a copy of the weight. At strength 0 nothing is
-    touched, so outputs are the base's own bits.
+    A low-rank change stands beside its layer; any other is added to a copy of the weight. A word acts where the text
+    has it, whatever the strength. At strength 0 nothing is touched, so outputs are the base's own bits.
 
     Args:
         artifact: read for this base's model, so that its targets are the base's modules.
 
     Yields:
-        The number of parameters changed.
+        The number of parameters changed, each text encoder's rows of a word counted as one.
 
     Raises:
-        SdkitError: the adapter holds no weight changes, or some that have no place in this base.
+        SdkitError: the adapter holds nothing that can be put live, or something that has no place in this base.
     """
     check_installable(artifact, backbone)
     with ExitStack() as stack:
+        if artifact.tokens and strength != 0.0:
+            stack.enter_context(spliced(backbone, words_of(artifact, backbone)))
         for target, delta in artifact.deltas.items() if strength != 0.0 else ():
             stack.enter_context(_one(target, delta, backbone, strength))
-        yield len(artifact.deltas)
+        yield len(artifact.deltas) + len(artifact.tokens)
 
 
 @contextmanager
@@ -52,7 +55,7 @@ def replaced(backbone: Backbone, hub: str, module: nn.Module) -> Iterator[None]:
 
 def check_installable(artifact: Artifact, backbone: Backbone) -> None:
     """Refuse an adapter that would do nothing, or only a part of what it should."""
-    if not artifact.deltas:
+    if not artifact.deltas and not artifact.tokens:
         raise SdkitError(
             f"{artifact.source.path}: nothing of it applies to the base {backbone.base_name} ({artifact.kind})",
             "`sdkit inspect` shows what it holds and what it was made for",

@@ -11,7 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
+from sdkit.adapters.artifact import Artifact
 from sdkit.core.errors import SdkitError
+from sdkit.streaming.expression import Read
 
 if TYPE_CHECKING:
     import torch
@@ -46,6 +48,28 @@ def spliced(backbone: Backbone, words: Mapping[str, Rows]) -> Iterator[None]:
                 backbone.replace(hub, _extended(backbone, component, original, rows))
                 stack.callback(backbone.replace, hub, original)
         yield
+
+
+def words_of(artifact: Artifact, backbone: Backbone) -> Mapping[str, Rows]:
+    """The words of an adapter, with their rows in float32.
+
+    Raises:
+        SdkitError: they were made for another family: for other text encoders, or for tokens of another width.
+    """
+    words: dict[str, dict[str, torch.Tensor]] = {}
+    for part in artifact.tokens:
+        rows = Read(part.weights, part.info).load().float()
+        words.setdefault(part.token, {})[part.component] = rows.reshape(-1, rows.shape[-1])
+    wanted = {component: token_width(backbone, component) for component in backbone.text_encoders}
+    for word, by_component in words.items():
+        found = {component: rows.shape[1] for component, rows in by_component.items()}
+        if found != wanted:
+            raise SdkitError(
+                f"{artifact.source.path}: {word} is made of {_widths(found)}, but {backbone.base_name} "
+                f"({backbone.model.family}) reads {_widths(wanted)}",
+                "it was made for another model family",
+            )
+    return words
 
 
 def installed_words(backbone: Backbone, component: str) -> dict[str, tuple[int, ...]]:
@@ -97,6 +121,10 @@ def _whole(word: str) -> str:
     before = r"(?<!\w)" if re.match(r"\w", word) else ""
     behind = r"(?!\w)" if re.search(r"\w\Z", word) else ""
     return f"{before}{re.escape(word)}{behind}"
+
+
+def _widths(widths: Mapping[str, int]) -> str:
+    return " and ".join(f"{width} numbers a token in the {component}" for component, width in widths.items())
 
 
 def _extended(backbone: Backbone, component: str, table: Any, rows: Mapping[str, torch.Tensor]) -> Any:

@@ -5,14 +5,21 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
+from tiny import write_single_file
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import sdkit
+from sdkit.adapters.artifact import Artifact, TokenRows
 from sdkit.core.errors import SdkitError
+from sdkit.formats import read_adapter, write_adapter
 from sdkit.runtime.backbone import Backbone
+from sdkit.runtime.install import install
 from sdkit.runtime.load import load_backbone
+from sdkit.runtime.tensors import in_memory
 from sdkit.runtime.tokens import TABLE, installed_words, marked_ids, spliced, token_ids
+from sdkit.weights import open_weights
 
 ENCODER = "text_encoder"
 TEXTS = ["", "a photo of a cat", "A  Cat!!\n x", "don't 12,345", "naïve café …日本", "word " * 100, "a" * 400]
@@ -160,3 +167,73 @@ def test_a_word_of_another_encoder_stays_text(backbone: Backbone) -> None:
     plain = backbone.token_ids(ENCODER, "a w b")
     with spliced(backbone, {"w": {"text_encoder_2": torch.zeros(1, 1280)}}):
         assert backbone.token_ids(ENCODER, "a w b") == plain
+
+
+def file_of(path: Path, tensors: dict[str, torch.Tensor]) -> Path:
+    save_file(tensors, path)
+    return path
+
+
+def test_an_embedding_s_file_is_live_while_installed(backbone: Backbone, tmp_path: Path) -> None:
+    plain = backbone.tokenize(["a <w> b"])
+    with open_weights(file_of(tmp_path / "x.safetensors", {"<w>": rows(2)})) as weights:
+        artifact = read_adapter(weights, backbone.model)
+        with install(artifact, backbone) as count:
+            assert count == 1
+            live = backbone.encode_text(backbone.tokenize(["a <w> b"]), (16, 16)).context
+        with spliced(backbone, one("<w>", 2)):
+            assert torch.equal(live, backbone.encode_text(backbone.tokenize(["a <w> b"]), (16, 16)).context)
+        with install(artifact, backbone, 0.0):
+            assert torch.equal(backbone.tokenize(["a <w> b"])[ENCODER], plain[ENCODER])
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        (
+            {"<w>": torch.ones(1, 768)},
+            r"<w> is made of 768 numbers a token in the text_encoder, but base \(sd1\) reads 24",
+        ),
+        ({"<w>": torch.ones(1, 1280)}, "1280 numbers a token in the text_encoder_2"),
+        (
+            {"clip_l": torch.ones(1, 24), "clip_g": torch.ones(1, 1280)},
+            "x is made of .* and .* token in the text_encoder, but base",
+        ),
+    ],
+)
+def test_an_embedding_of_another_family_is_refused(
+    backbone: Backbone, tmp_path: Path, tensors: dict[str, torch.Tensor], message: str
+) -> None:
+    with open_weights(file_of(tmp_path / "x.safetensors", tensors)) as weights:
+        with pytest.raises(SdkitError, match=message), install(read_adapter(weights, backbone.model), backbone):
+            pass
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_diffusers_loads_what_we_write_and_reads_the_same_text(tmp_path: Path, suffix: str) -> None:
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    held = in_memory("test", {"rows": rows(3)})
+    tokens = (TokenRows("<cat-toy>", ENCODER, held, held.tensors["rows"]),)
+    artifact = Artifact(held, "test", kind="textual-inversion", tokens=tokens)
+    path = tmp_path / f"cat-toy.{suffix}"
+    write_adapter(artifact, None, path, {}, format="textual-inversion")
+
+    single = write_single_file(tmp_path)
+    backbone, theirs = load_backbone(single), load_backbone(single)
+    parts = {name: theirs.components[name] for name in ("unet", "vae", ENCODER)}
+    tokenizer = theirs.tokenizers[ENCODER]
+    tokenizer.model_max_length = 12
+    pipeline = StableDiffusionPipeline(
+        **parts,
+        tokenizer=tokenizer,
+        scheduler=DDIMScheduler(steps_offset=1, clip_sample=False),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.load_textual_inversion(str(tmp_path), weight_name=path.name, local_files_only=True)
+    text = "a photo of <cat-toy> on grass"
+    with torch.no_grad(), install(artifact, backbone):
+        wanted, _ = pipeline.encode_prompt(text, "cpu", 1, do_classifier_free_guidance=False)
+        assert torch.equal(backbone.encode_text(backbone.tokenize([text]), (16, 16)).context, wanted)
