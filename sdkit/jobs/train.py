@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+import sdkit
 from sdkit.core.errors import SdkitError, UsageError
-from sdkit.core.events import Event, Interrupted, Note, Resumed, Step, Validation
+from sdkit.core.events import Begun, Ended, Event, Interrupted, Note, Resumed, Step, Validation
 from sdkit.core.hashing import quick_id
 from sdkit.core.memory import peak_memory_mib
 from sdkit.core.paths import cache_folder
 from sdkit.core.report import Report
+from sdkit.jobs.report import report
 from sdkit.jobs.stop import StopRequest
-from sdkit.training.data import Dataset, read_dataset
+from sdkit.training.data import Dataset, read_dataset, split_dataset
 from sdkit.training.folder import RunFolder, write_event
 from sdkit.training.metadata import training_metadata
 from sdkit.training.method import Method, Result, load_method
@@ -52,6 +55,7 @@ class TrainReport(Report):
         loss: mean of the last steps' losses.
         validation: held-out loss at the end; None without held-out pictures.
         validation_before: the same at the start.
+        validation_fall: 95 % interval of what lies between them.
         parameters: numbers trained.
         output_bytes: size of the file.
         seconds: wall time of this call.
@@ -68,6 +72,7 @@ class TrainReport(Report):
     loss: float | None
     validation: float | None
     validation_before: float | None
+    validation_fall: tuple[float, float] | None
     parameters: int
     output_bytes: int
     seconds: float
@@ -154,10 +159,7 @@ class _Run:
             request.folder.check(resume=resume, force=force)
         base = look_at_base(request.base)
         options, done = self._resumed_options() if resume else (request.options, None)
-        dataset = read_dataset(
-            request.data, caption=options.caption, background=options.background, strict=options.strict
-        )
-        self._held_out = self._read_held_out(options)
+        dataset, self._held_out = self._read_data(options)
         plan = make_plan(request.name, request.method, base, dataset, options, request.folder.result)
         if dry_run:
             return self._report(plan, 0, finished=False, dry_run=True)
@@ -217,19 +219,59 @@ class _Run:
         first = int(states[-1].name.rpartition("-")[2]) if states and resume else 0
         interrupted = False
         with self._log(first) as log:
-            for note in (*plan.notes, *self._notes):
-                write_event(log, Note(first, note))
-            for event in trainer.run(resume=resume):
-                self._take(event)
+            for event in self._first_events(first, backbone, plan, options):
                 write_event(log, event)
-                interrupted = interrupted or isinstance(event, Interrupted)
-        if not interrupted and self._processes.is_main:
-            metadata = self._metadata(backbone, options, dataset)
-            with trainer.averaged():
-                self._request.folder.result.parent.mkdir(parents=True, exist_ok=True)
-                result = Result(trained, backbone, base.path, options, trainer.feed)
-                self._request.method.save(result, self._request.folder.result, metadata)
+            try:
+                for event in trainer.run(resume=resume):
+                    self._take(event)
+                    write_event(log, event)
+                    interrupted = interrupted or isinstance(event, Interrupted)
+                if not interrupted and self._processes.is_main:
+                    self._save(Result(trained, backbone, base.path, options, trainer.feed), trainer, dataset)
+            except SdkitError as error:
+                write_event(log, Note(trainer.step, f"stopped: {error.message}"))
+                raise
+            finally:
+                write_event(log, self._ended(trainer.step, backbone, finished=not interrupted))
+                self._make_page()
         return self._report(plan, trainer.step, finished=not interrupted)
+
+    def _save(self, result: Result, trainer: Trainer, dataset: Dataset) -> None:
+        metadata = self._metadata(result.backbone, result.options, dataset)
+        with trainer.averaged():
+            self._request.folder.result.parent.mkdir(parents=True, exist_ok=True)
+            self._request.method.save(result, self._request.folder.result, metadata)
+
+    def _first_events(self, step: int, backbone: Backbone, plan: Plan, options: TrainOptions) -> Iterator[Event]:
+        """What a log begins with, in every process of a run."""
+        from sdkit.runtime.precision import describe_device
+
+        method = self._request.method
+        usual = parse_options({}, method.accepts, method.defaults, self._request.name).as_dict()
+        accepted = {key: value for key, value in options.as_dict().items() if key in method.accepts}
+        changed = {key: value for key, value in accepted.items() if value != usual[key]}
+        facts = {**plan.as_dict(), "output": self._request.folder.result.name}
+        data = self._request.data.absolute().name
+        device = describe_device(backbone.device, backbone.dtype)
+        yield Begun(step, facts, accepted, changed, data, device, package_versions())
+        for note in (*plan.notes, *self._notes):
+            yield Note(step, note)
+
+    def _ended(self, step: int, backbone: Backbone, *, finished: bool) -> Ended:
+        from sdkit.runtime.precision import peak_device_mib
+
+        result = self._request.folder.result
+        size = written_bytes(result) if finished and result.exists() else None
+        return Ended(step, time.perf_counter() - self._began, peak_memory_mib(), peak_device_mib(backbone.device), size)
+
+    def _make_page(self) -> None:
+        """The run's page. A run that has done its work does not fail for want of a page."""
+        if not self._processes.is_main:
+            return
+        try:
+            report(self._request.folder.folder)
+        except (SdkitError, OSError) as error:
+            self._notes.append(f"no report: {error}")
 
     def _log(self, first: int) -> TextIO:
         """The log; of several processes one writes it."""
@@ -317,11 +359,14 @@ class _Run:
             processes=self._processes,
         )
 
-    @staticmethod
-    def _read_held_out(options: TrainOptions) -> Dataset | None:
-        if not options.validation:
-            return None
-        return read_dataset(Path(options.validation), caption=options.caption, background=options.background)
+    def _read_data(self, options: TrainOptions) -> tuple[Dataset, Dataset | None]:
+        """What is trained on, and what is held out."""
+        share = options.held_out_share
+        read = partial(read_dataset, caption=options.caption, background=options.background)
+        dataset = read(self._request.data, strict=options.strict)
+        if share is not None:
+            return split_dataset(dataset, share)
+        return dataset, read(Path(options.validation)) if options.validation else None
 
     def _settings(self, backbone: Backbone, options: TrainOptions, dataset: Dataset) -> dict[str, Any]:
         """What a state says about its run."""
@@ -377,8 +422,9 @@ class _Run:
             loss=sum(last) / len(last) if last else None,
             validation=self._validations[-1].loss if self._validations else None,
             validation_before=self._validations[-1].base if self._validations else None,
+            validation_fall=self._validations[-1].fall if self._validations else None,
             parameters=plan.parameters,
-            output_bytes=result.stat().st_size if finished and result.is_file() else plan.output_bytes,
+            output_bytes=written_bytes(result) if finished and result.exists() else plan.output_bytes,
             seconds=time.perf_counter() - self._began,
             peak_memory_mib=peak_memory_mib(),
             resume="" if finished or dry_run else self._resume_line(),
@@ -393,6 +439,21 @@ class _Run:
         words = ["sdkit", "train", request.name, "--base", str(request.base), "--data", str(request.data)]
         words += ["-o", str(request.output), "--resume"]
         return shlex.join(words)
+
+
+def written_bytes(result: Path) -> int:
+    """Size of a file, or of all files of a folder."""
+    files = result.rglob("*") if result.is_dir() else [result]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def package_versions() -> dict[str, str]:
+    """The versions that decide what a run computes."""
+    import platform
+    from importlib.metadata import version
+
+    names = ("torch", "diffusers", "transformers")
+    return {"sdkit": sdkit.__version__, **{name: version(name) for name in names}, "python": platform.python_version()}
 
 
 def _files(base: Path) -> tuple[Path, ...]:

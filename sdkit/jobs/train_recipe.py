@@ -40,7 +40,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     if "method" not in fields:
         raise UsageError(f"{path}: names no method", "begin it with `method: lora`")
     for key in _PATHS:
-        if fields.get(key):
+        if fields.get(key) and not isinstance(fields[key], float):  # validation may be a share
             fields[key] = path.parent / str(fields[key])
     if "output" in fields:
         fields["target"] = fields.pop("output")

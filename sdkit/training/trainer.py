@@ -23,6 +23,7 @@ from sdkit.core.events import (
     Validation,
 )
 from sdkit.runtime.backbone import Backbone
+from sdkit.runtime.losses import fall_interval
 from sdkit.runtime.rng import StepRNG
 from sdkit.training.batch import Loss, Objective
 from sdkit.training.feed import Feed
@@ -118,7 +119,7 @@ class Trainer:
         self._processes = processes or Processes()
         self._attempt = 0
         self._skips = 0
-        self._first_validation: float | None = None
+        self._first_validation: torch.Tensor | None = None
         self._pending: list[_Pending] = []
 
     def run(self, *, resume: bool = False) -> Iterator[Event]:
@@ -234,10 +235,11 @@ class Trainer:
             return
         with self.updater.autocast():
             losses = self._validate()
-        mean = float(losses.double().mean())
         if self._first_validation is None:
-            self._first_validation = mean
-        yield Validation(self.step, mean, self._first_validation, losses.numel())
+            self._first_validation = losses
+        first = self._first_validation
+        fall = fall_interval(first, losses) if self.step else None
+        yield Validation(self.step, _mean(losses), _mean(first), losses.numel(), fall)
 
     def _save(self) -> Iterator[Event]:
         """Save the state; while the disk is full, wait with everything kept in memory."""
@@ -270,6 +272,10 @@ class Trainer:
         self.step, self._attempt, self.updater.lr_scale = state.step, state.attempt, state.lr_scale
         self._first_validation, self._skips = state.contents["first_validation"], state.contents["skips"]
         self.updater.load(state.contents["updater"])
+
+
+def _mean(losses: torch.Tensor) -> float:
+    return float(losses.double().mean())
 
 
 def _due(step: int, every: int) -> bool:
