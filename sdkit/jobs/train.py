@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from sdkit.core.paths import cache_folder
 from sdkit.core.report import Report
 from sdkit.jobs.report import report
 from sdkit.jobs.stop import StopRequest
+from sdkit.report.tensorboard import Board, check_tensorboard, tensorboard
 from sdkit.training.data import Dataset, read_dataset, split_dataset
 from sdkit.training.folder import RunFolder, write_event
 from sdkit.training.metadata import training_metadata
@@ -40,7 +42,7 @@ PathLike = str | os.PathLike[str]
 Watch = Callable[[Event], None]
 
 # What a resume may change: how long, how fast, and what is kept; everything else is the run itself.
-CHANGEABLE = frozenset("steps epochs lr te_lr save_every keep_states validate_every device".split())
+CHANGEABLE = frozenset("steps epochs lr te_lr save_every keep_states validate_every tensorboard device".split())
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +157,8 @@ class _Run:
 
     def go(self, *, resume: bool, force: bool, dry_run: bool) -> TrainReport:
         request = self._request
+        if request.options.tensorboard:
+            check_tensorboard()
         if not dry_run:
             request.folder.check(resume=resume, force=force)
         base = look_at_base(request.base)
@@ -218,13 +222,14 @@ class _Run:
         states = complete_states(self._request.folder.states)
         first = int(states[-1].name.rpartition("-")[2]) if states and resume else 0
         interrupted = False
-        with self._log(first) as log:
+        with self._log(first) as log, self._board(first, options) as board:
             for event in self._first_events(first, backbone, plan, options):
                 write_event(log, event)
             try:
                 for event in trainer.run(resume=resume):
                     self._take(event)
                     write_event(log, event)
+                    board(event)
                     interrupted = interrupted or isinstance(event, Interrupted)
                 if not interrupted and self._processes.is_main:
                     self._save(Result(trained, backbone, base.path, options, trainer.feed), trainer, dataset)
@@ -276,6 +281,13 @@ class _Run:
     def _log(self, first: int) -> TextIO:
         """The log; of several processes one writes it."""
         return self._request.folder.log(first) if self._processes.is_main else open(os.devnull, "w", encoding="utf-8")
+
+    def _board(self, first: int, options: TrainOptions) -> AbstractContextManager[Board]:
+        """TensorBoard, if it is wanted."""
+        folder = self._request.folder
+        if not options.tensorboard or not self._processes.is_main:
+            return nullcontext(lambda event: None)
+        return tensorboard(folder.board, folder.samples, first)
 
     def _trainer(
         self, backbone: Backbone, base: Base, dataset: Dataset, options: TrainOptions

@@ -170,10 +170,10 @@ def _figures(log: RunLog) -> list[tuple[str, str, str]]:
 def _held_out_figure(log: RunLog) -> tuple[str, str, str]:
     first, last = log.validations[0], log.validations[-1]
     before, after = _value(first.get("base")), _value(last.get("loss"))
-    low, high = _fall(last)
-    interval = f"fall, 95 %: {low:.4f} to {high:.4f}, " if low == low else ""
-    how = "fell by" if after <= before else "rose by"
-    remark = f"{how} {abs(before - after):.4f} from {before:.4f} ({interval}{last['pairs']} fixed pairs)"
+    how, sign = ("fell", 1) if after <= before else ("rose", -1)
+    low, high = sorted(sign * end for end in _fall(last))
+    interval = f"95 %: {low:.4f} to {high:.4f}, " if low == low else ""
+    remark = f"{how} by {abs(before - after):.4f} from {before:.4f} ({interval}{last['pairs']} fixed pairs)"
     return "Held-out loss", f"{after:.4f}", remark
 
 

@@ -16,7 +16,7 @@ from sdkit.weights.metadata import RECIPE_KEY, VERSION_KEY, parent
 
 TRIGGERS_KEY = "sdkit.trigger_words"
 # Options that change nothing in the result, or are parents.
-_WITHOUT_EFFECT = frozenset("validation validate_every save_every keep_states device init".split())
+_WITHOUT_EFFECT = frozenset("validation validate_every save_every keep_states device init tensorboard".split())
 _KOHYA_VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
 _ARCHITECTURES = {
     "sd1": "stable-diffusion-v1",

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 COMMON = frozenset(
     "steps epochs seed lr batch accumulate resolution optimizer weight_decay schedule warmup precision device "
     "max_grad_norm ema checkpointing compile flip background strict init save_every keep_states validation "
-    "validate_every".split()
+    "validate_every tensorboard".split()
 )
 # Keys of methods that learn from captioned pictures by denoising.
 DENOISING = frozenset("caption caption_dropout token snr_gamma noise_offset prediction".split())

@@ -60,6 +60,7 @@ class TrainOptions:
     keep_states: int = _option(2, "saved states that are kept", minimum=1)
     validation: str = _option("", "for the held-out loss: a folder of pictures, or the share of them not trained on")
     validate_every: int = _option(0, "steps between validations; 0 only before and after", minimum=0)
+    tensorboard: bool = _option(False, "write the run for TensorBoard too")
     format: str = _option("kohya", "file format of the result")
     save_dtype: str = _option("fp16", "fp32, fp16, bf16, or keep (as the base), of the result")
     kl_weight: float = _option(1e-6, "pull of the latents towards a normal distribution", minimum=0.0)
