@@ -19,13 +19,14 @@ from sdkit.core.memory import peak_memory_mib
 from sdkit.core.paths import cache_folder
 from sdkit.core.report import Report
 from sdkit.jobs.report import report
+from sdkit.jobs.samples import Samples, sample_prompts, sample_requests
 from sdkit.jobs.stop import StopRequest
 from sdkit.report.tensorboard import Board, check_tensorboard, tensorboard
 from sdkit.training.data import Dataset, read_dataset, split_dataset
 from sdkit.training.folder import RunFolder, write_event
 from sdkit.training.metadata import training_metadata
 from sdkit.training.method import Method, Result, load_method
-from sdkit.training.options import TrainOptions, parse_options
+from sdkit.training.options import UNSEEN, TrainOptions, parse_options
 from sdkit.training.plan import Base, Plan, buckets, look_at_base, make_plan
 from sdkit.training.processes import Processes
 from sdkit.training.state import RunState, complete_states, load_newest
@@ -42,7 +43,7 @@ PathLike = str | os.PathLike[str]
 Watch = Callable[[Event], None]
 
 # What a resume may change: how long, how fast, and what is kept; everything else is the run itself.
-CHANGEABLE = frozenset("steps epochs lr te_lr save_every keep_states validate_every tensorboard device".split())
+CHANGEABLE = UNSEEN | frozenset("steps epochs lr te_lr save_every keep_states device".split())
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +158,7 @@ class _Run:
 
     def go(self, *, resume: bool, force: bool, dry_run: bool) -> TrainReport:
         request = self._request
+        sample_prompts(request.options.sample)
         if request.options.tensorboard:
             check_tensorboard()
         if not dry_run:
@@ -317,6 +319,7 @@ class _Run:
             options.save_every,
             options.keep_states,
             options.validate_every,
+            options.sample_every,
             self._settings(backbone, options, dataset),
         )
         trainer = Trainer(
@@ -328,6 +331,7 @@ class _Run:
             loop,
             self._request.folder.states,
             validate=self._validation(backbone, feed, base, options),
+            sample=self._samples(backbone, options),
             should_stop=self._stop,
             processes=self._processes,
         )
@@ -404,6 +408,12 @@ class _Run:
             size = nearest_size(sample.size, sizes)
             pictures.append(HeldOut(sample.id, sample.caption, size, *feed.held_out(sample, size)))
         return lambda: self._request.method.held_out(backbone, pictures)
+
+    def _samples(self, backbone: Backbone, options: TrainOptions) -> Samples | None:
+        prompts = sample_prompts(options.sample)
+        if not prompts:
+            return None
+        return Samples(backbone, sample_requests(prompts, options, backbone), self._request.folder.samples)
 
     def _metadata(self, backbone: Backbone, options: TrainOptions, dataset: Dataset) -> dict[str, str]:
         request = self._request

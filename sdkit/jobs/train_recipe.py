@@ -42,6 +42,8 @@ def read_recipe(path: Path) -> dict[str, Any]:
     for key in _PATHS:
         if fields.get(key) and not isinstance(fields[key], float):  # validation may be a share
             fields[key] = path.parent / str(fields[key])
+    if str(fields.get("sample", "")).endswith(".txt"):
+        fields["sample"] = path.parent / fields["sample"]
     if "output" in fields:
         fields["target"] = fields.pop("output")
     return fields

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from sdkit.report.log import Record, RunLog
+
+T = TypeVar("T")
 
 SAMPLES = "samples"
 SIDE = 256  # pixels of the longer side
@@ -43,10 +47,10 @@ def step_name(step: int) -> str:
     return f"step {step:,}" if step else "base"
 
 
-def spread(entries: list[Record], count: int) -> list[Record]:
+def spread(entries: Sequence[T], count: int) -> list[T]:
     """At most `count` of the entries, evenly spread, with both ends."""
     if len(entries) <= count:
-        return entries
+        return list(entries)
     return [entries[round(index * (len(entries) - 1) / (count - 1))] for index in range(count)]
 
 

@@ -53,6 +53,7 @@ class LoopSettings:
         save_every: steps between saved states; 0 saves only first and last.
         keep_states: how many saved states stay.
         validate_every: steps between validations; 0 validates only before and after.
+        sample_every: steps between samples; 0 draws only before and after.
         saved: what is written into states, so that a resume can be checked against it.
     """
 
@@ -62,6 +63,7 @@ class LoopSettings:
     save_every: int
     keep_states: int
     validate_every: int
+    sample_every: int
     saved: Mapping[str, Any]
 
 
@@ -88,6 +90,7 @@ class Trainer:
         settings: see `LoopSettings`.
         folder: where states are saved.
         validate: gives the held-out losses of the model as it is, [pictures, pairs]; None without held-out pictures.
+        sample: draws what the model draws after so many steps, and says so; None without samples.
         should_stop: asked after every step.
         processes: this process among several.
     """
@@ -103,6 +106,7 @@ class Trainer:
         folder: Path,
         *,
         validate: Callable[[], torch.Tensor] | None = None,
+        sample: Callable[[int], Event] | None = None,
         should_stop: Callable[[], bool] = lambda: False,
         processes: Processes | None = None,
     ) -> None:
@@ -115,6 +119,7 @@ class Trainer:
         self._objective = objective
         self.feed = feed
         self._validate = validate
+        self._sample = sample
         self._should_stop = should_stop
         self._processes = processes or Processes()
         self._attempt = 0
@@ -135,6 +140,7 @@ class Trainer:
             if self.step == 0:
                 yield from self._validation()
                 yield from self._save()
+                yield from self._samples()
             while self.step < self.settings.steps:
                 self._one_step()
                 yield from self._after_step()
@@ -183,9 +189,10 @@ class Trainer:
         return loss
 
     def _after_step(self) -> Iterator[Event]:
-        """Report, validate and save when due."""
+        """Report, validate, save and sample when due."""
         last = self.step == self.settings.steps
-        save = last or _due(self.step, self.settings.save_every)
+        sample = self._sample is not None and (last or _due(self.step, self.settings.sample_every))
+        save = last or sample or _due(self.step, self.settings.save_every)  # drawing takes memory: save before it
         validate = last or _due(self.step, self.settings.validate_every)
         if save or validate or self.backbone.device.type == "cpu" or len(self._pending) >= LOG_EVERY:
             before = self.step
@@ -196,6 +203,8 @@ class Trainer:
             yield from self._validation()
         if save:
             yield from self._save()
+        if sample:
+            yield from self._samples()
 
     def _look(self) -> Iterator[Event]:
         """Fetch the results of the steps since the last look, in one transfer, and see whether all is well."""
@@ -240,6 +249,14 @@ class Trainer:
         first = self._first_validation
         fall = fall_interval(first, losses) if self.step else None
         yield Validation(self.step, _mean(losses), _mean(first), losses.numel(), fall)
+
+    def _samples(self) -> Iterator[Event]:
+        """Draw with what would be saved as the result now."""
+        if self._sample is None or not self._processes.is_main:
+            return
+        with self.updater.averaged(), self.updater.autocast():
+            event = self._sample(self.step)
+        yield event
 
     def _save(self) -> Iterator[Event]:
         """Save the state; while the disk is full, wait with everything kept in memory."""
