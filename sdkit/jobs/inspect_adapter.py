@@ -99,6 +99,7 @@ def _facts(artifact: Artifact, model: Model | None) -> AdapterFacts:
         tokens=tuple(_token(rows) for rows in artifact.tokens),
         layout=model.family if model is not None else "",
         unmatched=artifact.unmatched,
+        structure=artifact.key_value.structure if artifact.key_value else None,
     )
 
 
@@ -130,9 +131,9 @@ def _sort(module: str) -> str:
 
 
 def _networks(artifact: Artifact) -> tuple[Layers, ...]:
-    """A hypernetwork's layers by the width of what they transform."""
-    widths = Counter(read.info.name.partition(".")[0] for read in artifact.key_value)
-    return tuple(Layers("unet", f"width {width}", count) for width, count in widths.items())
+    """A hypernetwork's networks by the width of what they transform."""
+    widths = artifact.key_value.networks if artifact.key_value else ()
+    return tuple(Layers("unet", f"networks of width {width}", 2) for width in widths)
 
 
 def _blocks(modules: tuple[str, ...], model: Model | None) -> dict[str, int]:

@@ -12,6 +12,9 @@ from sdkit.families.family import Model
 from sdkit.formats import adapter_family, recognise
 from sdkit.weights import DType, Weights
 
+# How to use what cannot be merged.
+_LIVE = {"hypernetwork": 'use it live: sdkit generate --base BASE --prompt "a cat <hypernet:FILE:1.0>"'}
+
 
 def known_model(base: Weights) -> Model:
     """The base, recognised.
@@ -60,7 +63,7 @@ def check_bakeable(artifact: Artifact) -> None:
     if artifact.not_bakeable:
         raise SdkitError(
             f"{artifact.source.path}: cannot be merged: a file of kind {artifact.kind} {artifact.not_bakeable}",
-            "load it beside the model; only weight changes can be merged",
+            _LIVE.get(artifact.kind, "load it beside the model; only weight changes can be merged"),
         )
     if not artifact.deltas and not artifact.unmatched:
         raise SdkitError(
