@@ -84,9 +84,12 @@ def describe(weights: Weights, format: str) -> Description:
 def _read(weights: Weights, model: Model | None) -> tuple[Artifact | None, str]:
     """The adapter, or why it cannot be read."""
     try:
-        return read_adapter(weights, model), ""
+        artifact = read_adapter(weights, model)
     except SdkitError as error:
         return None, error.message.removeprefix(f"{weights.path}: ")
+    if artifact.key_value is not None and not artifact.key_value.networks:
+        return None, "no attention there reads what its networks are as wide as"
+    return artifact, ""
 
 
 def _facts(artifact: Artifact, model: Model | None) -> AdapterFacts:

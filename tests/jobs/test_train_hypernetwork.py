@@ -141,3 +141,23 @@ def test_the_file_is_there_whole_or_not_at_all(
     again = train(tiny_base, pictures, tmp_path / "x", steps=1, resume=True)
     with open_weights(again.output) as weights:
         assert weights.tensors
+
+
+def test_the_recipe_trains_once_it_has_a_base_and_pictures(tiny_base: Path, pictures: Path, tmp_path: Path) -> None:
+    recipe = Path(__file__).parents[2] / "recipes" / "hypernetwork.yaml"
+    assert len(recipe.read_text(encoding="utf-8").splitlines()) < 30
+    words = [
+        "train",
+        str(recipe),
+        "--base",
+        str(tiny_base),
+        "--data",
+        str(pictures),
+        "-o",
+        str(tmp_path / "x"),
+        "--json",
+    ]
+    done = CliRunner().invoke(main, [*words, "--dry-run"])
+    assert done.exit_code == 0, done.output
+    plan = json.loads(done.stdout)["plan"]
+    assert (plan["method"], plan["steps"], plan["batch"]) == ("hypernetwork", 10_000, 4)
