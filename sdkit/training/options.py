@@ -70,6 +70,13 @@ class TrainOptions:
     conv_alpha: float | None = _option(None, "alpha beside convolutions [default: conv_rank]", minimum=0.0)
     text_encoder: bool = _option(False, "train the text encoder too")
     rslora: bool = _option(False, "scale by alpha / sqrt(rank)")
+    layer_structure: str = _option("1,2,1", "widths of a hypernetwork's layers, as multiples of its input's")
+    activation: str = _option("linear", "between a hypernetwork's layers: linear, relu, leakyrelu, swish, mish, …")
+    activate_output: bool = _option(False, "the activation comes behind the last layer too")
+    layer_norm: bool = _option(False, "a layer norm behind each layer of a hypernetwork")
+    layer_dropout: str = _option("0", "dropout behind hidden layers: a number, or a list like layer_structure")
+    weight_init: str = _option("Normal", "Normal, XavierNormal, XavierUniform, KaimingNormal or KaimingUniform")
+    widths: str = _option("", "widths that get networks, like 768,320 [default: all the base has]")
     lora_plus: float = _option(1.0, "learning rate of up beside that of down (LoRA+: 16)", minimum=0.0)
 
     def as_dict(self) -> dict[str, Any]:

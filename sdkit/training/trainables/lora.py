@@ -11,7 +11,7 @@ from sdkit.adapters.artifact import Artifact, Target
 from sdkit.adapters.deltas.low_rank import LowRank
 from sdkit.core.errors import SdkitError
 from sdkit.runtime.backbone import Backbone
-from sdkit.runtime.install import replaced
+from sdkit.runtime.install import beneath, replaced
 from sdkit.runtime.layers.low_rank import LowRankLayer, factor_shapes
 from sdkit.runtime.rng import StepRNG
 from sdkit.runtime.tensors import in_memory
@@ -76,8 +76,9 @@ class Lora:
         """Put the layers in the places of the model's own."""
         with ExitStack() as stack:
             for module, (down, up) in self.factors.items():
-                layer = LowRankLayer(backbone.module(module), down, up, self.scales[module])
-                stack.enter_context(replaced(backbone, module, layer))
+                place = beneath(backbone, module)
+                layer = LowRankLayer(backbone.module(place), down, up, self.scales[module])
+                stack.enter_context(replaced(backbone, place, layer))
             yield
 
     def artifact(self, dtype: torch.dtype, metadata: Mapping[str, str] | None = None) -> Artifact:
