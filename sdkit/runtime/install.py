@@ -11,6 +11,7 @@ from sdkit.adapters.deltas.delta import Delta
 from sdkit.adapters.deltas.low_rank import LowRank
 from sdkit.core.errors import SdkitError
 from sdkit.runtime.backbone import Backbone
+from sdkit.streaming.add_delta import LooksFirst
 
 if TYPE_CHECKING:
     from torch import nn
@@ -98,7 +99,10 @@ def _added(delta: Delta, module: nn.Module, parameter: str, strength: float) -> 
 
     original: nn.Parameter = getattr(module, parameter)
     rows = original.detach().cpu().float().reshape(original.shape[0], -1).clone()
-    delta.prepare(strength, torch.float32).add_rows(rows, 0)
+    prepared = delta.prepare(strength, torch.float32)
+    if isinstance(prepared, LooksFirst) and prepared.looks_first:
+        prepared.look(rows, 0)
+    prepared.add_rows(rows, 0)
     changed = rows.reshape(original.shape).to(original.device, original.dtype)
     setattr(module, parameter, nn.Parameter(changed, requires_grad=False))
     try:

@@ -63,6 +63,7 @@ class TrainOptions:
     format: str = _option("kohya", "file format of the result")
     save_dtype: str = _option("fp16", "fp32, fp16, bf16, or keep (as the base), of the result")
     kl_weight: float = _option(1e-6, "pull of the latents towards a normal distribution", minimum=0.0)
+    algo: str = _option("lora", "what is trained beside a layer: lora, dora, loha or lokr")
     rank: int = _option(16, "rank of the LoRA", minimum=1)
     network_alpha: float | None = _option(None, "scale × rank of the LoRA [default: rank]", minimum=0.0)
     targets: str = _option("transformer", "layers: attention, transformer, or a regular expression")
@@ -70,6 +71,8 @@ class TrainOptions:
     conv_alpha: float | None = _option(None, "alpha beside convolutions [default: conv_rank]", minimum=0.0)
     text_encoder: bool = _option(False, "train the text encoder too")
     rslora: bool = _option(False, "scale by alpha / sqrt(rank)")
+    factor: int = _option(-1, "size of LoKr's smaller side; -1 makes both sides about equal", minimum=-1)
+    decompose_both: bool = _option(False, "LoKr's smaller side may be low-rank too")
     lora_plus: float = _option(1.0, "learning rate of up beside that of down (LoRA+: 16)", minimum=0.0)
 
     def as_dict(self) -> dict[str, Any]:

@@ -87,8 +87,11 @@ def losses(events: list[Event]) -> list[float]:
         {"text_encoder": True, "caption_dropout": 0.3, "flip": True, "ema": 0.9},
         {"optimizer": "adafactor", "schedule": "cosine", "warmup": 2},
         {"accumulate": 2, "optimizer": "sgd", "lora_plus": 4, "snr_gamma": 5},
+        {"algo": "dora", "conv_rank": 1},
+        {"algo": "loha", "checkpointing": True},
+        {"algo": "lokr", "factor": 4, "decompose_both": True, "text_encoder": True},
     ],
-    ids=["plain", "text", "adafactor", "accumulate"],
+    ids=["plain", "text", "adafactor", "accumulate", "dora", "loha", "lokr"],
 )
 def test_a_resumed_run_is_the_same_run_bit_for_bit(make: Make, given: dict[str, Any]) -> None:
     whole = make(folder="whole", **given)
