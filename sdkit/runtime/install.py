@@ -13,6 +13,7 @@ from sdkit.adapters.key_value import Hypernetwork, Tensors, attention_inputs
 from sdkit.core.errors import SdkitError
 from sdkit.runtime.backbone import Backbone
 from sdkit.runtime.tokens import spliced, words_of
+from sdkit.streaming.add_delta import LooksFirst
 
 if TYPE_CHECKING:
     from torch import nn
@@ -151,7 +152,10 @@ def _added(delta: Delta, module: nn.Module, parameter: str, strength: float) -> 
 
     original: nn.Parameter = getattr(module, parameter)
     rows = original.detach().cpu().float().reshape(original.shape[0], -1).clone()
-    delta.prepare(strength, torch.float32).add_rows(rows, 0)
+    prepared = delta.prepare(strength, torch.float32)
+    if isinstance(prepared, LooksFirst) and prepared.looks_first:
+        prepared.look(rows, 0)
+    prepared.add_rows(rows, 0)
     changed = rows.reshape(original.shape).to(original.device, original.dtype)
     setattr(module, parameter, nn.Parameter(changed, requires_grad=False))
     try:

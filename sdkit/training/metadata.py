@@ -12,6 +12,7 @@ from sdkit.core.hashing import quick_id
 from sdkit.families.family import Model
 from sdkit.runtime.backbone import Backbone
 from sdkit.training.data import Dataset
+from sdkit.weights import open_weights
 from sdkit.weights.metadata import RECIPE_KEY, VERSION_KEY, parent
 
 TRIGGERS_KEY = "sdkit.trigger_words"
@@ -44,7 +45,8 @@ def training_metadata(
     words = trigger_words(dataset, str(options.get("token") or ""))
     parents = [parent(backbone.base_name, backbone.base_id, role="base")]
     if options.get("init"):
-        parents.append(parent(str(options["init"]), quick_id(str(options["init"])), role="init"))
+        with open_weights(options["init"]) as weights:
+            parents.append(parent(str(options["init"]), quick_id(*weights.files), role="init"))
     recipe = {
         "verb": "train",
         "method": method,
