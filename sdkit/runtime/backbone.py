@@ -253,12 +253,13 @@ class Backbone(ABC):
     # What families differ in
 
     @abstractmethod
-    def encode_text(self, ids: Mapping[str, torch.Tensor], size: tuple[int, int]) -> Cond:
+    def encode_text(self, ids: Mapping[str, torch.Tensor], size: tuple[int, int], *, clip_skip: int = 1) -> Cond:
         """Conditioning from token ids; gradients flow if the text encoder has any.
 
         Args:
             ids: as `tokenize` gives them.
             size: width and height of the pictures, for families that are told.
+            clip_skip: the layer that is read, counted from the end: 1 is the last.
         """
 
     @abstractmethod

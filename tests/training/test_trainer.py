@@ -59,7 +59,7 @@ def make(tiny_base: Path, pictures: Path, tmp_path: Path) -> Make:
             max_grad_norm=options.max_grad_norm,
             ema=options.ema,
         )
-        loop = LoopSettings(options.steps, options.seed, options.accumulate, options.save_every, 2, 0, {})
+        loop = LoopSettings(options.steps, options.seed, options.accumulate, options.save_every, 2, 0, 0, {})
         if wrap is not None:
             objective = wrap(objective)
         return Trainer(backbone, trained, objective, feed, updater, loop, tmp_path / folder, should_stop=should_stop)
