@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -124,6 +125,18 @@ class Backbone(ABC):
         self.schedule = self.schedule.to(device)
         self.device, self.dtype = device, dtype
         return self
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """While the context lasts nothing is dropped out, whatever trains in the model."""
+        training = [module for _, module in self.modules() if module.training]
+        for module in training:
+            module.training = False
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
 
     def compile(self, component: str) -> None:
         """Let torch compile a component when it is first called; its names and weights stay as they are."""
