@@ -16,7 +16,7 @@ from sdkit.core.memory import peak_memory_mib
 from sdkit.core.paths import cache_folder
 from sdkit.core.report import Report
 from sdkit.jobs.stop import StopRequest
-from sdkit.training.data import Dataset, read_dataset
+from sdkit.training.data import Dataset
 from sdkit.training.folder import RunFolder, write_event
 from sdkit.training.metadata import training_metadata
 from sdkit.training.method import Method, Result, load_method
@@ -128,7 +128,8 @@ def train(
     if suffix is None:
         suffix = "" if Path(base).is_dir() else ".safetensors"
     folder = RunFolder.of(target, suffix)
-    request = _Request(name, kind, Path(base), Path(data), folder, parsed, dict(options), target)
+    settled = kind.settle(parsed, folder.result.stem)
+    request = _Request(name, kind, Path(base), Path(data), folder, settled, dict(options), target)
     return _Run(request, watch or (lambda event: None), should_stop or StopRequest()).go(
         resume=resume, force=force, dry_run=dry_run
     )
@@ -154,9 +155,7 @@ class _Run:
             request.folder.check(resume=resume, force=force)
         base = look_at_base(request.base)
         options, done = self._resumed_options() if resume else (request.options, None)
-        dataset = read_dataset(
-            request.data, caption=options.caption, background=options.background, strict=options.strict
-        )
+        dataset = request.method.dataset(request.data, options)
         self._held_out = self._read_held_out(options)
         plan = make_plan(request.name, request.method, base, dataset, options, request.folder.result)
         if dry_run:
@@ -317,11 +316,10 @@ class _Run:
             processes=self._processes,
         )
 
-    @staticmethod
-    def _read_held_out(options: TrainOptions) -> Dataset | None:
+    def _read_held_out(self, options: TrainOptions) -> Dataset | None:
         if not options.validation:
             return None
-        return read_dataset(Path(options.validation), caption=options.caption, background=options.background)
+        return self._request.method.dataset(Path(options.validation), replace(options, strict=False))
 
     def _settings(self, backbone: Backbone, options: TrainOptions, dataset: Dataset) -> dict[str, Any]:
         """What a state says about its run."""
