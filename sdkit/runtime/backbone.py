@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -125,6 +126,18 @@ class Backbone(ABC):
         self.device, self.dtype = device, dtype
         return self
 
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """While the context lasts nothing is dropped out, whatever trains in the model."""
+        training = [module for _, module in self.modules() if module.training]
+        for module in training:
+            module.training = False
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
+
     def compile(self, component: str) -> None:
         """Let torch compile a component when it is first called; its names and weights stay as they are."""
         module = self.components[component]
@@ -240,12 +253,13 @@ class Backbone(ABC):
     # What families differ in
 
     @abstractmethod
-    def encode_text(self, ids: Mapping[str, torch.Tensor], size: tuple[int, int]) -> Cond:
+    def encode_text(self, ids: Mapping[str, torch.Tensor], size: tuple[int, int], *, clip_skip: int = 1) -> Cond:
         """Conditioning from token ids; gradients flow if the text encoder has any.
 
         Args:
             ids: as `tokenize` gives them.
             size: width and height of the pictures, for families that are told.
+            clip_skip: the layer that is read, counted from the end: 1 is the last.
         """
 
     @abstractmethod
