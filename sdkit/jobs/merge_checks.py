@@ -7,10 +7,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from sdkit.adapters.artifact import Artifact
-from sdkit.core.errors import SdkitError
+from sdkit.core.errors import SdkitError, UsageError
 from sdkit.families import identify
 from sdkit.families.family import Model
 from sdkit.formats import adapter_family, recognise
+from sdkit.streaming import Rounding
 from sdkit.weights import DType, Weights
 
 
@@ -54,6 +55,12 @@ def check_is_not_input(output: Path, inputs: Iterable[Path]) -> None:
             raise SdkitError(f"{output}: holds {path}, an input of this merge", "choose another output with -o")
         if source in target.parents:
             raise SdkitError(f"{output}: lies inside {path}, an input of this merge", "choose another output with -o")
+
+
+def check_not_rounded(rounding: Rounding, step: str) -> None:
+    """Refuse a way of rounding where nothing is rounded."""
+    if rounding.seed is not None:
+        raise UsageError(f"stochastic: the step {step} writes nothing, so nothing is rounded", "give it an output")
 
 
 def check_bakeable(artifact: Artifact) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sdkit.core.errors import SdkitError
 from sdkit.families.family import Model
 from sdkit.runtime.schedule import NoiseSchedule
+from sdkit.runtime.tokens import installed_words, marked_ids, token_ids
 
 if TYPE_CHECKING:
     import torch
@@ -228,19 +229,37 @@ class Backbone(ABC):
             pictures: torch.Tensor = self.vae.decode(latents.float() / self.vae.config.scaling_factor + shift).sample
         return pictures
 
+    # Text
+
+    def token_ids(self, component: str, text: str) -> list[int]:
+        """A text encoder's ids of a text of any length, without marks of start and end.
+
+        Words installed with `sdkit.runtime.tokens.spliced` have negative ids.
+        """
+        return token_ids(self.tokenizers[component], installed_words(self, component), text)
+
+    def tokenize(self, texts: Sequence[str]) -> Mapping[str, torch.Tensor]:
+        """Token ids [b, length] by text encoder, marked, and padded and cut to the text encoder's length."""
+        import torch
+
+        ids = {}
+        for component in self.text_encoders:
+            encoder: Any = self.components[component]
+            length = encoder.config.max_position_embeddings
+            rows = [marked_ids(self.tokenizers[component], self.token_ids(component, text), length) for text in texts]
+            ids[component] = torch.tensor(rows)
+        return ids
+
     # What families differ in
 
     @abstractmethod
-    def tokenize(self, texts: Sequence[str]) -> Mapping[str, torch.Tensor]:
-        """Token ids [b, length] by text encoder."""
-
-    @abstractmethod
-    def encode_text(self, ids: Mapping[str, torch.Tensor], size: tuple[int, int]) -> Cond:
+    def encode_text(self, ids: Mapping[str, torch.Tensor], size: tuple[int, int], *, clip_skip: int = 1) -> Cond:
         """Conditioning from token ids; gradients flow if the text encoder has any.
 
         Args:
             ids: as `tokenize` gives them.
             size: width and height of the pictures, for families that are told.
+            clip_skip: the layer that is read, counted from the end: 1 is the last.
         """
 
     @abstractmethod

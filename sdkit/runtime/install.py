@@ -12,6 +12,8 @@ from sdkit.adapters.deltas.low_rank import LowRank
 from sdkit.adapters.key_value import Hypernetwork, Tensors, attention_inputs
 from sdkit.core.errors import SdkitError
 from sdkit.runtime.backbone import Backbone
+from sdkit.runtime.tokens import spliced, words_of
+from sdkit.streaming.add_delta import LooksFirst
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,29 +25,32 @@ Networks = Mapping[int, tuple["KeyValueNetwork", "KeyValueNetwork"]]  # width â†
 
 @contextmanager
 def install(artifact: Artifact, backbone: Backbone, strength: float = 1.0) -> Iterator[int]:
-    """Put an adapter's weight changes, or a hypernetwork's networks, live while the context lasts.
+    """Put an adapter live while the context lasts: weight changes, words, a hypernetwork's networks.
 
-    A low-rank change stands beside its layer; any other is added to a copy of the weight. Networks transform what the
-    changed layers read. At strength 0 nothing is touched, so outputs are the base's own bits.
+    A low-rank change stands beside its layer; any other is added to a copy of the weight. A word acts where the text
+    has it, whatever the strength. Networks transform what the changed layers read. At strength 0 nothing is touched,
+    so outputs are the base's own bits.
 
     Args:
         artifact: read for this base's model, so that its targets are the base's modules.
 
     Yields:
-        The number of parameters changed, and of inputs transformed.
+        The number of parameters changed and of inputs transformed, each text encoder's rows of a word counted as one.
 
     Raises:
-        SdkitError: the adapter holds nothing that can be live, or something that has no place in this base.
+        SdkitError: the adapter holds nothing that can be put live, or something that has no place in this base.
     """
     check_installable(artifact, backbone)
     networks = loaded_networks(artifact.key_value, backbone) if artifact.key_value else {}
     inputs = attention_inputs(backbone.model) if networks else {}
     with ExitStack() as stack:
         if strength != 0.0:
+            if artifact.tokens:
+                stack.enter_context(spliced(backbone, words_of(artifact, backbone)))
             for target, delta in artifact.deltas.items():
                 stack.enter_context(_one(target, delta, backbone, strength))
             stack.enter_context(transformed(backbone, networks, strength))
-        yield len(artifact.deltas) + sum(len(inputs[width]) for width in networks)
+        yield len(artifact.deltas) + len(artifact.tokens) + sum(len(inputs[width]) for width in networks)
 
 
 @contextmanager
@@ -99,7 +104,8 @@ def loaded_networks(hypernetwork: Hypernetwork, backbone: Backbone) -> Networks:
 
 def check_installable(artifact: Artifact, backbone: Backbone) -> None:
     """Refuse an adapter that would do nothing, or only a part of what it should."""
-    if not artifact.deltas and not (artifact.key_value and artifact.key_value.networks):
+    networks = artifact.key_value.networks if artifact.key_value else {}
+    if not artifact.deltas and not artifact.tokens and not networks:
         raise SdkitError(
             f"{artifact.source.path}: nothing of it applies to the base {backbone.base_name} ({artifact.kind})",
             "`sdkit inspect` shows what it holds and what it was made for",
@@ -146,7 +152,10 @@ def _added(delta: Delta, module: nn.Module, parameter: str, strength: float) -> 
 
     original: nn.Parameter = getattr(module, parameter)
     rows = original.detach().cpu().float().reshape(original.shape[0], -1).clone()
-    delta.prepare(strength, torch.float32).add_rows(rows, 0)
+    prepared = delta.prepare(strength, torch.float32)
+    if isinstance(prepared, LooksFirst) and prepared.looks_first:
+        prepared.look(rows, 0)
+    prepared.add_rows(rows, 0)
     changed = rows.reshape(original.shape).to(original.device, original.dtype)
     setattr(module, parameter, nn.Parameter(changed, requires_grad=False))
     try:

@@ -59,7 +59,7 @@ def make(tiny_base: Path, pictures: Path, tmp_path: Path) -> Make:
             max_grad_norm=options.max_grad_norm,
             ema=options.ema,
         )
-        loop = LoopSettings(options.steps, options.seed, options.accumulate, options.save_every, 2, 0, {})
+        loop = LoopSettings(options.steps, options.seed, options.accumulate, options.save_every, 2, 0, 0, {})
         if wrap is not None:
             objective = wrap(objective)
         return Trainer(backbone, trained, objective, feed, updater, loop, tmp_path / folder, should_stop=should_stop)
@@ -88,8 +88,11 @@ def losses(events: list[Event]) -> list[float]:
         {"optimizer": "adafactor", "schedule": "cosine", "warmup": 2},
         {"accumulate": 2, "optimizer": "sgd", "lora_plus": 4, "snr_gamma": 5},
         {"method": "hypernetwork", "activation": "relu", "layer_norm": True, "layer_dropout": 0.3},
+        {"algo": "dora", "conv_rank": 1},
+        {"algo": "loha", "checkpointing": True},
+        {"algo": "lokr", "factor": 4, "decompose_both": True, "text_encoder": True},
     ],
-    ids=["plain", "text", "adafactor", "accumulate", "hypernetwork"],
+    ids=["plain", "text", "adafactor", "accumulate", "hypernetwork", "dora", "loha", "lokr"],
 )
 def test_a_resumed_run_is_the_same_run_bit_for_bit(make: Make, given: dict[str, Any]) -> None:
     whole = make(folder="whole", **given)

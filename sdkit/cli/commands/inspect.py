@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sdkit.cli.output import Output, columns, human_bytes, output_options
+from sdkit.cli.output import Output, columns, output_options
+from sdkit.core.human import human_bytes
 
 if TYPE_CHECKING:
     from sdkit.adapters.artifact import Change
