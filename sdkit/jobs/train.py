@@ -340,12 +340,14 @@ class _Run:
             return None
         from sdkit.runtime.losses import HeldOut
         from sdkit.training.buckets import nearest_size
+        from sdkit.training.images import frame_of
 
         sizes = buckets(base, options)
         pictures = []
         for sample in self._held_out.samples:
             size = nearest_size(sample.size, sizes)
-            pictures.append(HeldOut(sample.id, sample.caption, size, *feed.held_out(sample, size)))
+            frame = frame_of(sample.size, size)
+            pictures.append(HeldOut(sample.id, sample.caption, size, *feed.held_out(sample, size), frame=frame))
         return lambda: self._request.method.held_out(backbone, pictures)
 
     def _metadata(self, backbone: Backbone, options: TrainOptions, dataset: Dataset) -> dict[str, str]:

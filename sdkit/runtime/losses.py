@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sdkit.runtime.backbone import Backbone, Cond, Latents
+from sdkit.runtime.backbone import Backbone, Cond, Frame, Latents
 from sdkit.runtime.rng import StepRNG
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ class HeldOut:
         size: width and height.
         latents: [1, c, h, w]; None where only pixels are looked at.
         pixels: [1, 3, h, w] in −1 … 1; None where only latents are looked at.
+        frame: how it was cut; None for a whole picture.
     """
 
     id: str
@@ -33,6 +34,7 @@ class HeldOut:
     size: tuple[int, int]
     latents: Latents | None = None
     pixels: torch.Tensor | None = None
+    frame: Frame | None = None
 
 
 def held_out_losses(
@@ -54,7 +56,8 @@ def held_out_losses(
             mean = picture.latents.mean.to(backbone.device)
             clean = mean.expand(pairs, *mean.shape[1:])
             noise = rng.normal((pairs, *mean.shape[1:]), "held-out", picture.id).to(backbone.device)
-            cond = _repeated(backbone.encode_text(backbone.tokenize([picture.caption]), picture.size), pairs)
+            text = backbone.encode_text(backbone.tokenize([picture.caption]), picture.size)
+            cond = _repeated(backbone.framed(text, [picture.frame or Frame.whole(picture.size)]), pairs)
             noised = backbone.schedule.noise(clean, noise, timesteps)
             target = backbone.schedule.target(clean, noise, timesteps)
             error = backbone.denoise(noised, timesteps, cond).float() - target

@@ -13,7 +13,7 @@ from sdkit.training.batch import Batch
 from sdkit.training.buckets import Size, nearest_size
 from sdkit.training.cache import TensorCache, cache_key
 from sdkit.training.data import Sample
-from sdkit.training.images import fit, open_picture, pixels
+from sdkit.training.images import fit, frame_of, open_picture, pixels
 
 if TYPE_CHECKING:
     import torch
@@ -183,8 +183,10 @@ class Feed:
     def _stack_text(self, slots: Sequence[_Slot], rng: StepRNG) -> Cond:
         captions = [self._caption(slot, rng) for slot in slots]
         if self._keep_text:
-            return Cond.join([self._cond(caption, slot.size) for caption, slot in zip(captions, slots, strict=True)])
-        return self._backbone.encode_text(self._backbone.tokenize(captions), slots[0].size)
+            cond = Cond.join([self._cond(caption, slot.size) for caption, slot in zip(captions, slots, strict=True)])
+        else:
+            cond = self._backbone.encode_text(self._backbone.tokenize(captions), slots[0].size)
+        return self._backbone.framed(cond, [frame_of(slot.sample.size, slot.size) for slot in slots])
 
     def _caption(self, slot: _Slot, rng: StepRNG) -> str:
         return "" if rng.chance(self.settings.caption_dropout, "caption", slot.id) else slot.sample.caption

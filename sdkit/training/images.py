@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdkit.core.errors import SdkitError, UsageError
+from sdkit.runtime.backbone import Frame
 from sdkit.training.buckets import Size
 
 if TYPE_CHECKING:
@@ -61,6 +62,13 @@ def fit(image: Image, size: Size) -> Image:
     from PIL import ImageOps
 
     return image if image.size == size else ImageOps.fit(image, size, method=PIL.Image.Resampling.LANCZOS)
+
+
+def frame_of(original: Size, size: Size) -> Frame:
+    """What `fit` cuts out of a picture."""
+    scale = max(size[0] / original[0], size[1] / original[1])
+    left, top = (round((side * scale - shown) / 2) for side, shown in zip(original, size, strict=True))
+    return Frame(original, (left, top), size)
 
 
 def pixels(image: Image) -> torch.Tensor:

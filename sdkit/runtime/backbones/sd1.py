@@ -18,11 +18,7 @@ class SD1(Backbone):
 
     def tokenize(self, texts: Sequence[str]) -> Mapping[str, torch.Tensor]:
         """Token ids, padded and cut to the text encoder's length."""
-        length = self.components["text_encoder"].config.max_position_embeddings  # type: ignore[union-attr]
-        tokens = self.tokenizers["text_encoder"](
-            list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
-        )
-        return {"text_encoder": tokens.input_ids}
+        return {"text_encoder": self._token_ids("text_encoder", texts)}
 
     def encode_text(self, ids: Mapping[str, torch.Tensor], size: tuple[int, int]) -> Cond:
         """The last hidden states. Pictures' sizes mean nothing to this family."""
@@ -34,3 +30,6 @@ class SD1(Backbone):
         inputs = (noised.to(self.dtype), timesteps, cond.context.to(self.dtype))
         prediction: torch.Tensor = self.unet(*inputs, return_dict=False)[0]
         return prediction
+
+
+BACKBONE = SD1
