@@ -155,8 +155,14 @@ class _Run:
         base = look_at_base(request.base)
         options, done = self._resumed_options() if resume else (request.options, None)
         dataset = read_dataset(
-            request.data, caption=options.caption, background=options.background, strict=options.strict
+            request.data,
+            caption=options.caption,
+            background=options.background,
+            strict=options.strict,
+            mask=options.mask,
         )
+        if options.mask and all(sample.mask is None for sample in dataset.samples):
+            raise SdkitError(f"{request.data}: mask={options.mask}: no picture has a mask", "leave mask= out")
         self._held_out = self._read_held_out(options)
         plan = make_plan(request.name, request.method, base, dataset, options, request.folder.result)
         if dry_run:
@@ -293,7 +299,12 @@ class _Run:
         from sdkit.training.feed import Feed, FeedSettings
 
         settings = FeedSettings(
-            options.batch, buckets(base, options), options.flip, options.caption_dropout, options.background
+            options.batch,
+            buckets(base, options),
+            options.flip,
+            options.caption_dropout,
+            options.background,
+            options.unmasked_weight,
         )
         keep_text = not any(trainable.trains_text for trainable in trained)
         cache = TensorCache(cache_folder() / "training")
@@ -321,7 +332,10 @@ class _Run:
     def _read_held_out(options: TrainOptions) -> Dataset | None:
         if not options.validation:
             return None
-        return read_dataset(Path(options.validation), caption=options.caption, background=options.background)
+        beside = options.mask if options.mask in ("alpha", "files") else ""  # a folder is of the run's own pictures
+        return read_dataset(
+            Path(options.validation), caption=options.caption, background=options.background, mask=beside
+        )
 
     def _settings(self, backbone: Backbone, options: TrainOptions, dataset: Dataset) -> dict[str, Any]:
         """What a state says about its run."""
@@ -338,16 +352,13 @@ class _Run:
     ) -> Callable[[], Any] | None:
         if self._held_out is None:
             return None
-        from sdkit.runtime.losses import HeldOut
         from sdkit.training.buckets import nearest_size
-        from sdkit.training.images import frame_of
 
         sizes = buckets(base, options)
         pictures = []
         for sample in self._held_out.samples:
             size = nearest_size(sample.size, sizes)
-            frame = frame_of(sample.size, size)
-            pictures.append(HeldOut(sample.id, sample.caption, size, *feed.held_out(sample, size), frame=frame))
+            pictures.append(feed.held_out(sample, size))
         return lambda: self._request.method.held_out(backbone, pictures)
 
     def _metadata(self, backbone: Backbone, options: TrainOptions, dataset: Dataset) -> dict[str, str]:

@@ -27,6 +27,7 @@ class HeldOut:
         latents: [1, c, h, w]; None where only pixels are looked at.
         pixels: [1, 3, h, w] in −1 … 1; None where only latents are looked at.
         frame: how it was cut; None for a whole picture.
+        mask: [1, 1, h, w] of the latents, how much each place counts; None when all count alike.
     """
 
     id: str
@@ -35,6 +36,7 @@ class HeldOut:
     latents: Latents | None = None
     pixels: torch.Tensor | None = None
     frame: Frame | None = None
+    mask: torch.Tensor | None = None
 
 
 def held_out_losses(
@@ -61,8 +63,17 @@ def held_out_losses(
             noised = backbone.schedule.noise(clean, noise, timesteps)
             target = backbone.schedule.target(clean, noise, timesteps)
             error = backbone.denoise(noised, timesteps, cond).float() - target
-            rows.append(error.square().flatten(1).mean(1).cpu())
+            mask = picture.mask.to(backbone.device) if picture.mask is not None else None
+            rows.append(masked_mean(error.square(), mask).cpu())
     return torch.stack(rows)
+
+
+def masked_mean(error: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Mean over all but the first dimension; places count as the mask says."""
+    if mask is None:
+        return error.flatten(1).mean(1)
+    weights = mask.expand_as(error)
+    return (error * weights).flatten(1).sum(1) / weights.flatten(1).sum(1).clamp(min=1e-6)
 
 
 def reconstruction_losses(backbone: Backbone, pictures: Sequence[HeldOut]) -> torch.Tensor:

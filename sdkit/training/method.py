@@ -29,7 +29,7 @@ COMMON = frozenset(
     "validate_every".split()
 )
 # Keys of methods that learn from captioned pictures by denoising.
-DENOISING = frozenset("caption caption_dropout token snr_gamma noise_offset prediction".split())
+DENOISING = frozenset("caption caption_dropout token snr_gamma noise_offset prediction mask unmasked_weight".split())
 
 
 @dataclass(frozen=True, slots=True)
