@@ -358,13 +358,10 @@ def test_two_processes_train_what_one_trains(tiny_base: Path, pictures: Path, tm
     assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-3 * moved
 
 
-def test_sdxl_s_plan_knows_what_a_lora_of_it_trains() -> None:
+def test_the_layers_of_a_preset_are_kohya_s() -> None:
     from sdkit.families.reference import reference
-    from sdkit.training.targets import lora_size, lora_targets
+    from sdkit.training.targets import lora_targets
 
     for family, modules in (("sd1", 192), ("sdxl", 722)):
-        shapes = lora_targets(reference(family), "transformer", text=False, conv_rank=0)
-        assert len(shapes) == modules
-        parameters = lora_size(shapes, 4, 0)
-        assert parameters == sum(4 * (shape[0] + shape[1]) for shape in shapes.values())
+        assert len(lora_targets(reference(family), "transformer", text=False, conv_rank=0)) == modules
     assert len(lora_targets(reference("sd1"), "transformer", text=True, conv_rank=0)) == 192 + 72
