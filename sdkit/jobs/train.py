@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import sdkit
 from sdkit.core.errors import SdkitError, UsageError
-from sdkit.core.events import Begun, Ended, Event, Interrupted, Note, Resumed, Step, Validation
+from sdkit.core.events import Begun, Drawn, Ended, Event, Interrupted, Note, Resumed, Step, Validation
 from sdkit.core.hashing import quick_id
 from sdkit.core.memory import peak_memory_mib
 from sdkit.core.paths import cache_folder
 from sdkit.core.report import Report
+from sdkit.jobs.class_pictures import STEPS, ClassPictures, class_pictures, given_pictures
 from sdkit.jobs.report import report
 from sdkit.jobs.samples import Samples, sample_prompts, sample_requests
 from sdkit.jobs.stop import StopRequest
 from sdkit.report.tensorboard import Board, check_tensorboard, tensorboard
-from sdkit.training.data import Dataset, read_dataset, split_dataset
+from sdkit.training.data import Dataset, Sample, split_dataset
 from sdkit.training.folder import RunFolder, write_event
 from sdkit.training.metadata import training_metadata
 from sdkit.training.method import Method, Result, load_method
-from sdkit.training.options import UNSEEN, TrainOptions, parse_options
-from sdkit.training.plan import Base, Plan, buckets, look_at_base, make_plan
+from sdkit.training.options import UNSEEN, TrainOptions, parse_options, spelled
+from sdkit.training.plan import Base, ClassPlan, Plan, buckets, look_at_base, make_plan
 from sdkit.training.processes import Processes
 from sdkit.training.state import RunState, complete_states, load_newest
 from sdkit.weights.atomic import check_space
@@ -130,8 +130,10 @@ def train(
         SdkitError: whatever is wrong, most of it before the base is loaded.
     """
     name, kind = load_method(method)
-    parsed = parse_options(options, kind.accepts, kind.defaults, name)
     target = Path(output) if output is not None else Path("runs") / f"{Path(data).absolute().name}-{name}"
+    saved = RunFolder.saved(target) if resume else None
+    same = saved is not None and saved.settings["method"] == name
+    kind, parsed = kind.settled(name, options, saved.settings["options"] if saved and same else None)
     suffix = kind.suffix(parsed)
     if suffix is None:
         suffix = "" if Path(base).is_dir() else ".safetensors"
@@ -140,6 +142,10 @@ def train(
     return _Run(request, watch or (lambda event: None), should_stop or StopRequest()).go(
         resume=resume, force=force, dry_run=dry_run
     )
+
+
+class _StoppedEarlyError(Exception):
+    """The run was asked to stop before its first step."""
 
 
 class _Run:
@@ -154,6 +160,8 @@ class _Run:
         self._validations: list[Validation] = []
         self._notes: list[str] = []
         self._held_out: Dataset | None = None
+        self._class_pictures: ClassPictures | None = None
+        self._priors: list[Sample] = []
         self._processes = Processes()
 
     def go(self, *, resume: bool, force: bool, dry_run: bool) -> TrainReport:
@@ -166,7 +174,8 @@ class _Run:
         base = look_at_base(request.base)
         options, done = self._resumed_options() if resume else (request.options, None)
         dataset, self._held_out = self._read_data(options)
-        plan = make_plan(request.name, request.method, base, dataset, options, request.folder.result)
+        prior = self._plan_class(base, options)
+        plan = make_plan(request.name, request.method, base, dataset, options, request.folder.result, prior)
         if dry_run:
             return self._report(plan, 0, finished=False, dry_run=True)
         if done is not None and done.step >= plan.steps and request.folder.result.exists():
@@ -179,7 +188,10 @@ class _Run:
             request.folder.begin(resume=resume)
         self._processes.wait()
         options = replace(options, steps=plan.steps, epochs=None)
-        return self._train(base, dataset, options, plan, resume=resume)
+        try:
+            return self._train(base, dataset, options, plan, resume=resume)
+        except _StoppedEarlyError:
+            return self._report(plan, 0, finished=False)
 
     def _resumed_options(self) -> tuple[TrainOptions, RunState | None]:
         """The saved run's options, with those given now that a resume may change."""
@@ -210,11 +222,16 @@ class _Run:
         self._notes.append(f"{key} changes from {old} to {new}")
 
     def _check_same_data(self, state: RunState | None, dataset: Dataset) -> None:
-        if state is not None and state.settings["data"] != dataset.id:
+        if state is not None and state.settings["data"] != self._data_id(dataset):
             raise SdkitError(
                 f"{self._request.data}: pictures or captions have changed since the run was begun",
                 "restore them, or begin a new run with --force",
             )
+
+    def _data_id(self, dataset: Dataset) -> str:
+        """Names everything that is read; what the base draws follows from the options."""
+        given = [] if self._class_pictures else self._priors
+        return replace(dataset, samples=(*dataset.samples, *given)).id
 
     def _train(self, base: Base, dataset: Dataset, options: TrainOptions, plan: Plan, *, resume: bool) -> TrainReport:
         from sdkit.runtime.load import load_backbone
@@ -302,11 +319,13 @@ class _Run:
         method = self._request.method
         trained = method.trainables(backbone, options, StepRNG(options.seed))
         backbone.to(device, compute_type(options.precision, device))
+        self._draw_class(backbone)
         for trainable in trained:
             for parameter in trainable.parameters.values():
                 parameter.data = parameter.data.to(device)
         objective = method.objective(options)
-        feed = self._feed(backbone, base, dataset, options, objective.inputs, trained)
+        shown = (*dataset.samples, *self._priors)
+        feed = self._feed(backbone, base, shown, options, objective.inputs, trained)
         if options.checkpointing:
             backbone.unet.enable_gradient_checkpointing()
             backbone.unet.train()
@@ -341,7 +360,7 @@ class _Run:
     def _feed(
         backbone: Backbone,
         base: Base,
-        dataset: Dataset,
+        samples: Sequence[Sample],
         options: TrainOptions,
         inputs: frozenset[str],
         trained: list[Trainable],
@@ -355,7 +374,7 @@ class _Run:
         )
         keep_text = not any(trainable.trains_text for trainable in trained)
         cache = TensorCache(cache_folder() / "training")
-        feed = Feed(dataset.samples, backbone, cache, settings, inputs, keep_text=keep_text)
+        feed = Feed(samples, backbone, cache, settings, inputs, keep_text=keep_text)
         feed.prepare()
         return feed
 
@@ -375,14 +394,41 @@ class _Run:
             processes=self._processes,
         )
 
+    def _plan_class(self, base: Base, options: TrainOptions) -> ClassPlan | None:
+        """The pictures of the class: a person's own are read, the base's are looked for."""
+        prompt = self._request.method.class_prompt(options)
+        if not prompt:
+            return None
+        if options.class_data:
+            self._priors = given_pictures(Path(options.class_data), prompt, options.background)
+            return ClassPlan(prompt, len(self._priors))
+        self._class_pictures = wanted = class_pictures(base, options, prompt)
+        return ClassPlan(prompt, wanted.count, len(wanted.missing), STEPS)
+
+    def _draw_class(self, backbone: Backbone) -> None:
+        """Have the base draw what is missing of its class; several processes share the work."""
+        wanted = self._class_pictures
+        if wanted is None:
+            return
+        began = time.perf_counter()
+        mine = wanted.missing[self._processes.rank :: self._processes.count]
+        for done, _ in enumerate(wanted.draw(backbone, mine), 1):
+            self._watch(Drawn(0, done, len(mine), time.perf_counter() - began))
+            if self._stop():
+                raise _StoppedEarlyError
+        self._processes.wait()
+        self._priors = wanted.samples()
+
     def _read_data(self, options: TrainOptions) -> tuple[Dataset, Dataset | None]:
         """What is trained on, and what is held out."""
         share = options.held_out_share
-        read = partial(read_dataset, caption=options.caption, background=options.background)
-        dataset = read(self._request.data, strict=options.strict)
+        method = self._request.method
+        dataset = method.dataset(self._request.data, options)
         if share is not None:
             return split_dataset(dataset, share)
-        return dataset, read(Path(options.validation)) if options.validation else None
+        if not options.validation:
+            return dataset, None
+        return dataset, method.dataset(Path(options.validation), replace(options, strict=False))
 
     def _settings(self, backbone: Backbone, options: TrainOptions, dataset: Dataset) -> dict[str, Any]:
         """What a state says about its run."""
@@ -390,7 +436,7 @@ class _Run:
             "method": self._request.name,
             "base": backbone.base_id,
             "base_name": backbone.base_name,
-            "data": dataset.id,
+            "data": self._data_id(dataset),
             "options": options.as_dict(),
         }
 
@@ -460,6 +506,8 @@ class _Run:
         request = self._request
         words = ["sdkit", "train", request.name, "--base", str(request.base), "--data", str(request.data)]
         words += ["-o", str(request.output), "--resume"]
+        if not complete_states(request.folder.states):  # nothing is saved that would know the options
+            words += [f"{spelled(key)}={value}" for key, value in request.given.items()]
         return shlex.join(words)
 
 

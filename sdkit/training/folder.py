@@ -11,7 +11,7 @@ from typing import TextIO
 
 from sdkit.core.errors import SdkitError
 from sdkit.core.events import Event
-from sdkit.training.state import complete_states
+from sdkit.training.state import RunState, complete_states, load_newest
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,15 @@ class RunFolder:
             return cls(output.absolute().parent, output)
         name = output.absolute().name
         return cls(output, output / f"{name}{suffix}")
+
+    @classmethod
+    def saved(cls, output: Path) -> RunState | None:
+        """The newest state of the run at what ``-o`` says, whatever its method writes; None when there is none."""
+        for suffix in ("", ".any"):
+            found = load_newest(cls.of(output, suffix).states)
+            if found is not None:
+                return found[1]
+        return None
 
     @property
     def states(self) -> Path:

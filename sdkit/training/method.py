@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sdkit.core.errors import SdkitError
+from sdkit.core.errors import SdkitError, UsageError
 from sdkit.core.plugins import Plugin, choose, find_plugins
 from sdkit.families.family import Model
 from sdkit.runtime.losses import HeldOut, held_out_losses
-from sdkit.training.options import UNSEEN, TrainOptions
+from sdkit.training.data import Dataset, read_dataset
+from sdkit.training.options import UNSEEN, TrainOptions, parse_options, spelled
 
 if TYPE_CHECKING:
     import torch
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from sdkit.runtime.rng import StepRNG
     from sdkit.training.batch import Objective
     from sdkit.training.feed import Feed
+    from sdkit.training.plan import Base
     from sdkit.training.trainable import Trainable
 
 # Keys every method takes.
@@ -73,6 +75,11 @@ class Save(Protocol):
         ...
 
 
+def read_captioned(folder: Path, options: TrainOptions) -> Dataset:
+    """The pictures of a folder with their captions, as most methods take them."""
+    return read_dataset(folder, caption=options.caption, background=options.background, strict=options.strict)
+
+
 @dataclass(frozen=True, slots=True)
 class Method:
     """A method as data. A module of `sdkit.training.methods` holds one under the name ``METHOD``.
@@ -89,6 +96,10 @@ class Method:
         trains_base: whether the base's own weights are trained, and not something small beside them.
         component: the component that is run: ``unet`` or ``vae``.
         held_out: the losses of held-out pictures, [pictures, pairs].
+        dataset: reads a folder of pictures and gives them the captions they are shown with.
+        notes: what a person should know of these options with this base.
+        class_prompt: what pictures of the class are drawn from; empty for no prior preservation.
+        variant: the method as options make it, where some decide what trains or change the defaults of others.
     """
 
     accepts: frozenset[str]
@@ -102,6 +113,33 @@ class Method:
     trains_base: bool = False
     component: str = "unet"
     held_out: Callable[[Backbone, Sequence[HeldOut]], torch.Tensor] = held_out_losses
+    dataset: Callable[[Path, TrainOptions], Dataset] = read_captioned
+    notes: Callable[[Base, TrainOptions], Sequence[str]] = lambda base, options: ()
+    class_prompt: Callable[[TrainOptions], str] = lambda options: ""
+    variant: Callable[[TrainOptions], Method] | None = None
+
+    def settled(
+        self, name: str, given: Mapping[str, Any], saved: Mapping[str, Any] | None = None
+    ) -> tuple[Method, TrainOptions]:
+        """The method as the keys make it, and its options.
+
+        Args:
+            name: of the method.
+            given: keys and values of a person.
+            saved: those of a run that is resumed; what is given goes before.
+
+        Raises:
+            UsageError: a key or value is wrong.
+        """
+        kept = {key: value for key, value in (saved or {}).items() if key in self.accepts}
+        options = parse_options({**kept, **given}, self.accepts, self.defaults, name)
+        if self.variant is None:
+            return self, options
+        chosen = self.variant(options)
+        strange = [word for word in given if spelled(word.replace("-", "_")) in self.accepts - chosen.accepts]
+        if strange:
+            raise UsageError(f"{strange[0]}= does not go with as={options.as_}", "leave it out, or choose another as=")
+        return chosen.settled(name, given, saved)
 
 
 def methods() -> dict[str, Plugin]:
