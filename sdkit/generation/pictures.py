@@ -48,7 +48,7 @@ def draw(backbone: Backbone, requests: Sequence[Request], *, batch: int = 1, wat
 
     wanted = [checked(request, backbone) for request in requests]
     pictures: list[Image | None] = [None] * len(wanted)
-    with torch.inference_mode(), _drawing(backbone):
+    with torch.no_grad(), _drawing(backbone):
         texts = [encode_texts(backbone, request) for request in wanted]
         steps = _Steps(sum(request.steps for request in wanted), watch)
         for places in _batches(wanted, texts, batch):

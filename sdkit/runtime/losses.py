@@ -40,7 +40,8 @@ def held_out_losses(
 ) -> torch.Tensor:
     """The loss of every pair, [pictures, pairs], float32 on the CPU.
 
-    Timesteps are spread evenly over the schedule; noise is a function of the seed, the picture and the pair.
+    Timesteps are spread evenly over the schedule; noise is a function of the seed, the picture and the pair. Nothing is
+    dropped out, so that a run can be looked at in its midst.
     """
     import torch
 
@@ -48,7 +49,7 @@ def held_out_losses(
     spread = [(2 * index + 1) * backbone.schedule.steps // (2 * pairs) for index in range(pairs)]
     timesteps = torch.tensor(spread, device=backbone.device)
     rows = []
-    with torch.no_grad():
+    with torch.no_grad(), backbone.evaluating():
         for picture in pictures:
             assert picture.latents is not None, "the denoiser's loss is of latents"
             mean = picture.latents.mean.to(backbone.device)

@@ -13,6 +13,7 @@ from sdkit.families.family import Model
 from sdkit.runtime.backbone import Backbone
 from sdkit.training.data import Dataset
 from sdkit.training.options import UNSEEN
+from sdkit.weights import open_weights
 from sdkit.weights.metadata import RECIPE_KEY, VERSION_KEY, parent
 
 TRIGGERS_KEY = "sdkit.trigger_words"
@@ -45,7 +46,8 @@ def training_metadata(
     words = trigger_words(dataset, str(options.get("token") or ""))
     parents = [parent(backbone.base_name, backbone.base_id, role="base")]
     if options.get("init"):
-        parents.append(parent(str(options["init"]), quick_id(str(options["init"])), role="init"))
+        with open_weights(options["init"]) as weights:
+            parents.append(parent(str(options["init"]), quick_id(*weights.files), role="init"))
     recipe = {
         "verb": "train",
         "method": method,

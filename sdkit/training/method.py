@@ -41,11 +41,13 @@ class Size:
         parameters: numbers trained.
         modules: modules they belong to.
         output_bytes: of the file.
+        notes: what a person should know about it.
     """
 
     parameters: int
     modules: int
     output_bytes: int
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,6 +74,7 @@ class TrainOptions:
     format: str = _option("kohya", "file format of the result")
     save_dtype: str = _option("fp16", "fp32, fp16, bf16, or keep (as the base), of the result")
     kl_weight: float = _option(1e-6, "pull of the latents towards a normal distribution", minimum=0.0)
+    algo: str = _option("lora", "what is trained beside a layer: lora, dora, loha or lokr")
     rank: int = _option(16, "rank of the LoRA", minimum=1)
     network_alpha: float | None = _option(None, "scale × rank of the LoRA [default: rank]", minimum=0.0)
     targets: str = _option("transformer", "layers: attention, transformer, or a regular expression")
@@ -81,6 +82,15 @@ class TrainOptions:
     conv_alpha: float | None = _option(None, "alpha beside convolutions [default: conv_rank]", minimum=0.0)
     text_encoder: bool = _option(False, "train the text encoder too")
     rslora: bool = _option(False, "scale by alpha / sqrt(rank)")
+    layer_structure: str = _option("1,2,1", "widths of a hypernetwork's layers, as multiples of its input's")
+    activation: str = _option("linear", "between a hypernetwork's layers: linear, relu, leakyrelu, swish, mish, …")
+    activate_output: bool = _option(False, "the activation comes behind the last layer too")
+    layer_norm: bool = _option(False, "a layer norm behind each layer of a hypernetwork")
+    layer_dropout: str = _option("0", "dropout behind hidden layers: a number, or a list like layer_structure")
+    weight_init: str = _option("Normal", "Normal, XavierNormal, XavierUniform, KaimingNormal or KaimingUniform")
+    widths: str = _option("", "widths that get networks, like 768,320 [default: all the base has]")
+    factor: int = _option(-1, "size of LoKr's smaller side; -1 makes both sides about equal", minimum=-1)
+    decompose_both: bool = _option(False, "LoKr's smaller side may be low-rank too")
     lora_plus: float = _option(1.0, "learning rate of up beside that of down (LoRA+: 16)", minimum=0.0)
 
     @property

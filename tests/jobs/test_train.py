@@ -28,9 +28,15 @@ def train(base: Path, data: Path, out: Path, **options: Any) -> TrainReport:
     return report
 
 
-def command(base: Path, data: Path, out: Path, *more: str) -> list[str]:
-    words = [sys.executable, "-m", "sdkit", "train", "lora", "--base", str(base), "--data", str(data), "-o", str(out)]
-    return [*words, "rank=2", "batch=2", "text_encoder=yes", "flip=yes", *more]
+KEYS = {
+    "lora": ["rank=2", "text_encoder=yes"],
+    "hypernetwork": ["activation=relu", "layer_dropout=0.3", "lr=1e-3"],
+}
+
+
+def command(base: Path, data: Path, out: Path, *more: str, method: str = "lora") -> list[str]:
+    words = [sys.executable, "-m", "sdkit", "train", method, "--base", str(base), "--data", str(data), "-o", str(out)]
+    return [*words, *KEYS[method], "batch=2", "flip=yes", *more]
 
 
 def wait_for_step(out: Path, step: int, process: subprocess.Popen[bytes]) -> None:
@@ -138,18 +144,22 @@ def test_a_file_that_is_named_is_the_result(tiny_base: Path, pictures: Path, tmp
     assert any(name.startswith("lora_te_") for name in read_tensors(Path(report.output)))
 
 
-def test_killed_and_resumed_is_the_same_run_bit_for_bit(tiny_base: Path, pictures: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("method", "result"), [("lora", "x.safetensors"), ("hypernetwork", "x.pt")])
+def test_killed_and_resumed_is_the_same_run_bit_for_bit(
+    tiny_base: Path, pictures: Path, tmp_path: Path, method: str, result: str
+) -> None:
+    def words(out: Path, *more: str) -> list[str]:
+        return command(tiny_base, pictures, out, *more, method=method)
+
     whole, killed = tmp_path / "1" / "x", tmp_path / "2" / "x"
-    subprocess.run(command(tiny_base, pictures, whole, "steps=8", "save_every=2"), check=True, capture_output=True)
-    with subprocess.Popen(
-        command(tiny_base, pictures, killed, "steps=8", "save_every=2"), stderr=subprocess.DEVNULL
-    ) as process:
+    subprocess.run(words(whole, "steps=8", "save_every=2"), check=True, capture_output=True)
+    with subprocess.Popen(words(killed, "steps=8", "save_every=2"), stderr=subprocess.DEVNULL) as process:
         wait_for_step(killed, 5, process)
         process.kill()
-    assert not (killed / "x.safetensors").exists()
-    done = subprocess.run(command(tiny_base, pictures, killed, "--resume", "--json"), check=True, capture_output=True)
+    assert not (killed / result).exists()
+    done = subprocess.run(words(killed, "--resume", "--json"), check=True, capture_output=True)
     assert json.loads(done.stdout)["step"] == 8
-    assert (whole / "x.safetensors").read_bytes() == (killed / "x.safetensors").read_bytes()
+    assert (whole / result).read_bytes() == (killed / result).read_bytes()
     steps = [json.loads(line) for line in (killed / "events.jsonl").read_text().splitlines()]
     assert [line["step"] for line in steps if line["event"] == "step"] == list(range(1, 9))
 

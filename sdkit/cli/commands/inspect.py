@@ -154,6 +154,7 @@ def _adapter_rows(found: Inspection) -> list[tuple[str, Iterable[str]]]:
         return []
     return [
         ("changes", _changes(facts)),
+        ("structure", [str(facts.structure)] if facts.structure else []),
         ("modules", _modules(facts)),
         ("blocks", [_ranges(list(facts.blocks))] if facts.blocks else []),
         ("tokens", _shortened(_tokens(facts))),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from sdkit.core.errors import UsageError
@@ -16,14 +16,6 @@ FAMILIES = ("sd1", "sd2")
 
 class SD1(Backbone):
     """Stable Diffusion 1 or 2."""
-
-    def tokenize(self, texts: Sequence[str]) -> Mapping[str, torch.Tensor]:
-        """Token ids, padded and cut to the text encoder's length."""
-        length = self.components["text_encoder"].config.max_position_embeddings  # type: ignore[union-attr]
-        tokens = self.tokenizers["text_encoder"](
-            list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
-        )
-        return {"text_encoder": tokens.input_ids}
 
     def encode_text(self, ids: Mapping[str, torch.Tensor], size: tuple[int, int], *, clip_skip: int = 1) -> Cond:
         """The hidden states of one layer, normalised as the last are. Pictures' sizes mean nothing to this family."""
