@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 PathLike = str | os.PathLike[str]
 Watch = Callable[[Event], None]
 
+FILES = frozenset("validation init class_data sample".split())  # keys that may name files
 # What a resume may change: how long, how fast, and what is kept; everything else is the run itself.
 CHANGEABLE = UNSEEN | frozenset("steps epochs lr te_lr save_every keep_states device".split())
 
@@ -272,7 +273,7 @@ class _Run:
 
         method = self._request.method
         usual = parse_options({}, method.accepts, method.defaults, self._request.name).as_dict()
-        accepted = {key: value for key, value in options.as_dict().items() if key in method.accepts}
+        accepted = {key: _name(key, value) for key, value in options.as_dict().items() if key in method.accepts}
         changed = {key: value for key, value in accepted.items() if value != usual[key]}
         facts = {**plan.as_dict(), "output": self._request.folder.result.name}
         data = self._request.data.absolute().name
@@ -515,6 +516,11 @@ def written_bytes(result: Path) -> int:
     """Size of a file, or of all files of a folder."""
     files = result.rglob("*") if result.is_dir() else [result]
     return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _name(key: str, value: Any) -> Any:
+    """A value without the place of the file it may name: a page is shown to others."""
+    return Path(value).name if key in FILES and value and Path(value).exists() else value
 
 
 def package_versions() -> dict[str, str]:
