@@ -17,6 +17,7 @@ from sdkit.core.hashing import quick_id
 from sdkit.core.memory import peak_memory_mib
 from sdkit.core.paths import cache_folder
 from sdkit.core.report import Report
+from sdkit.families.bases import resolve_base
 from sdkit.jobs.class_pictures import STEPS, ClassPictures, class_pictures, given_pictures
 from sdkit.jobs.report import report
 from sdkit.jobs.samples import Samples, sample_prompts, sample_requests
@@ -117,7 +118,7 @@ def train(
 
     Args:
         method: its name: ``lora``.
-        base: a diffusers folder or a checkpoint.
+        base: a diffusers folder or a checkpoint, or ``tiny``.
         data: a folder of pictures with captions.
         output: a folder, or a file beside which the rest goes; default ``runs/DATA-METHOD``.
         resume: continue from the newest saved state; with nothing saved, begin; finished, do nothing.
@@ -131,15 +132,17 @@ def train(
         SdkitError: whatever is wrong, most of it before the base is loaded.
     """
     name, kind = load_method(method)
+    found = resolve_base(base)
     target = Path(output) if output is not None else Path("runs") / f"{Path(data).absolute().name}-{name}"
     saved = RunFolder.saved(target) if resume else None
     same = saved is not None and saved.settings["method"] == name
-    kind, parsed = kind.settled(name, options, saved.settings["options"] if saved and same else None)
+    kind, parsed = kind.resolve(name, options, saved.settings["options"] if saved and same else None)
     suffix = kind.suffix(parsed)
     if suffix is None:
-        suffix = "" if Path(base).is_dir() else ".safetensors"
+        suffix = "" if found.is_dir() else ".safetensors"
     folder = RunFolder.of(target, suffix)
-    request = _Request(name, kind, Path(base), Path(data), folder, parsed, dict(options), target)
+    settled = kind.settle(parsed, folder.result.stem)
+    request = _Request(name, kind, found, Path(data), folder, settled, dict(options), target)
     return _Run(request, watch or (lambda event: None), should_stop or StopRequest()).go(
         resume=resume, force=force, dry_run=dry_run
     )
@@ -423,13 +426,12 @@ class _Run:
     def _read_data(self, options: TrainOptions) -> tuple[Dataset, Dataset | None]:
         """What is trained on, and what is held out."""
         share = options.held_out_share
-        method = self._request.method
-        dataset = method.dataset(self._request.data, options)
+        read = self._request.method.dataset
+        dataset = read(self._request.data, options)
         if share is not None:
             return split_dataset(dataset, share)
-        if not options.validation:
-            return dataset, None
-        return dataset, method.dataset(Path(options.validation), replace(options, strict=False))
+        held_out = read(Path(options.validation), replace(options, strict=False)) if options.validation else None
+        return dataset, held_out
 
     def _settings(self, backbone: Backbone, options: TrainOptions, dataset: Dataset) -> dict[str, Any]:
         """What a state says about its run."""

@@ -98,6 +98,7 @@ class Method:
         trains_base: whether the base's own weights are trained, and not something small beside them.
         component: the component that is run: ``unet`` or ``vae``.
         held_out: the losses of held-out pictures, [pictures, pairs].
+        settle: fills in options that depend on the result's name.
         dataset: reads a folder of pictures and gives them the captions they are shown with.
         notes: what a person should know of these options with this base.
         class_prompt: what pictures of the class are drawn from; empty for no prior preservation.
@@ -115,12 +116,13 @@ class Method:
     trains_base: bool = False
     component: str = "unet"
     held_out: Callable[[Backbone, Sequence[HeldOut]], torch.Tensor] = held_out_losses
+    settle: Callable[[TrainOptions, str], TrainOptions] = lambda options, name: options
     dataset: Callable[[Path, TrainOptions], Dataset] = read_captioned
     notes: Callable[[Base, TrainOptions], Sequence[str]] = lambda base, options: ()
     class_prompt: Callable[[TrainOptions], str] = lambda options: ""
     variant: Callable[[TrainOptions], Method] | None = None
 
-    def settled(
+    def resolve(
         self, name: str, given: Mapping[str, Any], saved: Mapping[str, Any] | None = None
     ) -> tuple[Method, TrainOptions]:
         """The method as the keys make it, and its options.
@@ -141,7 +143,7 @@ class Method:
         strange = [word for word in given if spelled(word.replace("-", "_")) in self.accepts - chosen.accepts]
         if strange:
             raise UsageError(f"{strange[0]}= does not go with as={options.as_}", "leave it out, or choose another as=")
-        return chosen.settled(name, given, saved)
+        return chosen.resolve(name, given, saved)
 
 
 def methods() -> dict[str, Plugin]:

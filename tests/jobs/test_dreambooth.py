@@ -91,7 +91,7 @@ def test_a_lora_learns_instead(tiny_base: Path, pictures: Path, tmp_path: Path) 
 )
 def test_defaults_follow_what_is_asked_for(given: dict[str, str], wanted: dict[str, Any]) -> None:
     name, method = load_method("dreambooth")
-    _, options = method.settled(name, given)
+    _, options = method.resolve(name, given)
     assert {key: options.as_dict()[key] for key in wanted} == wanted
 
 
