@@ -8,7 +8,7 @@ from typing import Any
 from sdkit.core.errors import SdkitError, UsageError
 
 MAX_BYTES = 1_000_000
-_PATHS = ("base", "data", "output", "validation", "init")
+_PATHS = ("base", "data", "output", "validation", "init", "class_data")
 
 
 def read_recipe(path: Path) -> dict[str, Any]:

@@ -188,6 +188,15 @@ def _scattered(content: str) -> str:
     return hashlib.blake2b(f"held out\0{content}".encode(), digest_size=16).hexdigest()
 
 
+def prior_sample(path: Path, caption: str) -> Sample:
+    """A picture of the class.
+
+    Raises:
+        SdkitError: it cannot be decoded.
+    """
+    return Sample(*_identity(path), caption, "class=", open_picture(path).size, prior=True)
+
+
 def _find(folder: Path, listed: dict[Path, str]) -> list[_Found]:
     if not folder.is_dir():
         raise SdkitError(f"{folder}: no such folder", "--data names a folder of pictures")

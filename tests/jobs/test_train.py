@@ -252,6 +252,14 @@ def test_peft_s_format_is_a_folder(tiny_base: Path, pictures: Path, tmp_path: Pa
     assert sdkit.merge(tiny_base, report.output, tmp_path / "merged").matched == report.plan.modules
 
 
+def test_a_resumed_run_writes_what_it_was_begun_to_write(tiny_base: Path, pictures: Path, tmp_path: Path) -> None:
+    stop = StopRequest()
+    stop.ask()
+    train(tiny_base, pictures, tmp_path / "x", format="peft", should_stop=stop)
+    rest = sdkit.train("lora", tiny_base, pictures, tmp_path / "x", resume=True)
+    assert rest.output == str(tmp_path / "x" / "x") and (tmp_path / "x" / "x" / "adapter_config.json").is_file()
+
+
 def test_a_plan_costs_nothing_and_writes_nothing(tiny_base: Path, pictures: Path, tmp_path: Path) -> None:
     (pictures / "broken.png").write_bytes(b"no picture")
     report = train(tiny_base, pictures, tmp_path / "x", dry_run=True, epochs=10, steps=1)
