@@ -26,8 +26,8 @@ def parent_of(weights: Weights, **facts: object) -> dict[str, object]:
     """An input as recipes name it: a file by its content, a computed model by its step."""
     if isinstance(weights, LazyWeights):
         return {"name": weights.name, "step": weights.name, **facts}
-    known = {"sha256": weights.sha256} if weights.sha256 else {}
-    return parent(weights.path, quick_id(*weights.files), **known, **facts)
+    known = {"name": weights.path.name, **weights.known}
+    return parent(known.pop("name"), quick_id(*weights.files), **known, **facts)
 
 
 def earlier_steps(opened: Iterable[Weights]) -> dict[str, dict[str, object]]:
