@@ -245,8 +245,9 @@ class _Run:
         needs = self._recipe.needs[step.name]
         if any(self._values[name] is None for name in needs):
             return True
-        fused = {source.step for source in step.sources} if step.verb.fuses else set()
-        return any(name in self._planned for name in needs if name not in fused)
+        named = {source.step for source in step.sources if step.verb.fuses}
+        lazy = {name for name in named if name is not None and isinstance(self._values[name], LazyWeights)}
+        return any(name in self._planned and name not in lazy for name in needs)
 
     # Steps that fuse
 

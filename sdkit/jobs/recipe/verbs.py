@@ -138,7 +138,8 @@ def _unpacked(function: Callable[..., Any]) -> dict[str, str]:
 def bound(values: Mapping[str, Any], verb: Verb) -> dict[str, Any]:
     """The arguments for the function: the words of a rank rule are put together."""
     rule = {key: value for key, value in values.items() if key in _RANK_RULE}
-    if not rule or "RankRule" not in str(inspect.signature(verb.function).parameters["rank"].annotation):
+    rank = inspect.signature(verb.function).parameters.get("rank")
+    if not rule or rank is None or "RankRule" not in str(rank.annotation):
         return dict(values)
     from sdkit.adapters.ranks import RankRule
 
