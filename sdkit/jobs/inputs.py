@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdkit.core.hashing import quick_id
+from sdkit.families import identify
+from sdkit.formats import recognise
 from sdkit.streaming.lazy import LazyWeights, leaves
 from sdkit.weights import Weights, open_weights
 from sdkit.weights.metadata import parent
@@ -62,6 +64,12 @@ def notes_of(opened: Iterable[Weights]) -> tuple[str, ...]:
 def label(weights: Weights) -> str:
     """What people call the input."""
     return weights.name if isinstance(weights, LazyWeights) else weights.path.name
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether a file or folder holds an adapter and not a checkpoint."""
+    with open_weights(path) as weights:
+        return "unet" not in identify(weights).components and recognise(weights)[0] is not None
 
 
 @dataclass(slots=True)

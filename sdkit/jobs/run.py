@@ -16,9 +16,7 @@ from sdkit.core.events import Event
 from sdkit.core.hashing import Span, digest_spans
 from sdkit.core.progress import NoProgress, Progress
 from sdkit.core.report import Report
-from sdkit.families import identify
-from sdkit.formats import recognise
-from sdkit.jobs.inputs import Input, Unwritten, open_input
+from sdkit.jobs.inputs import Input, Unwritten, is_adapter, open_input
 from sdkit.jobs.recipe.document import Document, read_document, read_value
 from sdkit.jobs.recipe.records import (
     Record,
@@ -32,7 +30,6 @@ from sdkit.jobs.recipe.steps import Recipe, Source, Step, read_recipe
 from sdkit.jobs.recipe.verbs import bound, load_verb
 from sdkit.jobs.stop import StopRequest
 from sdkit.streaming.lazy import LazyWeights
-from sdkit.weights import open_weights
 
 PathLike = str | os.PathLike[str]
 
@@ -328,8 +325,7 @@ class _Run:
         result = self._values[source.step] if source.step is not None else None
         if isinstance(result, (LazyWeights, AdapterSum)):
             return isinstance(result, AdapterSum)
-        with open_weights(self._path(source)) as weights:
-            return "unet" not in identify(weights).components and recognise(weights)[0] is not None
+        return is_adapter(self._path(source))
 
     def _write_sum(self, step: Step, adapters: AdapterSum) -> StepReport:
         """Write a sum of adapters as one adapter."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -243,8 +243,9 @@ class _Reader:
             raise self._error(where, f"{sha256!r} is no sha256", "it has 64 hexadecimal digits")
         number = value.get("strength", value.get("weight"))
         strength = self._number(number, where) if number is not None else None
-        found = self._word(str(value.get("path") or f"${{{value.get('step')}}}"), where, strength)
-        return Source(where, found.path, found.step, sha256.lower() or found.sha256, strength)
+        if "path" in value:
+            return Source(where, self._path(str(value["path"])), sha256=sha256.lower(), strength=strength)
+        return replace(self._word(f"${{{value['step']}}}", where, strength), sha256=sha256)
 
     def _split(self, text: str, where: Where) -> tuple[str, float | None]:
         """``lora.safetensors=0.8``; a file that really has ``=`` in its name wins."""
