@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
-from sdkit.cli.output import clean, human_bytes, write_line
+from sdkit.cli.output import clean, write_line
+from sdkit.core.human import human_bytes
 from sdkit.core.progress import Progress
 
 if TYPE_CHECKING:

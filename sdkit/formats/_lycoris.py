@@ -6,7 +6,7 @@ out silently is a picture that is silently wrong.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from sdkit.adapters.builder import ArtifactBuilder
 from sdkit.adapters.deltas.delta import Delta
@@ -20,6 +20,8 @@ from sdkit.streaming.expression import Read
 from sdkit.weights import TensorInfo, Weights
 
 Parts = Mapping[str, TensorInfo]
+# From a rank (None where both sides of a LoKr are whole) to what the factors are multiplied with.
+Scale = Callable[[int | None], float]
 
 LORA = ("lora_up.weight", "lora_down.weight", "lora_mid.weight")
 LOHA = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")
@@ -60,8 +62,13 @@ def refuse(weights: Weights, name: str, kind: str) -> SdkitError:
     )
 
 
-def changes(builder: ArtifactBuilder, module: str, parts: Parts) -> Iterator[tuple[str, Delta]]:
+def changes(
+    builder: ArtifactBuilder, module: str, parts: Parts, scale: Scale | None = None
+) -> Iterator[tuple[str, Delta]]:
     """The changes of one module as (``weight`` or ``bias``, change).
+
+    Args:
+        scale: of the factors, where the file has no alpha beside them and says it otherwise.
 
     Raises:
         SdkitError: a part is missing or superfluous, the parts do not fit together, or their kind is refused.
@@ -73,7 +80,7 @@ def changes(builder: ArtifactBuilder, module: str, parts: Parts) -> Iterator[tup
     if len(found) > 1:
         raise SdkitError(f"{builder.weights.path}: {module} mixes the parts of several kinds of adapter")
     for reader in found:
-        change = reader(builder, module, parts)
+        change = reader(builder, module, parts, scale or _stored_scale(builder, parts))
         yield "weight", _dora(builder, change, parts[DORA]) if DORA in parts else change
     if DORA in parts and not found:
         raise _incomplete(builder, module, f"{DORA} has no change of direction beside it")
@@ -84,27 +91,25 @@ def changes(builder: ArtifactBuilder, module: str, parts: Parts) -> Iterator[tup
         raise SdkitError(f"{builder.weights.path}: {module} has an alpha and nothing that it scales")
 
 
-def _lora(builder: ArtifactBuilder, module: str, parts: Parts) -> LowRank:
+def _lora(builder: ArtifactBuilder, module: str, parts: Parts, scale: Scale) -> LowRank:
     up, down = _needed(builder, module, parts, LORA[:2])
     mid = _optional(builder, parts, LORA[2])
-    return LowRank(up, down, _scale(builder, parts, _rank(down)), mid)
+    return LowRank(up, down, scale(_rank(down)), mid)
 
 
-def _loha(builder: ArtifactBuilder, module: str, parts: Parts) -> Hadamard:
+def _loha(builder: ArtifactBuilder, module: str, parts: Parts, scale: Scale) -> Hadamard:
     w1_a, w1_b, w2_a, w2_b = _needed(builder, module, parts, LOHA[:4])
     cores = [_optional(builder, parts, role) for role in LOHA[4:]]
-    return Hadamard(w1_a, w1_b, w2_a, w2_b, _scale(builder, parts, _rank(w1_b)), *cores)
+    return Hadamard(w1_a, w1_b, w2_a, w2_b, scale(_rank(w1_b)), *cores)
 
 
-def _lokr(builder: ArtifactBuilder, module: str, parts: Parts) -> Kronecker:
+def _lokr(builder: ArtifactBuilder, module: str, parts: Parts, scale: Scale) -> Kronecker:
     sides = []
     for roles in (LOKR[0:3], LOKR[3:7]):
         if not any(role in parts for role in roles):
             raise _incomplete(builder, module, f"{roles[0]} is missing")
         sides.append(Side(*(_optional(builder, parts, role) for role in roles)))
-    rank = sides[1].rank or sides[0].rank
-    # Two whole sides have no rank, and the alpha beside them (often 1e10) is no scale.
-    return Kronecker(sides[0], sides[1], _scale(builder, parts, rank) if rank is not None else 1.0)
+    return Kronecker(sides[0], sides[1], scale(sides[1].rank or sides[0].rank))
 
 
 _READERS = ((LORA, _lora), (LOHA, _loha), (LOKR, _lokr))
@@ -122,11 +127,18 @@ def _rank(factor: Read) -> int:
     return max(factor.shape[0], 1) if factor.shape else 1
 
 
-def _scale(builder: ArtifactBuilder, parts: Parts, rank: int) -> float:
-    if "alpha" not in parts:
-        builder.note("a module has no alpha: alpha = rank is assumed, as every reader does")
-        return 1.0
-    return builder.weights.scalar(parts["alpha"].name) / rank
+def _stored_scale(builder: ArtifactBuilder, parts: Parts) -> Scale:
+    """alpha / rank, from the alpha beside the factors."""
+
+    def scale(rank: int | None) -> float:
+        if rank is None:  # two whole sides have no rank, and the alpha beside them (often 1e10) is no scale
+            return 1.0
+        if "alpha" not in parts:
+            builder.note("a module has no alpha: alpha = rank is assumed, as every reader does")
+            return 1.0
+        return builder.weights.scalar(parts["alpha"].name) / rank
+
+    return scale
 
 
 def _needed(builder: ArtifactBuilder, module: str, parts: Parts, roles: tuple[str, ...]) -> list[Read]:

@@ -6,13 +6,14 @@ import json
 from collections.abc import Iterable, Iterator
 
 from sdkit.adapters.deltas.delta import Delta
+from sdkit.adapters.deltas.dora import Dora
 from sdkit.adapters.deltas.full import Full
 from sdkit.adapters.deltas.hadamard import Hadamard
 from sdkit.adapters.deltas.kronecker import Kronecker
 from sdkit.adapters.deltas.low_rank import LowRank
 from sdkit.core.errors import SdkitError
-from sdkit.formats._lycoris import LOHA, LOKR, LORA
-from sdkit.streaming.expression import Read
+from sdkit.formats._lycoris import DORA, LOHA, LOKR, LORA
+from sdkit.streaming.expression import Read, reshaped
 
 _FULL = {("weight", False): "diff", ("bias", False): "diff_b", ("weight", True): "w_norm", ("bias", True): "b_norm"}
 
@@ -26,6 +27,10 @@ def parts(delta: Delta, parameter: str, module: str, *, norm: bool = False) -> I
     Raises:
         SdkitError: the format has no roles for such a change.
     """
+    if isinstance(delta, Dora):
+        yield from parts(delta.change, parameter, module)
+        yield DORA, reshaped(delta.lengths, lengths_shape(delta))
+        return
     found: tuple[Read | None, ...]
     roles: tuple[str, ...]
     if isinstance(delta, LowRank):
@@ -42,23 +47,43 @@ def parts(delta: Delta, parameter: str, module: str, *, norm: bool = False) -> I
     yield from ((role, read) for role, read in zip(roles, found, strict=True) if read is not None)
 
 
+def lengths_shape(delta: Dora) -> tuple[int, ...]:
+    """[out, 1, …] or [1, in, 1, …]: the shape says which axis the lengths belong to."""
+    axis = 1 if delta.by_input else 0
+    return tuple(delta.lengths.info.numel if index == axis else 1 for index in range(len(delta.shape)))
+
+
 def alpha(delta: Delta) -> float | None:
-    """The number that stands beside the factors: scale × rank; None for a change without a rank."""
-    return delta.scale * delta.rank if delta.rank is not None else None
+    """The number that stands beside the factors: scale × rank; None for a change without a rank.
+
+    A LoKr of two whole sides has neither, but LyCORIS does not load it without an alpha, which it then ignores.
+    """
+    if delta.rank is not None:
+        return delta.scale * delta.rank
+    return 1.0 if isinstance(delta, Kronecker) else None
+
+
+# Kind → what LyCORIS calls its algorithm; DoRA is a setting of any of them.
+_ALGORITHMS = {"dora": "lora", "loha": "loha", "lokr": "lokr"}
 
 
 def network_metadata(deltas: Iterable[Delta]) -> dict[str, str]:
     """What kohya's scripts write about ranks and alphas; ``Dynamic`` where modules differ, as after `resize_lora`."""
     known = list(deltas)
     kinds = {delta.kind for delta in known}
-    kernels = [delta for delta in known if delta.kind in ("locon", "tucker")]
+    kernels = [delta for delta in known if any(size != 1 for size in delta.shape[2:]) and delta.rank is not None]
     linear = [delta for delta in known if delta.rank is not None and delta not in kernels]
     dim, network_alpha = _common(linear or kernels)
     metadata = {"ss_network_dim": dim, "ss_network_alpha": network_alpha}
     metadata["ss_network_module"] = "networks.lora" if kinds <= {"lora", "locon"} else "lycoris.kohya"
+    arguments: dict[str, str] = {}
+    if len(kinds) == 1 and kinds <= _ALGORITHMS.keys():
+        (kind,) = kinds
+        arguments |= {"algo": _ALGORITHMS[kind], **({"dora_wd": "True"} if kind == "dora" else {})}
     if kernels:
         conv_dim, conv_alpha = _common(kernels)
-        arguments = {"conv_dim": conv_dim, "conv_alpha": conv_alpha}
+        arguments |= {"conv_dim": conv_dim, "conv_alpha": conv_alpha}
+    if arguments:
         metadata["ss_network_args"] = json.dumps(arguments)
     return metadata
 

@@ -21,9 +21,10 @@ from sdkit.adapters.builder import ArtifactBuilder
 from sdkit.core.errors import SdkitError
 from sdkit.families.family import Model
 from sdkit.formats._lycoris import refuse
+from sdkit.formats._peft_write import component_files
 from sdkit.formats._write import Content, write_adapter_file
 from sdkit.formats.codec import Verdict
-from sdkit.formats.peft import CONFIG, LoraSettings, add_pair, candidates, lora_config, plain_pairs
+from sdkit.formats.peft import CONFIG, LoraSettings, add_pair, by_component, candidates, not_held
 from sdkit.weights import TensorInfo, Weights
 
 HEADER_KEY = "lora_adapter_metadata"
@@ -85,11 +86,12 @@ def write(
     """
     contents: dict[str, Content] = {}
     settings: dict[str, object] = {}
-    for component, modules in plain_pairs(artifact, "diffusers").items():
-        settings |= {f"{component}.{key}": value for key, value in lora_config(modules).items()}
-        for module, delta in modules.items():
-            contents[f"{component}.{module}.lora_A.weight"] = delta.down
-            contents[f"{component}.{module}.lora_B.weight"] = delta.up
+    for component, modules in by_component(artifact, "diffusers").items():
+        tensors, config = component_files(modules, {name: delta.shape for name, delta in modules.items()})
+        if config["peft_type"] != "LORA" or "use_dora" in config:
+            raise not_held(*next(iter(modules.items())), "diffusers")
+        settings |= {f"{component}.{key}": value for key, value in config.items()}
+        contents |= {name.replace("base_model.model", component, 1): part for name, part in tensors.items()}
     header = json.dumps(settings, sort_keys=True)
     write_adapter_file(path, contents, {**metadata, HEADER_KEY: header}, overwrite=overwrite)
 

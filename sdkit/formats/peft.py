@@ -1,9 +1,11 @@
-"""LoRA folders of PEFT: adapter_config.json beside adapter_model.safetensors.
+"""Folders of PEFT (LoRA, DoRA, LoHa, LoKr): adapter_config.json beside adapter_model.safetensors.
 
 Keys are ``base_model.model.<module>.lora_A.weight`` (down) and ``lora_B.weight`` (up), one folder per component, which
 only the module names tell. Rank and alpha are in the JSON alone: ``r`` and ``lora_alpha``, overridden per module by the
 regular expressions of ``rank_pattern`` and ``alpha_pattern``; the scale is alpha / r, or alpha / √r with
-``use_rslora``. Initialisations such as PiSSA also change the base, so that the file alone is not the whole change.
+``use_rslora``. LoHa and LoKr have LyCORIS' roles (``hada_w1_a``, ``lokr_w2``) and the scale ``alpha`` / r, which PEFT
+applies to a LoKr of two whole sides too. Initialisations such as PiSSA also change the base, so that the file alone is
+not the whole change.
 """
 
 from __future__ import annotations
@@ -11,9 +13,10 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +28,9 @@ from sdkit.adapters.deltas.full import Full
 from sdkit.adapters.deltas.low_rank import LowRank
 from sdkit.core.errors import SdkitError
 from sdkit.families.family import Model
-from sdkit.formats._lycoris import refuse
-from sdkit.formats._write import Content, write_adapter_file
+from sdkit.formats._lycoris import LOHA, LOKR, changes, refuse
+from sdkit.formats._peft_write import component_files
+from sdkit.formats._write import write_adapter_file
 from sdkit.formats.codec import Verdict
 from sdkit.weights import TensorInfo, Weights
 from sdkit.weights.atomic import write_file
@@ -36,6 +40,9 @@ CONFIG = "adapter_config"
 TEXT_MODEL = "text_model."
 _KEY = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<side>A|B)(?:\.default)?\.(?P<part>weight|bias)")
 _LENGTHS = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_magnitude_vector(?:\.default)?(?:\.weight)?")
+_LYCORIS = re.compile(rf"(?:base_model\.model\.)?(?P<module>.+)\.(?P<role>{'|'.join((*LOHA, *LOKR))})(?:\.default)?")
+_KINDS = ("LORA", "LOHA", "LOKR")
+_SIGNS = (f"{CONFIG}.json", f"*/{CONFIG}.json")  # of one component, or of several
 _COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
 
 # Settings that change what the factors mean, and initialisations that change the base.
@@ -99,16 +106,18 @@ class LoraSettings:
             _patterns(config, "alpha_pattern", where),
         )
 
-    def scale(self, module: str, rank: int) -> float:
+    def scale(self, module: str, rank: int | None) -> float:
         """The scale of a module whose factors have `rank`.
 
         Args:
             module: name within the component, as PEFT matches its patterns against it.
+            rank: None for a LoKr of two whole sides, whose rank is only stated.
 
         Raises:
             SdkitError: the configuration states another rank.
         """
         stated = _first_match(self.ranks, module, self.rank)
+        rank = int(stated or 1) if rank is None else rank
         if stated is not None and stated != rank:
             raise SdkitError(
                 f"{self.where}: {module} has rank {rank}, its configuration says {stated:g}",
@@ -121,13 +130,13 @@ class LoraSettings:
 
 
 def detect(weights: Weights) -> Verdict:
-    """Recognised by PEFT's configuration of type LORA."""
+    """Recognised by PEFT's configuration."""
     config = weights.configs.get(CONFIG)
     if config is not None:
         kind = str(config.get("peft_type"))
-        if kind == "LORA":
-            return Verdict(True, "adapter_config.json says LORA")
-        return Verdict(False, f"adapter_config.json says {kind[:40]}; of PEFT's kinds only LORA is read")
+        if kind in _KINDS:
+            return Verdict(True, f"adapter_config.json says {kind}")
+        return Verdict(False, f"adapter_config.json says {kind[:40]}; of PEFT's kinds {', '.join(_KINDS)} are read")
     if any(name.startswith("base_model.model.") for name in weights.tensors):
         return Verdict(False, "its names are PEFT's, but alpha is in adapter_config.json: open the folder of both")
     return Verdict(False, "there is no adapter_config.json")
@@ -141,10 +150,13 @@ def read(weights: Weights, model: Model | None) -> Artifact:
     """
     config = weights.configs[CONFIG]
     _refuse_settings(weights, config)
-    settings = LoraSettings.parse(config, weights.path)
     builder = ArtifactBuilder(weights, model, "peft")
+    if config["peft_type"] != "LORA":
+        _read_lycoris(builder, LoraSettings.parse({**config, "lora_alpha": config.get("alpha")}, weights.path))
+        return builder.build()
+    settings = LoraSettings.parse(config, weights.path)
     pairs = _pairs(builder)
-    component = _component(builder, pairs)
+    component = _component(builder, {spelled: _pair_shape(parts) for spelled, parts in pairs.items()})
     if config.get("fan_in_fan_out"):
         builder.note("fan_in_fan_out is set; it concerns no layer of these models, and PEFT ignores it for them too")
     for spelled, parts in pairs.items():
@@ -160,59 +172,46 @@ def write(
     """See `formats.write_adapter`. `path` becomes PEFT's folder; a LoRA of several components has one folder for each.
 
     Raises:
-        SdkitError: also when a change is no plain LoRA.
+        SdkitError: also when PEFT cannot hold a change.
     """
-    components = plain_pairs(artifact, "PEFT")
-    with AtomicFolder(path, overwrite=overwrite) as folder:
+    components = by_component(artifact, "PEFT")
+    with AtomicFolder(path, overwrite=overwrite, signs=_SIGNS) as folder:
         for component, modules in components.items():
             place = folder.work / component if len(components) > 1 else folder.work
             place.mkdir(exist_ok=True)
-            contents: dict[str, Content] = {}
-            for module, delta in modules.items():
-                contents[f"base_model.model.{module}.lora_A.weight"] = delta.down
-                contents[f"base_model.model.{module}.lora_B.weight"] = delta.up
+            shapes = {name: _weight_shape(model, f"{component}.{name}", delta) for name, delta in modules.items()}
+            contents, config = component_files(modules, shapes)
             write_adapter_file(place / "adapter_model.safetensors", contents, metadata, overwrite=False)
-            config = json.dumps(lora_config(modules), indent=2, sort_keys=True)
-            write_file(place / "adapter_config.json", config.encode() + b"\n")
+            write_file(place / f"{CONFIG}.json", json.dumps(config, indent=2, sort_keys=True).encode() + b"\n")
         folder.commit()
 
 
-def plain_pairs(artifact: Artifact, format: str) -> dict[str, dict[str, LowRank]]:
-    """Component → module → its pair of factors, for formats that hold nothing else.
+def _weight_shape(model: Model | None, module: str, delta: Delta) -> tuple[int, ...]:
+    return model.places[f"{module}.weight"].shape if model is not None else delta.shape
+
+
+def by_component(artifact: Artifact, format: str) -> dict[str, dict[str, Delta]]:
+    """Component → module → its change, for formats that hold changes of weights alone.
 
     Raises:
-        SdkitError: a change is no plain LoRA.
+        SdkitError: there is something else in it.
     """
     if artifact.tokens:
         raise SdkitError(f"{format}'s format cannot hold the token {artifact.tokens[0].token}", "write it in kohya's")
-    components: dict[str, dict[str, LowRank]] = defaultdict(dict)
+    components: dict[str, dict[str, Delta]] = defaultdict(dict)
     for target, delta in artifact.deltas.items():
-        if not isinstance(delta, LowRank) or delta.mid is not None or target.parameter != "weight":
-            raise SdkitError(
-                f"{target.name}: a change of the kind {delta.kind} cannot be written in {format}'s format",
-                "write it in kohya's, which holds every kind",
-            )
+        if target.parameter != "weight":
+            raise not_held(target.name, delta, format)
         components[target.component][target.module.partition(".")[2]] = delta
     return components
 
 
-def lora_config(modules: Mapping[str, LowRank]) -> dict[str, object]:
-    """PEFT's configuration of one component; ranks and alphas that differ from the most common go into the patterns."""
-    ranks = {name: delta.rank for name, delta in modules.items()}
-    alphas = {name: delta.scale * delta.rank for name, delta in modules.items()}
-    rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
-    return {
-        "peft_type": "LORA",
-        "r": rank,
-        "lora_alpha": alpha,
-        "rank_pattern": {re.escape(name): value for name, value in ranks.items() if value != rank},
-        "alpha_pattern": {re.escape(name): value for name, value in alphas.items() if value != alpha},
-        "target_modules": sorted(modules),
-        "base_model_name_or_path": None,
-        "bias": "none",
-        "inference_mode": True,
-        "task_type": None,
-    }
+def not_held(name: str, delta: Delta, format: str) -> SdkitError:
+    """The error for a change that a format has no place for."""
+    return SdkitError(
+        f"{name}: a change of the kind {delta.kind} cannot be written in {format}'s format",
+        "write it in kohya's, which holds every kind",
+    )
 
 
 def candidates(component: str, module: str) -> list[str]:
@@ -274,22 +273,42 @@ def _pairs(builder: ArtifactBuilder) -> dict[str, dict[str, TensorInfo]]:
     return pairs
 
 
-def _component(builder: ArtifactBuilder, pairs: Mapping[str, Mapping[str, TensorInfo]]) -> str:
+def _read_lycoris(builder: ArtifactBuilder, settings: LoraSettings) -> None:
+    """Take a LoHa or LoKr."""
+    modules: dict[str, dict[str, TensorInfo]] = defaultdict(dict)
+    for name, info in builder.weights.tensors.items():
+        match = _LYCORIS.fullmatch(name)
+        if match is None:
+            builder.leave(name)
+        else:
+            modules[match["module"]][match["role"]] = info
+    found = {
+        spelled: next(changes(builder, spelled, parts, partial(settings.scale, spelled)))[1]
+        for spelled, parts in modules.items()
+    }
+    component = _component(builder, {spelled: delta.shape for spelled, delta in found.items()})
+    for spelled, delta in found.items():
+        builder.add(builder.resolve(*candidates(component, spelled)), spelled, delta)
+
+
+def _component(builder: ArtifactBuilder, shapes: Mapping[str, tuple[int, ...] | None]) -> str:
     """The component whose modules fit best: by name, and for SDXL's two text encoders by shape."""
     if builder.model is None:
-        text = any(name.startswith((TEXT_MODEL, "encoder.layers.", "text_projection")) for name in pairs)
+        text = any(name.startswith((TEXT_MODEL, "encoder.layers.", "text_projection")) for name in shapes)
         return "text_encoder" if text else "unet"
     model = builder.model
-    fits = {name: sum(_fits(model, name, *pair) for pair in pairs.items()) for name in _COMPONENTS}
+    fits = {name: sum(_fits(model, name, *entry) for entry in shapes.items()) for name in _COMPONENTS}
     return max(_COMPONENTS, key=lambda name: fits[name])
 
 
-def _fits(model: Model, component: str, spelled: str, parts: Mapping[str, TensorInfo]) -> bool:
+def _pair_shape(parts: Mapping[str, TensorInfo]) -> tuple[int, ...] | None:
+    return (*parts["B"].shape[:1], *parts["A"].shape[1:]) if {"A", "B"} <= set(parts) else None
+
+
+def _fits(model: Model, component: str, spelled: str, shape: tuple[int, ...] | None) -> bool:
     places = (model.places.get(f"{name}.weight") for name in candidates(component, spelled))
     place = next((place for place in places if place is not None), None)
-    if place is None or not {"A", "B"} <= set(parts):
-        return False
-    return same_weight((*parts["B"].shape[:1], *parts["A"].shape[1:]), place.shape)
+    return place is not None and shape is not None and same_weight(shape, place.shape)
 
 
 def _refuse_settings(weights: Weights, config: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -67,13 +68,22 @@ def check_bakeable(artifact: Artifact) -> None:
     if artifact.not_bakeable:
         raise SdkitError(
             f"{artifact.source.path}: cannot be merged: a file of kind {artifact.kind} {artifact.not_bakeable}",
-            "load it beside the model; only weight changes can be merged",
+            _next_command(artifact),
         )
     if not artifact.deltas and not artifact.unmatched:
         raise SdkitError(
             f"{artifact.source.path}: holds no weight changes ({artifact.format})",
             "load it beside the model; only weight changes can be merged",
         )
+
+
+def _next_command(artifact: Artifact) -> str:
+    """How to use what cannot be merged."""
+    if artifact.kind != "hypernetwork":
+        return "load it beside the model; only weight changes can be merged"
+    path = artifact.source.path
+    prompt = f"a cat <hypernet:{path.stem}:1.0>"
+    return f'use it live: sdkit generate --base BASE --adapters {shlex.quote(str(path.parent))} --prompt "{prompt}"'
 
 
 def family_error(weights: Weights, model: Model) -> SdkitError | None:

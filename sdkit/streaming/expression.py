@@ -99,6 +99,18 @@ class Read:
         return flat.view(torch_dtype(self.dtype)).reshape(self.shape)
 
 
+def reshaped(read: Read, shape: tuple[int, ...]) -> Read:
+    """The same elements in another shape.
+
+    Raises:
+        ValueError: the tensor does not lie in row-major order, or has another number of elements.
+    """
+    info = read.info
+    if info.strides is not None or math.prod(shape) != info.numel:
+        raise ValueError(f"{info.name} {list(info.shape)} cannot be read as {list(shape)}")
+    return Read(read.weights, replace(info, shape=shape))
+
+
 @dataclass(frozen=True, slots=True)
 class Slice:
     """Rows ``start : stop`` (of the first dimension) of another tensor: one of several fused projections."""

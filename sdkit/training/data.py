@@ -120,6 +120,34 @@ def read_dataset(folder: Path, *, caption: str = "", background: str = "white", 
     return Dataset(tuple(_distinct(samples)), quarantined, tuple(_notes(folder, found, listed)))
 
 
+def split_dataset(dataset: Dataset, share: float) -> tuple[Dataset, Dataset]:
+    """The pictures to train on, and those held out: about `share` of them, at least one, never all.
+
+    Which they are depends on the pictures' contents alone; copies of a picture stay together.
+
+    Raises:
+        SdkitError: there are no two different pictures.
+    """
+    contents = sorted({_content(sample) for sample in dataset.samples}, key=_scattered)
+    if len(contents) < 2:
+        raise SdkitError("one picture cannot be trained on and held out", "name a folder of others with validation=")
+    count = min(max(1, round(share * len(contents))), len(contents) - 1)
+    chosen = frozenset(contents[:count])
+    train = tuple(sample for sample in dataset.samples if _content(sample) not in chosen)
+    held_out = tuple(sample for sample in dataset.samples if _content(sample) in chosen)
+    note = f"{len(held_out)} of {len(dataset.samples)} pictures are held out"
+    return replace(dataset, samples=train, notes=(*dataset.notes, note)), Dataset(held_out, {})
+
+
+def _content(sample: Sample) -> str:
+    return sample.id.partition("+")[0]
+
+
+def _scattered(content: str) -> str:
+    """A digest, because nothing says that the ids themselves have no order."""
+    return hashlib.blake2b(f"held out\0{content}".encode(), digest_size=16).hexdigest()
+
+
 def _find(folder: Path, listed: dict[Path, str]) -> list[_Found]:
     if not folder.is_dir():
         raise SdkitError(f"{folder}: no such folder", "--data names a folder of pictures")

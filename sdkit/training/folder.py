@@ -48,6 +48,16 @@ class RunFolder:
         """One JSON object a line for everything that happened."""
         return self.folder / "events.jsonl"
 
+    @property
+    def samples(self) -> Path:
+        """Pictures drawn on the way."""
+        return self.folder / "samples"
+
+    @property
+    def board(self) -> Path:
+        """TensorBoard's files."""
+        return self.folder / "tensorboard"
+
     def check(self, *, resume: bool, force: bool) -> None:
         """Refuse to begin where another run has been.
 
@@ -69,7 +79,8 @@ class RunFolder:
         """Make the folder; without `resume`, forget an earlier run."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if not resume:
-            shutil.rmtree(self.states, ignore_errors=True)
+            for place in (self.states, self.samples, self.board):
+                shutil.rmtree(place, ignore_errors=True)
             self.events.unlink(missing_ok=True)
 
     def log(self, step: int) -> TextIO:

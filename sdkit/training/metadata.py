@@ -12,11 +12,13 @@ from sdkit.core.hashing import quick_id
 from sdkit.families.family import Model
 from sdkit.runtime.backbone import Backbone
 from sdkit.training.data import Dataset
+from sdkit.training.options import UNSEEN
+from sdkit.weights import open_weights
 from sdkit.weights.metadata import RECIPE_KEY, VERSION_KEY, parent
 
 TRIGGERS_KEY = "sdkit.trigger_words"
 # Options that change nothing in the result, or are parents.
-_WITHOUT_EFFECT = frozenset("validation validate_every save_every keep_states device init".split())
+_WITHOUT_EFFECT = UNSEEN | frozenset("validation save_every keep_states device init".split())
 _KOHYA_VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
 _ARCHITECTURES = {
     "sd1": "stable-diffusion-v1",
@@ -44,7 +46,8 @@ def training_metadata(
     words = trigger_words(dataset, str(options.get("token") or ""))
     parents = [parent(backbone.base_name, backbone.base_id, role="base")]
     if options.get("init"):
-        parents.append(parent(str(options["init"]), quick_id(str(options["init"])), role="init"))
+        with open_weights(options["init"]) as weights:
+            parents.append(parent(str(options["init"]), quick_id(*weights.files), role="init"))
     recipe = {
         "verb": "train",
         "method": method,

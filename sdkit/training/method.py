@@ -11,7 +11,7 @@ from sdkit.core.errors import SdkitError
 from sdkit.core.plugins import Plugin, choose, find_plugins
 from sdkit.families.family import Model
 from sdkit.runtime.losses import HeldOut, held_out_losses
-from sdkit.training.options import TrainOptions
+from sdkit.training.options import UNSEEN, TrainOptions
 
 if TYPE_CHECKING:
     import torch
@@ -23,10 +23,9 @@ if TYPE_CHECKING:
     from sdkit.training.trainable import Trainable
 
 # Keys every method takes.
-COMMON = frozenset(
+COMMON = UNSEEN | frozenset(
     "steps epochs seed lr batch accumulate resolution optimizer weight_decay schedule warmup precision device "
-    "max_grad_norm ema checkpointing compile flip background strict init save_every keep_states validation "
-    "validate_every".split()
+    "max_grad_norm ema checkpointing compile flip background strict init save_every keep_states validation".split()
 )
 # Keys of methods that learn from captioned pictures by denoising.
 DENOISING = frozenset("caption caption_dropout token snr_gamma noise_offset prediction".split())
@@ -40,11 +39,13 @@ class Size:
         parameters: numbers trained.
         modules: modules they belong to.
         output_bytes: of the file.
+        notes: what a person should know about it.
     """
 
     parameters: int
     modules: int
     output_bytes: int
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

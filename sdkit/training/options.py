@@ -13,6 +13,9 @@ from sdkit.core.plugins import nearest_hint
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 _KEYWORDS = {"class": "class_"}  # what Python keeps for itself
 
+# Keys of what is looked at on the way; they change nothing in the training.
+UNSEEN = frozenset("validate_every sample sample_every sample_steps sample_cfg sample_seed tensorboard".split())
+
 
 def _option(default: Any, help: str, **limits: float) -> Any:
     return field(default=default, metadata={"help": help, **limits})
@@ -58,11 +61,18 @@ class TrainOptions:
     prediction: str | None = _option(None, "epsilon or v_prediction, where the base does not say")
     save_every: int = _option(250, "steps between saved states; 0 saves only the last", minimum=0)
     keep_states: int = _option(2, "saved states that are kept", minimum=1)
-    validation: str = _option("", "folder of pictures that are not trained on, for the held-out loss")
+    validation: str = _option("", "for the held-out loss: a folder of pictures, or the share of them not trained on")
     validate_every: int = _option(0, "steps between validations; 0 only before and after", minimum=0)
+    sample: str = _option("", "prompts drawn on the way: several with | between, or a .txt file with one a line")
+    sample_every: int = _option(0, "steps between samples; 0 draws only before and after", minimum=0)
+    sample_steps: int = _option(20, "steps of the sampler", minimum=1)
+    sample_cfg: float = _option(7.0, "guidance of the samples", minimum=0.0)
+    sample_seed: int = _option(0, "noise of the samples follows from it", minimum=0)
+    tensorboard: bool = _option(False, "write the run for TensorBoard too")
     format: str = _option("kohya", "file format of the result")
     save_dtype: str = _option("fp16", "fp32, fp16, bf16, or keep (as the base), of the result")
     kl_weight: float = _option(1e-6, "pull of the latents towards a normal distribution", minimum=0.0)
+    algo: str = _option("lora", "what is trained beside a layer: lora, dora, loha or lokr")
     rank: int = _option(16, "rank of the LoRA", minimum=1)
     network_alpha: float | None = _option(None, "scale × rank of the LoRA [default: rank]", minimum=0.0)
     targets: str = _option("transformer", "layers: attention, transformer, or a regular expression")
@@ -70,7 +80,31 @@ class TrainOptions:
     conv_alpha: float | None = _option(None, "alpha beside convolutions [default: conv_rank]", minimum=0.0)
     text_encoder: bool = _option(False, "train the text encoder too")
     rslora: bool = _option(False, "scale by alpha / sqrt(rank)")
+    layer_structure: str = _option("1,2,1", "widths of a hypernetwork's layers, as multiples of its input's")
+    activation: str = _option("linear", "between a hypernetwork's layers: linear, relu, leakyrelu, swish, mish, …")
+    activate_output: bool = _option(False, "the activation comes behind the last layer too")
+    layer_norm: bool = _option(False, "a layer norm behind each layer of a hypernetwork")
+    layer_dropout: str = _option("0", "dropout behind hidden layers: a number, or a list like layer_structure")
+    weight_init: str = _option("Normal", "Normal, XavierNormal, XavierUniform, KaimingNormal or KaimingUniform")
+    widths: str = _option("", "widths that get networks, like 768,320 [default: all the base has]")
+    factor: int = _option(-1, "size of LoKr's smaller side; -1 makes both sides about equal", minimum=-1)
+    decompose_both: bool = _option(False, "LoKr's smaller side may be low-rank too")
     lora_plus: float = _option(1.0, "learning rate of up beside that of down (LoRA+: 16)", minimum=0.0)
+
+    @property
+    def held_out_share(self) -> float | None:
+        """The share of the pictures that is held out; None where `validation` is a folder or empty.
+
+        Raises:
+            UsageError: it is a number, and no share.
+        """
+        try:
+            share = float(self.validation)
+        except ValueError:
+            return None
+        if not 0 < share < 1:
+            raise UsageError(f"validation={self.validation}: a share lies between 0 and 1", "0.1 is a tenth")
+        return share
 
     def as_dict(self) -> dict[str, Any]:
         """Key → value, as they are written on the command line."""

@@ -169,9 +169,9 @@ def test_dora_magnitudes_need_their_pair(folder, unet):
 
 
 def test_other_kinds_and_a_lone_file_say_why_not(folder, save):
-    weights = folder(peft_type="LOHA")
+    weights = folder(peft_type="OFT")
     name, verdicts = recognise(weights)
-    assert name is None and "LOHA" in verdicts["peft"].reason
+    assert name is None and "OFT" in verdicts["peft"].reason
     lone = save({"base_model.model.x.lora_A.weight": torch.ones(2, 2)})
     assert "open the folder" in recognise(lone)[1]["peft"].reason
     with pytest.raises(SdkitError, match="not an adapter in a known format") as error:

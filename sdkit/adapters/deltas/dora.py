@@ -21,6 +21,8 @@ from sdkit.streaming.expression import Read
 if TYPE_CHECKING:
     import torch
 
+TINY = 1e-30  # in place of the norm of a feature of zeros, which stays one
+
 
 @dataclass(frozen=True, slots=True)
 class Dora:
@@ -79,6 +81,14 @@ class Dora:
         return PreparedDora(self.change.prepare(1.0, dtype), lengths, kernel if self.by_input else 0, strength)
 
 
+def row_norms(moved: torch.Tensor) -> torch.Tensor:
+    """The norm of each output feature of W + ΔW, [rows, columns], as a divisor."""
+    import torch
+
+    norms: torch.Tensor = torch.linalg.vector_norm(moved, dim=1)
+    return norms.clamp_min_(TINY)
+
+
 @dataclass(slots=True)
 class PreparedDora:
     """A DoRA in memory. It changes the weight it finds, so it must come before anything that is added.
@@ -123,12 +133,10 @@ class PreparedDora:
         """What each element is multiplied with: length / norm, by row or by column."""
         import torch
 
-        tiny = 1e-30  # a feature of zeros stays one
         if self.kernel == 0:
-            norms = torch.linalg.vector_norm(moved, dim=1).clamp_min_(tiny)
-            return torch.div(self.lengths[start : start + len(moved)], norms).unsqueeze(1)
+            return torch.div(self.lengths[start : start + len(moved)], row_norms(moved)).unsqueeze(1)
         assert self._squares is not None, "the norms of columns need a first look"
-        norms = self._squares.sqrt().clamp_min_(tiny).to(self.lengths.dtype)
+        norms = self._squares.sqrt().clamp_min_(TINY).to(self.lengths.dtype)
         return torch.div(self.lengths, norms).repeat_interleave(self.kernel)
 
     def magnitude(self) -> float:

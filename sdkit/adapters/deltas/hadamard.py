@@ -94,6 +94,11 @@ class Hadamard:
         return read_factor(a, dtype).t().contiguous(), fold_core(core, b, dtype)
 
 
+def hadamard(a1: torch.Tensor, b1: torch.Tensor, a2: torch.Tensor, b2: torch.Tensor) -> torch.Tensor:
+    """``(a1 @ b1) ∘ (a2 @ b2)``."""
+    return (a1 @ b1) * (a2 @ b2)
+
+
 @dataclass(frozen=True, slots=True)
 class PreparedHadamard:
     """ΔW = (a1 @ b1) ∘ (a2 @ b2), in memory; every scale is folded into `a1`."""
@@ -106,7 +111,7 @@ class PreparedHadamard:
     def add_rows(self, out: torch.Tensor, start: int) -> None:
         """Add rows ``start : start + out.shape[0]`` of the change to `out`, [rows, columns], in place."""
         rows = slice(start, start + out.shape[0])
-        out.addcmul_(self.a1[rows] @ self.b1, self.a2[rows] @ self.b2)
+        out.add_(hadamard(self.a1[rows], self.b1, self.a2[rows], self.b2))
 
     def magnitude(self) -> float:
         """No element of the change is larger than this: the product of the bounds of both halves."""

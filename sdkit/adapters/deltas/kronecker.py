@@ -156,3 +156,17 @@ class PreparedKronecker:
     def transpose(self) -> PreparedKronecker:
         """The change of the transposed weight."""
         return PreparedKronecker(self.w1.t().contiguous(), self.w2.t().contiguous())
+
+
+def factorization(size: int, factor: int) -> tuple[int, int]:
+    """`size` as a product of an outer and an inner side, the outer not the larger, as LyCORIS divides it.
+
+    Args:
+        factor: one of the two, where it divides `size`; else the outer side is at most that; −1 brings both as near
+            together as can be.
+    """
+    if factor > 0 and size % factor == 0:
+        return min(factor, size // factor), max(factor, size // factor)
+    most = min(factor, math.isqrt(size)) if factor > 0 else math.isqrt(size)
+    outer = next(divisor for divisor in range(most, 0, -1) if size % divisor == 0)
+    return outer, size // outer

@@ -1,4 +1,4 @@
-"""Train a LoRA: thin matrices beside the layers of the base."""
+"""Train a LoRA, DoRA, LoHa or LoKr: small matrices beside the layers of the base."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sdkit.adapters.builder import reads
 from sdkit.core.errors import UsageError
 from sdkit.core.plugins import nearest_hint
 from sdkit.families.family import Model
 from sdkit.formats import read_adapter, write_adapter
+from sdkit.training.algorithms.algorithm import Algorithm, Shapes, load_algorithm
 from sdkit.training.method import COMMON, DENOISING, Method, Result, Size
 from sdkit.training.options import TrainOptions
 from sdkit.training.targets import has_kernel, lora_scale, lora_targets
@@ -29,59 +31,66 @@ _FORMATS = ("kohya", "peft")
 
 @dataclass(frozen=True, slots=True)
 class _Shape:
-    """What is trained beside one module."""
+    """What is trained beside one module: the shapes of its factors, and their scale."""
 
-    weight: tuple[int, ...]
-    rank: int
+    shapes: Shapes
     scale: float
 
-    @property
-    def parameters(self) -> int:
-        """Numbers in both factors."""
-        return self.rank * (self.weight[0] + math.prod(self.weight[1:]))
 
-
-def _shapes(model: Model, options: TrainOptions) -> dict[str, _Shape]:
-    """Hub module → what is trained beside it, as the options or the file to continue say."""
-    if options.init:
-        with open_weights(options.init) as weights:
-            artifact = read_adapter(weights, model)
-        return {
-            target.module: _Shape(delta.shape, delta.rank or 0, delta.scale)
-            for target, delta in artifact.deltas.items()
-        }
+def _shapes(model: Model, options: TrainOptions, algorithm: Algorithm) -> dict[str, _Shape]:
+    """Hub module → what is trained beside it."""
     found = {}
     targets = lora_targets(model, options.targets, text=options.text_encoder, conv_rank=options.conv_rank)
     for module, weight in targets.items():
         kernel = has_kernel(weight)
         rank, alpha = (options.conv_rank, options.conv_alpha) if kernel else (options.rank, options.network_alpha)
+        shapes = algorithm.shapes(weight, rank)
         scale = lora_scale(rank if alpha is None else alpha, rank, rank_stabilised=options.rslora)
-        found[module] = _Shape(weight, rank, scale)
+        found[module] = _Shape(shapes, scale if algorithm.has_scale(shapes) else 1.0)
     return found
 
 
 def _size(model: Model, options: TrainOptions) -> Size:
+    _check(options)
+    if options.init:
+        with open_weights(options.init) as weights:
+            deltas = read_adapter(weights, model).deltas
+            count = sum(read.info.numel for delta in deltas.values() for read in reads(delta))
+        modules = len(deltas)
+    else:
+        shapes = _shapes(model, options, load_algorithm(options))
+        count = sum(math.prod(shape) for module in shapes.values() for shape in module.shapes.values())
+        modules = len(shapes)
+    return Size(count, modules, count * _ITEM[options.save_dtype] + 500 * modules)
+
+
+def _check(options: TrainOptions) -> None:
+    algorithm = load_algorithm(options)
     if options.format not in _FORMATS:
         raise UsageError(f"format={options.format}: no LoRA is written in it", nearest_hint(options.format, _FORMATS))
     if options.save_dtype not in _ITEM:
         raise UsageError(f"save_dtype={options.save_dtype}: unknown", nearest_hint(options.save_dtype, _ITEM))
-    shapes = _shapes(model, options)
-    count = sum(shape.parameters for shape in shapes.values())
-    return Size(count, len(shapes), count * _ITEM[options.save_dtype] + 500 * len(shapes))
+    if options.lora_plus != 1.0 and not algorithm.raised:
+        raise UsageError(f"lora_plus= says nothing of algo={options.algo}", "use it with algo=lora or algo=dora")
 
 
 def _trainables(backbone: Backbone, options: TrainOptions, rng: StepRNG) -> list[Trainable]:
-    from sdkit.training.trainables.lora import Lora, factors_of, new_factors
+    from sdkit.training.trainables.lora import Beside, Lora, factors_of, new_factors
 
-    shapes = _shapes(backbone.model, options)
+    algorithm = load_algorithm(options)
     if options.init:
         with open_weights(options.init) as weights:
-            factors = factors_of(read_adapter(weights, backbone.model), backbone)
+            artifact = read_adapter(weights, backbone.model)
+            factors = factors_of(artifact, algorithm, backbone)
+        scales = {target.module: delta.scale for target, delta in artifact.deltas.items()}
+        modules = {module: Beside(parts, scales[module]) for module, parts in factors.items()}
     else:
-        factors = new_factors(backbone, {module: shape.rank for module, shape in shapes.items()}, rng)
-    scales = {module: shape.scale for module, shape in shapes.items()}
+        modules = {
+            module: Beside(new_factors(backbone, algorithm, module, found.shapes, rng), found.scale)
+            for module, found in _shapes(backbone.model, options, algorithm).items()
+        }
     text_lr = options.lr if options.te_lr is None else options.te_lr
-    return [Lora(factors, scales, lr=options.lr, text_lr=text_lr, up_ratio=options.lora_plus)]
+    return [Lora(algorithm, modules, lr=options.lr, text_lr=text_lr, up_ratio=options.lora_plus)]
 
 
 def _objective(options: TrainOptions) -> Objective:
@@ -100,12 +109,12 @@ def _save(result: Result, path: Path, metadata: Mapping[str, str]) -> None:
     write_adapter(artifact, result.backbone.model, path, metadata, format=options.format, overwrite=True)
 
 
+_OWN = (
+    "algo rank network_alpha targets conv_rank conv_alpha factor decompose_both text_encoder te_lr rslora lora_plus "
+    "format save_dtype"
+)
 METHOD = Method(
-    accepts=COMMON
-    | DENOISING
-    | frozenset(
-        "rank network_alpha targets conv_rank conv_alpha text_encoder te_lr rslora lora_plus format save_dtype".split()
-    ),
+    accepts=COMMON | DENOISING | frozenset(_OWN.split()),
     size=_size,
     trainables=_trainables,
     objective=_objective,

@@ -1,21 +1,21 @@
-"""LoRA layers: low-rank factors beside the model's own layers."""
+"""LoRA layers and their kin: small factors beside the model's own layers, of any of `sdkit.training.algorithms`."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sdkit.adapters.artifact import Artifact, Target
-from sdkit.adapters.deltas.low_rank import LowRank
 from sdkit.core.errors import SdkitError
 from sdkit.runtime.backbone import Backbone
-from sdkit.runtime.install import replaced
-from sdkit.runtime.layers.low_rank import LowRankLayer, factor_shapes
+from sdkit.runtime.install import beneath, replaced
+from sdkit.runtime.layers.layer import carrier
 from sdkit.runtime.rng import StepRNG
 from sdkit.runtime.tensors import in_memory
 from sdkit.streaming.expression import Read
+from sdkit.training.algorithms.algorithm import Algorithm, Draw, Shapes
 from sdkit.training.trainable import Group
 
 if TYPE_CHECKING:
@@ -23,12 +23,25 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What trains beside one module.
+
+    Attributes:
+        factors: by name, in float32.
+        scale: what the change is multiplied with.
+    """
+
+    factors: Mapping[str, nn.Parameter]
+    scale: float
+
+
 class Lora:
-    """The factors beside some modules of a base, in float32.
+    """The factors beside some modules of a base.
 
     Args:
-        factors: hub module → `down` and `up`.
-        scales: hub module → what the product is multiplied with.
+        algorithm: how they act.
+        modules: hub module → what trains beside it.
         lr: learning rate.
         text_lr: learning rate of the text encoders' factors.
         up_ratio: multiplies the learning rate of `up` (LoRA+, arXiv:2402.12354).
@@ -36,104 +49,104 @@ class Lora:
 
     def __init__(
         self,
-        factors: Mapping[str, tuple[nn.Parameter, nn.Parameter]],
-        scales: Mapping[str, float],
+        algorithm: Algorithm,
+        modules: Mapping[str, Beside],
         *,
         lr: float,
         text_lr: float,
         up_ratio: float = 1.0,
     ) -> None:
-        self.factors = dict(factors)
-        self.scales = dict(scales)
+        self.algorithm = algorithm
+        self.modules = dict(modules)
         self._rates = {"unet": lr, "text": text_lr}
         self._up_ratio = up_ratio
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
-        """``<module>.down`` and ``<module>.up``."""
-        pairs = ((f"{module}.{side}", factor) for module, both in self.factors.items() for side, factor in _sides(both))
-        return dict(pairs)
+        """``<module>.<factor>``."""
+        return {
+            f"{module}.{name}": factor
+            for module, beside in self.modules.items()
+            for name, factor in beside.factors.items()
+        }
 
     @property
     def trains_text(self) -> bool:
         """Whether a text encoder has factors."""
-        return any(module.startswith("text_encoder") for module in self.factors)
+        return any(module.startswith("text_encoder") for module in self.modules)
 
     def groups(self) -> list[Group]:
-        """By component, and `up` apart from `down` when their rates differ."""
-        groups: dict[tuple[str, str], list[nn.Parameter]] = {}
-        for module, both in self.factors.items():
+        """By component, and `up` apart from the others when their rates differ."""
+        raised = self.algorithm.raised if self._up_ratio != 1.0 else frozenset()
+        groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+        for module, beside in self.modules.items():
             kind = "text" if module.startswith("text_encoder") else "unet"
-            for side, factor in _sides(both):
-                groups.setdefault((kind, side if self._up_ratio != 1.0 else "factors"), []).append(factor)
+            for name, factor in beside.factors.items():
+                groups.setdefault((kind, name in raised), []).append(factor)
         return [
-            Group(f"{kind} {side}", factors, self._rates[kind] * (self._up_ratio if side == "up" else 1.0))
-            for (kind, side), factors in groups.items()
+            Group(f"{kind} {'up' if up else 'factors'}", factors, self._rates[kind] * (self._up_ratio if up else 1.0))
+            for (kind, up), factors in groups.items()
         ]
 
     @contextmanager
     def install(self, backbone: Backbone) -> Iterator[None]:
         """Put the layers in the places of the model's own."""
         with ExitStack() as stack:
-            for module, (down, up) in self.factors.items():
-                layer = LowRankLayer(backbone.module(module), down, up, self.scales[module])
-                stack.enter_context(replaced(backbone, module, layer))
+            for module, beside in self.modules.items():
+                place = beneath(backbone, module)
+                layer = self.algorithm.layer(backbone.module(place), beside.factors, beside.scale)
+                stack.enter_context(replaced(backbone, place, layer))
             yield
 
     def artifact(self, dtype: torch.dtype, metadata: Mapping[str, str] | None = None) -> Artifact:
         """The adapter as it is now, its factors rounded to `dtype`."""
-        named = self.parameters
-        held = in_memory(
-            "the trained LoRA", {name: factor.detach().to(dtype) for name, factor in named.items()}, metadata
-        )
-        deltas = {
-            Target(module): LowRank(
-                Read(held, held.tensors[f"{module}.up"]),
-                Read(held, held.tensors[f"{module}.down"]),
-                scale,
-            )
-            for module, scale in self.scales.items()
-        }
+        rounded = {name: factor.detach().to(dtype) for name, factor in self.parameters.items()}
+        held = in_memory("the trained LoRA", rounded, metadata)
+        deltas = {}
+        for module, beside in self.modules.items():
+            reads = {name: Read(held, held.tensors[f"{module}.{name}"]) for name in beside.factors}
+            deltas[Target(module)] = self.algorithm.delta(reads, beside.scale)
         return Artifact(held, "trained", deltas=deltas, metadata=metadata or {})
 
 
 def new_factors(
-    backbone: Backbone, ranks: Mapping[str, int], rng: StepRNG
-) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
-    """Factors whose product is zero: `down` as a linear layer begins, `up` zero (arXiv:2106.09685)."""
-    import torch
-    from torch import nn
-
-    factors = {}
-    for module, rank in ranks.items():
-        down, up = factor_shapes(backbone.module(module), rank, module)
-        bound = 1 / math.sqrt(math.prod(down[1:]))
-        start = rng.uniform(down, "lora", module).mul_(2).sub_(1).mul_(bound)
-        factors[module] = (nn.Parameter(start), nn.Parameter(torch.zeros(up)))
-    return factors
-
-
-def factors_of(artifact: Artifact, backbone: Backbone) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
-    """The factors of an existing LoRA, to go on training. Their scales stay outside, as the file has them.
+    backbone: Backbone, algorithm: Algorithm, module: str, shapes: Shapes, rng: StepRNG
+) -> Mapping[str, nn.Parameter]:
+    """Factors beside a module that change nothing yet.
 
     Raises:
-        SdkitError: it holds other changes than plain LoRAs, or modules the base does not have.
+        SdkitError: the module can carry none.
     """
-    import torch
-    from torch import nn
+    draw = Draw(
+        lambda shape, purpose: rng.uniform(shape, purpose, module),
+        lambda shape, purpose: rng.normal(shape, purpose, module),
+    )
+    return _parameters(algorithm.start(carrier(backbone.module(module), module), shapes, draw))
 
+
+def factors_of(artifact: Artifact, algorithm: Algorithm, backbone: Backbone) -> dict[str, Mapping[str, nn.Parameter]]:
+    """The factors of an existing adapter, to go on training. Their scales stay outside, as the file has them.
+
+    Raises:
+        SdkitError: it holds changes of another kind, or modules the base does not have.
+    """
     path = artifact.source.path
     if artifact.unmatched or not artifact.deltas:
         raise SdkitError(f"{path}: does not fit this base: {', '.join(artifact.unmatched[:3]) or 'no weight changes'}")
-    factors = {}
+    found = {}
     for target, delta in artifact.deltas.items():
-        if not isinstance(delta, LowRank) or delta.mid is not None or target.parameter != "weight":
-            raise SdkitError(f"{path}: {target.name}: a change of the kind {delta.kind} cannot be trained on as a LoRA")
-        down, up = factor_shapes(backbone.module(target.module), delta.rank, target.module)
-        shaped = (delta.down.load().float().reshape(down), delta.up.load().float().reshape(up))
-        factors[target.module] = (nn.Parameter(shaped[0].clone()), nn.Parameter(torch.clone(shaped[1])))
-    return factors
+        weight = tuple(carrier(backbone.module(target.module), target.module).weight.shape)
+        factors = algorithm.factors(delta, weight) if target.parameter == "weight" else None
+        if factors is None:
+            raise SdkitError(
+                f"{path}: {target.name}: a change of the kind {delta.kind} cannot be trained on with this algorithm",
+                f"if it is a file of that kind, say algo={delta.kind}; `sdkit inspect` shows what it holds",
+            )
+        found[target.module] = _parameters(factors)
+    return found
 
 
-def _sides(both: tuple[nn.Parameter, nn.Parameter]) -> tuple[tuple[str, nn.Parameter], tuple[str, nn.Parameter]]:
-    return ("down", both[0]), ("up", both[1])
+def _parameters(tensors: Mapping[str, torch.Tensor]) -> Mapping[str, nn.Parameter]:
+    from torch import nn
+
+    return {name: nn.Parameter(tensor.float().clone()) for name, tensor in tensors.items()}
