@@ -35,8 +35,6 @@ PathLike = str | os.PathLike[str]
 
 # Jobs whose dry run would calculate everything: they are only checked, not planned.
 _DEAR_PLANS = frozenset({"combine", "extract", "resize", "scale", "subtract"})
-# What decides how a file is written and nothing else.
-_WRITING = frozenset({"stochastic", "undo"})
 # What says which adapters are added up.
 SUMMANDS = frozenset({"base", "adapters", "alpha", "adapter", "factor", "first", "second"})
 
@@ -256,14 +254,15 @@ class _Run:
         alpha = step.arguments.get("alpha", 1.0) if verb.name == "merge" else 1.0
         given = {key: self._opened(value, alpha) for key, value in step.arguments.items()}
         target = Unwritten(step.name, self._stack)
-        unwritten = {key: value for key, value in given.items() if step.output is None or key not in _WRITING}
+        # How a file is rounded is nothing to later steps; without a file it is an error of the job.
+        unwritten = {key: value for key, value in given.items() if step.output is None or key != "stochastic"}
         report = verb.function(output=target, **unwritten)
         assert target.model is not None
         self._values[step.name] = target.model
         if step.output is None:
             return StepReport(step.name, verb.name, "fused", needs, report=report)
-        extra = {key: str(value) for key, value in given.items() if key in _WRITING}
-        return self._write(step, fingerprint_of({"recipe": target.model.recipe, **extra}), given, report)
+        facts = {"recipe": target.model.recipe, "stochastic": given.get("stochastic")}
+        return self._write(step, fingerprint_of(facts), given, report)
 
     def _opened(self, value: Any, alpha: float) -> Any:
         """An argument of a step that fuses: models and adapters, each with its strength where it has one."""

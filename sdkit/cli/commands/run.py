@@ -12,7 +12,8 @@ from typing import Any
 import click
 
 from sdkit.cli.errors import INTERRUPTED
-from sdkit.cli.output import Output, columns, human_bytes, output_options
+from sdkit.cli.output import Output, columns, output_options
+from sdkit.core.human import human_bytes
 
 
 @click.command("run", no_args_is_help=True)

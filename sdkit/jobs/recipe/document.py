@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 20
+MAX_DIGITS = 20
 
 # Where a value stands: the keys and indices that lead to it.
 Where = tuple[str | int, ...]
@@ -114,6 +115,8 @@ class _Reader:
         self.lines.setdefault(where, node.start_mark.line + 1)
         if len(where) > MAX_DEPTH:
             raise self._error(node, "nested too deeply")
+        if not isinstance(node, yaml.ScalarNode) and node.tag not in (f"{_TAG}map", f"{_TAG}seq"):
+            raise self._error(node, f"{node.tag} is no plain value")
         if isinstance(node, yaml.MappingNode):
             return self._table(node, where)
         if isinstance(node, yaml.SequenceNode):
@@ -138,8 +141,10 @@ class _Reader:
         import yaml
 
         kind, text = node.tag.removeprefix(_TAG), node.value
-        if kind == "timestamp" or (kind == "str" and node.style is None and _EXPONENT.fullmatch(text)):
-            return float(text) if kind == "str" else text
+        if kind == "timestamp" or (kind == "int" and len(text) > MAX_DIGITS):  # a hash may have digits only
+            return text
+        if kind == "str" and node.style is None and _EXPONENT.fullmatch(text):
+            return float(text)
         if kind not in ("str", "int", "float", "bool", "null"):
             raise self._error(node, f"{node.tag} is no plain value")
         try:

@@ -25,6 +25,8 @@ _NOT_STEPS = frozenset({"inspect", "hash", "quickstart", "run", "reproduce"})
 
 # What the executor decides and a recipe does not.
 _CONTROLS = frozenset("output dry_run force resume progress watch should_stop threads".split())
+# A merge that is to be undone is one command; a blend's parameters stand beside its other options.
+_LEFT_OUT = {"merge": {"undo"}, "blend": {"parameters"}}
 _PATHS = re.compile(r"\b(PathLike|Path|Input|Adapters)\b")
 _SEVERAL = re.compile(r"\b(Sequence|Adapters)\b")
 _WEIGHTED = re.compile(r"\b(tuple|Adapters)\b")
@@ -107,17 +109,19 @@ def _verb(name: str, function: Callable[..., Any]) -> Verb | None:
     if "output" not in parameters:
         return None
     plain = {key: entry for key, entry in parameters.items() if entry.kind is not inspect.Parameter.VAR_KEYWORD}
-    own = {key: entry for key, entry in plain.items() if key not in _CONTROLS}
+    own = {key: entry for key, entry in plain.items() if key not in _CONTROLS | _LEFT_OUT.get(name, set())}
     notes = {key: str(entry.annotation) for key, entry in own.items()} | _unpacked(function)
+    required = [key for key, entry in own.items() if entry.default is inspect.Parameter.empty]
     if "RankRule" in notes.get("rank", ""):
         notes |= dict.fromkeys(_RANK_RULE, "")
+        required = [key for key in required if key != "rank"]
     if name == "merge":
         notes["rank"] = ""  # of adapters alone
     return Verb(
         name,
         function,
         words=tuple(key for key, entry in own.items() if entry.kind is not inspect.Parameter.KEYWORD_ONLY),
-        required=tuple(key for key, entry in own.items() if entry.default is inspect.Parameter.empty),
+        required=tuple(required),
         options=frozenset(notes.keys() - _CONTROLS),
         paths=frozenset(key for key, note in notes.items() if _PATHS.search(note)),
         several=frozenset(key for key, note in notes.items() if _SEVERAL.search(note) and _PATHS.search(note)),
