@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sdkit.core.errors import SdkitError, UsageError
+from sdkit.families.bases import TINY
 
 MAX_BYTES = 1_000_000
 _PATHS = ("base", "data", "output", "validation", "init", "class_data")
@@ -40,7 +41,8 @@ def read_recipe(path: Path) -> dict[str, Any]:
     if "method" not in fields:
         raise UsageError(f"{path}: names no method", "begin it with `method: lora`")
     for key in _PATHS:
-        if fields.get(key) and not isinstance(fields[key], float):  # validation may be a share
+        # A held-out share is a number, and tiny is a base's name.
+        if fields.get(key) and not isinstance(fields[key], float) and (key, fields[key]) != ("base", TINY):
             fields[key] = path.parent / str(fields[key])
     if str(fields.get("sample", "")).endswith(".txt"):
         fields["sample"] = path.parent / fields["sample"]
