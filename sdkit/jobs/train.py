@@ -17,6 +17,7 @@ from sdkit.core.hashing import quick_id
 from sdkit.core.memory import peak_memory_mib
 from sdkit.core.paths import cache_folder
 from sdkit.core.report import Report
+from sdkit.families.bases import resolve_base
 from sdkit.jobs.report import report
 from sdkit.jobs.samples import Samples, sample_prompts, sample_requests
 from sdkit.jobs.stop import StopRequest
@@ -115,7 +116,7 @@ def train(
 
     Args:
         method: its name: ``lora``.
-        base: a diffusers folder or a checkpoint.
+        base: a diffusers folder or a checkpoint, or ``tiny``.
         data: a folder of pictures with captions.
         output: a folder, or a file beside which the rest goes; default ``runs/DATA-METHOD``.
         resume: continue from the newest saved state; with nothing saved, begin; finished, do nothing.
@@ -129,14 +130,15 @@ def train(
         SdkitError: whatever is wrong, most of it before the base is loaded.
     """
     name, kind = load_method(method)
+    found = resolve_base(base)
     parsed = parse_options(options, kind.accepts, kind.defaults, name)
     target = Path(output) if output is not None else Path("runs") / f"{Path(data).absolute().name}-{name}"
     suffix = kind.suffix(parsed)
     if suffix is None:
-        suffix = "" if Path(base).is_dir() else ".safetensors"
+        suffix = "" if found.is_dir() else ".safetensors"
     folder = RunFolder.of(target, suffix)
     settled = kind.settle(parsed, folder.result.stem)
-    request = _Request(name, kind, Path(base), Path(data), folder, settled, dict(options), target)
+    request = _Request(name, kind, found, Path(data), folder, settled, dict(options), target)
     return _Run(request, watch or (lambda event: None), should_stop or StopRequest()).go(
         resume=resume, force=force, dry_run=dry_run
     )
