@@ -30,6 +30,7 @@ def train(base: Path, data: Path, out: Path, **options: Any) -> TrainReport:
 
 KEYS = {
     "lora": ["rank=2", "text_encoder=yes"],
+    "textual-inversion": ["token=<b>", "vectors=2", "init=ball", "caption_dropout=0.2"],
     "hypernetwork": ["activation=relu", "layer_dropout=0.3", "lr=1e-3"],
 }
 
@@ -144,7 +145,10 @@ def test_a_file_that_is_named_is_the_result(tiny_base: Path, pictures: Path, tmp
     assert any(name.startswith("lora_te_") for name in read_tensors(Path(report.output)))
 
 
-@pytest.mark.parametrize(("method", "result"), [("lora", "x.safetensors"), ("hypernetwork", "x.pt")])
+@pytest.mark.parametrize(
+    ("method", "result"),
+    [("lora", "x.safetensors"), ("hypernetwork", "x.pt"), ("textual-inversion", "x.safetensors")],
+)
 def test_killed_and_resumed_is_the_same_run_bit_for_bit(
     tiny_base: Path, pictures: Path, tmp_path: Path, method: str, result: str
 ) -> None:
