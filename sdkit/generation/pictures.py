@@ -64,6 +64,7 @@ def checked(request: Request, backbone: Backbone) -> Request:
     Raises:
         UsageError: something of it is out of bounds.
     """
+    check_request(request)
     width, height = default_size(backbone)
     full = replace(
         request,
@@ -71,18 +72,34 @@ def checked(request: Request, backbone: Backbone) -> Request:
         height=height if request.height is None else request.height,
         sampler=sampler_name(request.sampler),
     )
-    for name, length in (("width", full.width), ("height", full.height)):
-        if not length or length < SIZE_STEP or length % SIZE_STEP:
-            near = max(round((length or 0) / SIZE_STEP), 1) * SIZE_STEP
-            raise UsageError(f"{name} {length} is no multiple of {SIZE_STEP}", f"use {near}")
-    if not 1 <= full.steps <= backbone.schedule.steps:
-        raise UsageError(f"steps {full.steps} is out of bounds", f"use 1 to {backbone.schedule.steps}")
-    if not math.isfinite(full.cfg):
-        raise UsageError(f"cfg {full.cfg} is no finite number")
-    if full.seed not in SEEDS:
-        raise UsageError(f"seed {full.seed} is out of bounds", f"use {SEEDS.start} to {SEEDS.stop - 1}")
-    _set_timesteps(make_scheduler(full.sampler, backbone.schedule), full)
+    if full.steps > backbone.schedule.steps:
+        raise UsageError(f"steps {full.steps} are more than the base's schedule has", f"use {backbone.schedule.steps}")
+    try:
+        make_scheduler(full.sampler, backbone.schedule).set_timesteps(full.steps)
+    except ValueError as error:
+        raise UsageError(f"{full.sampler} does not take {full.steps} steps: {error}") from None
     return full
+
+
+def check_request(request: Request) -> None:
+    """Check what can be without a base.
+
+    Raises:
+        UsageError: something of it is out of bounds.
+    """
+    sampler_name(request.sampler)
+    for name, length in (("width", request.width), ("height", request.height)):
+        if length is not None and (length < SIZE_STEP or length % SIZE_STEP):
+            raise UsageError(
+                f"{name} {length} is no multiple of {SIZE_STEP}", f"use {max(round(length / SIZE_STEP), 1) * SIZE_STEP}"
+            )
+    for name, least in (("steps", request.steps), ("clip skip", request.clip_skip)):
+        if least < 1:
+            raise UsageError(f"{name} {least} is less than 1")
+    if not math.isfinite(request.cfg):
+        raise UsageError(f"cfg {request.cfg} is no finite number")
+    if request.seed not in SEEDS:
+        raise UsageError(f"seed {request.seed} is out of bounds", f"use {SEEDS.start} to {SEEDS.stop - 1}")
 
 
 def default_size(backbone: Backbone) -> tuple[int, int]:
@@ -90,14 +107,6 @@ def default_size(backbone: Backbone) -> tuple[int, int]:
     size = backbone.unet.config.sample_size
     height, width = (size, size) if isinstance(size, int) else size
     return width * backbone.pixels_per_latent, height * backbone.pixels_per_latent
-
-
-def _set_timesteps(scheduler: Any, request: Request) -> None:
-    """Find out now whether the sampler takes so many steps."""
-    try:
-        scheduler.set_timesteps(request.steps)
-    except ValueError as error:
-        raise UsageError(f"{request.sampler} does not take {request.steps} steps: {error}") from None
 
 
 def _batches(requests: Sequence[Request], texts: Sequence[Texts], batch: int) -> Iterator[list[int]]:

@@ -21,8 +21,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
+from pathlib import PureWindowsPath
 
 from sdkit.core.errors import UsageError
 from sdkit.core.plugins import nearest_hint
@@ -112,6 +113,17 @@ def split_tags(text: str) -> tuple[str, tuple[Tag, ...]]:
     """A prompt without the adapters it asks for, and these."""
     tags = tuple(_tag(match[0], match[1], match[2].split(":")) for match in _TAG.finditer(text))
     return _TAG.sub("", text), tags
+
+
+def without_folders(text: str) -> str:
+    """A prompt whose adapters are named by their files alone: no picture tells how somebody's disk is laid out."""
+
+    def shortened(match: re.Match[str]) -> str:
+        (_, (tag,)) = split_tags(match[0])
+        path = PureWindowsPath(tag.name)  # which knows both kinds of slashes
+        return match[0] if path.name == tag.name else str(replace(tag, name=path.stem))
+
+    return _TAG.sub(shortened, text)
 
 
 def _tag(text: str, kind: str, fields: list[str]) -> Tag:

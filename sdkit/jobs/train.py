@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -18,11 +17,12 @@ from sdkit.core.hashing import quick_id
 from sdkit.core.memory import peak_memory_mib
 from sdkit.core.paths import cache_folder
 from sdkit.core.report import Report
+from sdkit.families.bases import resolve_base
 from sdkit.jobs.report import report
 from sdkit.jobs.samples import Samples, sample_prompts, sample_requests
 from sdkit.jobs.stop import StopRequest
 from sdkit.report.tensorboard import Board, check_tensorboard, tensorboard
-from sdkit.training.data import Dataset, read_dataset, split_dataset
+from sdkit.training.data import Dataset, split_dataset
 from sdkit.training.folder import RunFolder, write_event
 from sdkit.training.metadata import training_metadata
 from sdkit.training.method import Method, Result, load_method
@@ -116,7 +116,7 @@ def train(
 
     Args:
         method: its name: ``lora``.
-        base: a diffusers folder or a checkpoint.
+        base: a diffusers folder or a checkpoint, or ``tiny``.
         data: a folder of pictures with captions.
         output: a folder, or a file beside which the rest goes; default ``runs/DATA-METHOD``.
         resume: continue from the newest saved state; with nothing saved, begin; finished, do nothing.
@@ -130,13 +130,15 @@ def train(
         SdkitError: whatever is wrong, most of it before the base is loaded.
     """
     name, kind = load_method(method)
+    found = resolve_base(base)
     parsed = parse_options(options, kind.accepts, kind.defaults, name)
     target = Path(output) if output is not None else Path("runs") / f"{Path(data).absolute().name}-{name}"
     suffix = kind.suffix(parsed)
     if suffix is None:
-        suffix = "" if Path(base).is_dir() else ".safetensors"
+        suffix = "" if found.is_dir() else ".safetensors"
     folder = RunFolder.of(target, suffix)
-    request = _Request(name, kind, Path(base), Path(data), folder, parsed, dict(options), target)
+    settled = kind.settle(parsed, folder.result.stem)
+    request = _Request(name, kind, found, Path(data), folder, settled, dict(options), target)
     return _Run(request, watch or (lambda event: None), should_stop or StopRequest()).go(
         resume=resume, force=force, dry_run=dry_run
     )
@@ -378,11 +380,12 @@ class _Run:
     def _read_data(self, options: TrainOptions) -> tuple[Dataset, Dataset | None]:
         """What is trained on, and what is held out."""
         share = options.held_out_share
-        read = partial(read_dataset, caption=options.caption, background=options.background)
-        dataset = read(self._request.data, strict=options.strict)
+        read = self._request.method.dataset
+        dataset = read(self._request.data, options)
         if share is not None:
             return split_dataset(dataset, share)
-        return dataset, read(Path(options.validation)) if options.validation else None
+        held_out = read(Path(options.validation), replace(options, strict=False)) if options.validation else None
+        return dataset, held_out
 
     def _settings(self, backbone: Backbone, options: TrainOptions, dataset: Dataset) -> dict[str, Any]:
         """What a state says about its run."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdkit.adapters.artifact import Artifact
 from sdkit.core.errors import SdkitError
+from sdkit.families.family import Model
 from sdkit.streaming.expression import Read
 
 if TYPE_CHECKING:
@@ -56,32 +57,60 @@ def words_of(artifact: Artifact, backbone: Backbone) -> Mapping[str, Rows]:
     Raises:
         SdkitError: they were made for another family: for other text encoders, or for tokens of another width.
     """
+    widths = {component: token_table(backbone, component).weight.shape[1] for component in backbone.text_encoders}
+    check_fits(artifact, widths, f"{backbone.base_name} ({backbone.model.family})")
     words: dict[str, dict[str, torch.Tensor]] = {}
     for part in artifact.tokens:
         rows = Read(part.weights, part.info).load().float()
         words.setdefault(part.token, {})[part.component] = rows.reshape(-1, rows.shape[-1])
-    wanted = {component: token_width(backbone, component) for component in backbone.text_encoders}
-    for word, by_component in words.items():
-        found = {component: rows.shape[1] for component, rows in by_component.items()}
-        if found != wanted:
+    return words
+
+
+def check_fits(artifact: Artifact, widths: Mapping[str, int], base: str) -> None:
+    """Refuse an adapter with words for other text encoders, or of another width, than a base's.
+
+    Args:
+        widths: of the base's tokens, by text encoder's component.
+        base: what messages call it.
+
+    Raises:
+        SdkitError: it does not fit, or holds no word.
+    """
+    path = artifact.source.path
+    words: dict[str, dict[str, int]] = {}
+    for rows in artifact.tokens:
+        words.setdefault(rows.token, {})[rows.component] = rows.info.shape[-1]
+    if not words:
+        raise SdkitError(f"{path}: holds no embedding", "`sdkit inspect` shows what it holds")
+    for word, found in words.items():
+        if found != widths:
             raise SdkitError(
-                f"{artifact.source.path}: {word} is made of {_widths(found)}, but {backbone.base_name} "
-                f"({backbone.model.family}) reads {_widths(wanted)}",
+                f"{path}: {word} is made of {_widths(found)}, but {base} reads {_widths(widths)}",
                 "it was made for another model family",
             )
-    return words
 
 
 def installed_words(backbone: Backbone, component: str) -> dict[str, tuple[int, ...]]:
     """Word → ids of its rows, of the words a text encoder knows at the moment."""
-    words: dict[str, tuple[int, ...]] = getattr(backbone.module(f"{component}.{TABLE}"), "words", {})
+    words: dict[str, tuple[int, ...]] = getattr(token_table(backbone, component), "words", {})
     return words
 
 
-def token_width(backbone: Backbone, component: str) -> int:
-    """Width of a text encoder's token vectors."""
-    table: Any = backbone.module(f"{component}.{TABLE}")
-    return int(table.weight.shape[1])
+def token_table(backbone: Backbone, component: str) -> Any:
+    """The module that turns a text encoder's ids into vectors; its weight is [vocabulary, width]."""
+    return backbone.module(f"{component}.{TABLE}")
+
+
+def token_widths(model: Model) -> dict[str, int]:
+    """Width of a token's vector by text encoder's component, from the header alone."""
+    names = (component for component in model.components if component.startswith("text_encoder"))
+    places = {component: model.places.get(f"{component}.{TABLE}.weight") for component in names}
+    return {component: place.shape[1] for component, place in places.items() if place is not None}
+
+
+def mentions(text: str, word: str) -> bool:
+    """Whether a text has the word where it would be taken for an installed one."""
+    return _pattern({word: ()}).search(text) is not None
 
 
 def token_ids(tokenizer: Any, words: Mapping[str, Sequence[int]], text: str) -> list[int]:
@@ -149,7 +178,7 @@ def _check(
         raise SdkitError(f"{word!r} cannot be a word of a prompt", "it may not be empty or begin or end with spaces")
     if word.lower() in (other.lower() for other in known):
         raise SdkitError(f"the word {word} is installed twice", "give one of the embeddings another name")
-    width = token_width(backbone, component)
+    width = token_table(backbone, component).weight.shape[1]
     if rows.ndim != 2 or not len(rows) or rows.shape[1] != width:
         raise SdkitError(
             f"{word}: its vectors have the shape {list(rows.shape)}, but the {component} of "

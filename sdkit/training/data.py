@@ -43,6 +43,7 @@ class Sample:
         size: width and height, upright.
         repeats: how often it is shown in an epoch.
         prior: whether it shows the class and not the subject (prior preservation).
+        templates: captions of which each showing takes one instead; `caption` is among them.
     """
 
     id: str
@@ -52,6 +53,12 @@ class Sample:
     size: Size
     repeats: int = 1
     prior: bool = False
+    templates: tuple[str, ...] = ()
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """All captions it may be shown with."""
+        return self.templates or (self.caption,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +83,9 @@ class Dataset:
     @property
     def id(self) -> str:
         """Names the pictures and captions by content."""
-        lines = sorted(f"{sample.id}\0{sample.caption}\0{sample.repeats}" for sample in self.samples)
+        lines = sorted(
+            "\0".join([sample.id, sample.caption, str(sample.repeats), *sample.templates]) for sample in self.samples
+        )
         return hashlib.blake2b("\n".join(lines).encode(), digest_size=16).hexdigest()
 
 

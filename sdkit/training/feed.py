@@ -127,7 +127,8 @@ class Feed:
                     for flipped in {False, self.settings.flip}:
                         self._latents(slot, flipped)
                 if "cond" in self._inputs and self._keep_text:
-                    self._cond(slot.sample.caption, slot.size)
+                    for caption in slot.sample.captions:
+                        self._cond(caption, slot.size)
         return self._cache.computed - before
 
     def _by_size(self, samples: Sequence[Sample]) -> dict[Size, list[_Slot]]:
@@ -187,7 +188,10 @@ class Feed:
         return self._backbone.encode_text(self._backbone.tokenize(captions), slots[0].size)
 
     def _caption(self, slot: _Slot, rng: StepRNG) -> str:
-        return "" if rng.chance(self.settings.caption_dropout, "caption", slot.id) else slot.sample.caption
+        if rng.chance(self.settings.caption_dropout, "caption", slot.id):
+            return ""
+        captions = slot.sample.captions
+        return captions[rng.integer(len(captions), "template", slot.id) if len(captions) > 1 else 0]
 
     def _pixels(self, slot: _Slot, flip: bool) -> torch.Tensor:
         picture = pixels(fit(open_picture(slot.sample.path, self.settings.background), slot.size))

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from sdkit.core.errors import SdkitError
+from sdkit.core.errors import SdkitError, UsageError
 from sdkit.core.events import Event
+from sdkit.training.options import WEIGHT_SUFFIXES
 from sdkit.training.state import complete_states
 
 
@@ -32,7 +33,12 @@ class RunFolder:
 
         Args:
             suffix: of the results of the method.
+
+        Raises:
+            UsageError: the file's suffix says that it is of another kind.
         """
+        if output.suffix in WEIGHT_SUFFIXES and suffix and output.suffix != suffix and not output.is_dir():
+            raise UsageError(f"{output}: a {suffix} file is written", f"name it {output.with_suffix(suffix).name}")
         if output.suffix and suffix and not output.is_dir():
             return cls(output.absolute().parent, output)
         name = output.absolute().name

@@ -11,6 +11,7 @@ from sdkit.core.errors import SdkitError
 from sdkit.core.plugins import Plugin, choose, find_plugins
 from sdkit.families.family import Model
 from sdkit.runtime.losses import HeldOut, held_out_losses
+from sdkit.training.data import Dataset, read_dataset
 from sdkit.training.options import UNSEEN, TrainOptions
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from sdkit.runtime.rng import StepRNG
     from sdkit.training.batch import Objective
     from sdkit.training.feed import Feed
+    from sdkit.training.plan import Base
     from sdkit.training.trainable import Trainable
 
 # Keys every method takes.
@@ -75,6 +77,11 @@ class Save(Protocol):
         ...
 
 
+def read_captioned(folder: Path, options: TrainOptions) -> Dataset:
+    """The pictures of a folder with their captions, as most methods take them."""
+    return read_dataset(folder, caption=options.caption, background=options.background, strict=options.strict)
+
+
 @dataclass(frozen=True, slots=True)
 class Method:
     """A method as data. A module of `sdkit.training.methods` holds one under the name ``METHOD``.
@@ -91,6 +98,9 @@ class Method:
         trains_base: whether the base's own weights are trained, and not something small beside them.
         component: the component that is run: ``unet`` or ``vae``.
         held_out: the losses of held-out pictures, [pictures, pairs].
+        settle: fills in options that depend on the result's name.
+        dataset: reads a folder of pictures and gives them the captions they are shown with.
+        notes: what a person should know of these options with this base.
     """
 
     accepts: frozenset[str]
@@ -104,6 +114,9 @@ class Method:
     trains_base: bool = False
     component: str = "unet"
     held_out: Callable[[Backbone, Sequence[HeldOut]], torch.Tensor] = held_out_losses
+    settle: Callable[[TrainOptions, str], TrainOptions] = lambda options, name: options
+    dataset: Callable[[Path, TrainOptions], Dataset] = read_captioned
+    notes: Callable[[Base, TrainOptions], Sequence[str]] = lambda base, options: ()
 
 
 def methods() -> dict[str, Plugin]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from sdkit.core.errors import UsageError
 from sdkit.core.plugins import nearest_hint
 
+WEIGHT_SUFFIXES = frozenset({".safetensors", ".pt", ".bin", ".ckpt", ".pth"})
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
-_KEYWORDS = {"class": "class_"}  # what Python keeps for itself
+_KEYWORDS = {"class": "class_", "property": "property_"}  # what Python keeps for itself
 
 # Keys of what is looked at on the way; they change nothing in the training.
 UNSEEN = frozenset("validate_every sample sample_every sample_steps sample_cfg sample_seed tensorboard".split())
@@ -52,10 +55,10 @@ class TrainOptions:
     flip: bool = _option(False, "mirror half of the pictures")
     background: str = _option("white", "colour that transparent pixels show")
     strict: bool = _option(False, "stop at a damaged picture instead of leaving it out")
-    token: str = _option("", "trigger word, noted in the file")
+    token: str = _option("", "trigger word, noted in the file [default of an embedding: <NAME>]")
     class_: str | None = _option(None, "what the subject is one of; turns prior preservation on")
     prior_weight: float = _option(1.0, "weight of the class pictures", minimum=0.0)
-    init: str = _option("", "continue from this file")
+    init: str = _option("", "continue from this file; of an embedding, also the word it begins as")
     snr_gamma: float | None = _option(None, "min-SNR weighting, usually 5", minimum=0.0)
     noise_offset: float = _option(0.0, "noise common to a whole picture", minimum=0.0)
     prediction: str | None = _option(None, "epsilon or v_prediction, where the base does not say")
@@ -90,6 +93,16 @@ class TrainOptions:
     factor: int = _option(-1, "size of LoKr's smaller side; -1 makes both sides about equal", minimum=-1)
     decompose_both: bool = _option(False, "LoKr's smaller side may be low-rank too")
     lora_plus: float = _option(1.0, "learning rate of up beside that of down (LoRA+: 16)", minimum=0.0)
+    vectors: int | None = _option(
+        None, "vectors of the embedding [default: 1, or as init's file]", minimum=1, maximum=16
+    )
+    property_: str = _option("object", "what the embedding names, object or style: which templates replace captions")
+    scale_lr: bool = _option(False, "multiply the learning rate by the pictures in a step")
+
+    @property
+    def init_file(self) -> Path | None:
+        """The file or folder `init` names; None where it is a word, or nothing."""
+        return init_file(self.init)
 
     @property
     def held_out_share(self) -> float | None:
@@ -109,6 +122,17 @@ class TrainOptions:
     def as_dict(self) -> dict[str, Any]:
         """Key → value, as they are written on the command line."""
         return {spelled(entry.name): getattr(self, entry.name) for entry in fields(self)}
+
+
+def init_file(init: str) -> Path | None:
+    """The file or folder that ``init=`` names; None where it is a word, or nothing.
+
+    A folder of pictures may be called like the word, so a folder counts only with an adapter in it.
+    """
+    path = Path(init)
+    spelled_as_file = path.suffix in WEIGHT_SUFFIXES or "/" in init or os.sep in init
+    is_file = spelled_as_file or path.is_file() or (path / "adapter_config.json").is_file()
+    return path if init and is_file else None
 
 
 def spelled(name: str) -> str:
