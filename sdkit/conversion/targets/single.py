@@ -54,11 +54,9 @@ def plan(whole: Checkpoint, chosen: Checkpoint, settings: Settings) -> Plan:
 
 
 def _parts(chosen: Checkpoint, settings: Settings) -> dict[str, Part]:
-    if settings.only is not None:
-        return {settings.only: spelled_alone(settings.only, chosen.layouts[settings.only], "ldm")}
-    if chosen.is_single:
+    if chosen.is_single and settings.only is None:
         return dict(chosen.parts)
-    if chosen.family is None:
+    if chosen.is_component or chosen.family is None:
         return {name: spelled_alone(name, layout, "ldm") for name, layout in chosen.layouts.items()}
     return spelled(chosen.family, chosen.layouts, "ldm")
 
