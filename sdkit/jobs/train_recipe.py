@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from sdkit.core.errors import SdkitError, UsageError
+from sdkit.families.bases import TINY
 from sdkit.training.options import init_file
 
 MAX_BYTES = 1_000_000
-_PATHS = ("base", "data", "output", "validation", "init")
+_PATHS = ("base", "data", "output", "validation", "init", "class_data")
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
@@ -51,6 +52,6 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
 
 def _is_no_path(key: str, value: Any, folder: Path) -> bool:
-    """Validation may be a share, and an embedding may begin as a word."""
+    """A base may be the embedded one, validation a share, and an embedding may begin as a word."""
     is_word = key == "init" and init_file(str(value)) is None and not (folder / str(value)).is_file()
-    return is_word or isinstance(value, float)
+    return is_word or isinstance(value, float) or (key, value) == ("base", TINY)

@@ -256,6 +256,14 @@ def test_peft_s_format_is_a_folder(tiny_base: Path, pictures: Path, tmp_path: Pa
     assert sdkit.merge(tiny_base, report.output, tmp_path / "merged").matched == report.plan.modules
 
 
+def test_a_resumed_run_writes_what_it_was_begun_to_write(tiny_base: Path, pictures: Path, tmp_path: Path) -> None:
+    stop = StopRequest()
+    stop.ask()
+    train(tiny_base, pictures, tmp_path / "x", format="peft", should_stop=stop)
+    rest = sdkit.train("lora", tiny_base, pictures, tmp_path / "x", resume=True)
+    assert rest.output == str(tmp_path / "x" / "x") and (tmp_path / "x" / "x" / "adapter_config.json").is_file()
+
+
 def test_a_plan_costs_nothing_and_writes_nothing(tiny_base: Path, pictures: Path, tmp_path: Path) -> None:
     (pictures / "broken.png").write_bytes(b"no picture")
     report = train(tiny_base, pictures, tmp_path / "x", dry_run=True, epochs=10, steps=1)
@@ -362,13 +370,10 @@ def test_two_processes_train_what_one_trains(tiny_base: Path, pictures: Path, tm
     assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-3 * moved
 
 
-def test_sdxl_s_plan_knows_what_a_lora_of_it_trains() -> None:
+def test_the_layers_of_a_preset_are_kohya_s() -> None:
     from sdkit.families.reference import reference
-    from sdkit.training.targets import lora_size, lora_targets
+    from sdkit.training.targets import lora_targets
 
     for family, modules in (("sd1", 192), ("sdxl", 722)):
-        shapes = lora_targets(reference(family), "transformer", text=False, conv_rank=0)
-        assert len(shapes) == modules
-        parameters = lora_size(shapes, 4, 0)
-        assert parameters == sum(4 * (shape[0] + shape[1]) for shape in shapes.values())
+        assert len(lora_targets(reference(family), "transformer", text=False, conv_rank=0)) == modules
     assert len(lora_targets(reference("sd1"), "transformer", text=True, conv_rank=0)) == 192 + 72
