@@ -63,10 +63,10 @@ def naming(dataset: Dataset, word: str, templates: Sequence[str]) -> Dataset:
     """The dataset with `word` in every caption.
 
     In a caption of its own it stands where the caption has ``{}`` or the word itself, else in front. Where the whole
-    caption is ``{}``, the templates come in turn.
+    caption is ``{}``, each showing takes one of the templates.
     """
     samples = tuple(_naming(sample, word, templates) for sample in dataset.samples)
-    added = sum(1 for old, new in zip(dataset.samples, samples, strict=True) if _lacks(old, word) and new != old)
+    added = sum(_lacks(sample, word) for sample in dataset.samples)
     notes = dataset.notes + ((f"{added} captions do not name {word}: it is put in front of them",) if added else ())
     return replace(dataset, samples=samples, notes=notes)
 
