@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from sdkit.cli.output import Mode, Output, human_seconds
-from sdkit.core.events import Event, Note, Paused, Resumed, RolledBack, Started, Step, Validation
+from sdkit.core.events import Encoding, Event, Note, Paused, Resumed, RolledBack, Started, Step, Validation
 
 if TYPE_CHECKING:
     import rich.progress
@@ -41,7 +41,9 @@ class Narrator:
 
     def __call__(self, event: Event) -> None:
         """Tell one event."""
-        if isinstance(event, Started):
+        if isinstance(event, Encoding):
+            self._encoding(event)
+        elif isinstance(event, Started):
             self._started = event
         elif isinstance(event, Step):
             self._step(event)
@@ -49,6 +51,20 @@ class Narrator:
             self._output.warn(describe_event(event))
         elif describe_event(event):
             self._output.say(describe_event(event))
+
+    def _encoding(self, event: Encoding) -> None:
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, total=event.total, completed=event.done, loss="encoding pictures")
+        elif self._due():
+            self._output.say(f"encoding pictures: {event.done} of {event.total}")
+
+    def _due(self) -> bool:
+        """Whether it is time for another line."""
+        now = self._clock()
+        if now - self._told < SECONDS_BETWEEN_LINES:
+            return False
+        self._told = now
+        return True
 
     def _step(self, event: Step) -> None:
         if event.skipped:
@@ -60,9 +76,7 @@ class Narrator:
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, total=self._started.steps, completed=event.step, loss=loss)
             return
-        now = self._clock()
-        if now - self._told >= SECONDS_BETWEEN_LINES:
-            self._told = now
+        if self._due():
             left = human_seconds(self._pace * (self._started.steps - event.step))
             self._output.say(f"step {event.step} of {self._started.steps}: {loss}, {left} left")
 

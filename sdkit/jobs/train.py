@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from sdkit.core.errors import SdkitError, UsageError
-from sdkit.core.events import Event, Interrupted, Note, Resumed, Step, Validation
+from sdkit.core.events import Encoding, Event, Interrupted, Note, Resumed, Step, Validation
 from sdkit.core.hashing import quick_id
 from sdkit.core.memory import peak_memory_mib
 from sdkit.core.paths import cache_folder
@@ -285,8 +285,8 @@ class _Run:
         )
         return trainer, trained
 
-    @staticmethod
     def _feed(
+        self,
         backbone: Backbone,
         base: Base,
         dataset: Dataset,
@@ -309,7 +309,12 @@ class _Run:
         keep_text = not any(trainable.trains_text for trainable in trained)
         cache = TensorCache(cache_folder() / "training")
         feed = Feed(dataset.samples, backbone, cache, settings, inputs, keep_text=keep_text)
-        feed.prepare()
+        feed.prepare(
+            lambda done, total: self._watch(Encoding(0, done, total)),
+            rank=self._processes.rank,
+            world=self._processes.count,
+        )
+        self._processes.wait()
         return feed
 
     def _updater(self, backbone: Backbone, trained: list[Trainable], options: TrainOptions) -> Updater:

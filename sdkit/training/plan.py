@@ -17,6 +17,7 @@ from sdkit.training.buckets import Size, bucket_sizes, nearest_size
 from sdkit.training.data import Dataset
 from sdkit.training.feed import batches_per_epoch
 from sdkit.training.method import Method
+from sdkit.training.method import Size as MethodSize
 from sdkit.training.optimizers import find_optimizer, optimizer_bytes
 from sdkit.training.options import TrainOptions
 from sdkit.weights import open_weights
@@ -140,7 +141,7 @@ def make_plan(name: str, method: Method, base: Base, dataset: Dataset, options: 
     find_optimizer(options.optimizer)
     size = method.size(base.model, options)
     state = size.parameters * 4 + optimizer_bytes(options.optimizer, size.parameters)
-    memory, seconds = _estimate(base, method, options, sizes, steps)
+    memory, seconds = _estimate(base, method, options, sizes, steps, size)
     return Plan(
         method=name,
         base=base.path.name,
@@ -199,9 +200,11 @@ def _grouped(dataset: Dataset, sizes: list[Size]) -> dict[Size, int]:
     return dict(sorted(counts.items()))
 
 
-def _estimate(base: Base, method: Method, options: TrainOptions, sizes: list[Size], steps: int) -> tuple[int, float]:
+def _estimate(
+    base: Base, method: Method, options: TrainOptions, sizes: list[Size], steps: int, size: MethodSize
+) -> tuple[int, float]:
     """Peak memory in bytes (without the optimizer) and wall time in seconds."""
-    from sdkit.runtime.cost import autoencoder_cost, measured_speed, step_cost
+    from sdkit.runtime.cost import autoencoder_cost, measured_machine, step_cost
     from sdkit.runtime.precision import compute_type, find_device
 
     device = find_device(options.device)
@@ -215,9 +218,15 @@ def _estimate(base: Base, method: Method, options: TrainOptions, sizes: list[Siz
         cost = step_cost(base.configs["unet"], shape, _tokens(base.configs))
     item = dtype.itemsize / 4
     activations = cost.activation_bytes * item * options.batch * (0.15 if options.checkpointing else 1.0)
-    speed = measured_speed(device, dtype)
-    seconds = cost.seconds(speed, frozen=not method.trains_base, checkpointing=options.checkpointing)
-    return FIXED_BYTES + int(base.bytes * item + activations), seconds * steps * options.batch * options.accumulate
+    machine = measured_machine(device, dtype)
+    batch = cost.seconds(
+        machine,
+        batch=options.batch,
+        frozen=not method.trains_base,
+        checkpointing=options.checkpointing,
+        layers=0 if method.trains_base else size.modules,
+    )
+    return FIXED_BYTES + int(base.bytes * item + activations), steps * options.accumulate * batch
 
 
 def _tokens(configs: Mapping[str, Mapping[str, Any]]) -> int:
