@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from sdkit.adapters.deltas.delta import Delta
+from sdkit.adapters.key_value import Hypernetwork
 from sdkit.streaming.expression import Read
 from sdkit.weights import TensorInfo, Weights
 
@@ -71,7 +72,7 @@ class Change:
 # Why an adapter of a kind cannot become part of a checkpoint, as `merge` says it.
 _NOT_BAKEABLE = {
     "textual-inversion": "teaches the tokenizer a word; it changes no weight of the checkpoint",
-    "hypernetwork": "transforms what cross-attention reads while a picture is made; no change of the weights equals it",
+    "hypernetwork": "transforms what attention reads while a picture is made; no change of the weights equals it",
     "aesthetic": "steers the text embedding while a picture is made; it holds no weights",
     "custom-diffusion": "holds absolute cross-attention weights, which replace the base's instead of adding to them",
 }
@@ -88,7 +89,7 @@ class Artifact:
             ``custom-diffusion``.
         deltas: what it changes.
         tokens: what it teaches the tokenizer.
-        key_value: the layers of a hypernetwork.
+        key_value: the networks of a hypernetwork.
         steering: the vector of an aesthetic embedding.
         replaced: absolute weights (Custom Diffusion), by hub parameter.
         unmatched: the modules in the file that the model has no place for, in the file's own names.
@@ -102,7 +103,7 @@ class Artifact:
     kind: str = "lora"
     deltas: Mapping[Target, Delta] = field(default_factory=dict)
     tokens: tuple[TokenRows, ...] = ()
-    key_value: tuple[Read, ...] = ()
+    key_value: Hypernetwork | None = None
     steering: Read | None = None
     replaced: Mapping[Target, Read] = field(default_factory=dict)
     unmatched: tuple[str, ...] = ()

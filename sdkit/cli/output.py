@@ -96,22 +96,6 @@ def columns(rows: Sequence[Sequence[str]], indent: str = "") -> list[str]:
     return [f"{indent}{'  '.join(cells)}".rstrip() for cells in padded]
 
 
-def human_bytes(count: float) -> str:
-    """A number of bytes as people read it: ``6.9 GB``, in powers of 1000 as disks and hubs count."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
-
-
-def human_seconds(seconds: float) -> str:
-    """A duration as people say it."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
 def write_line(stream: TextIO, line: str) -> None:
     """Write a line, in ASCII where the stream's encoding lacks a sign. The line must be clean already."""
     encoding = getattr(stream, "encoding", None) or "utf-8"

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
-from sdkit.cli.output import clean, human_bytes, write_line
+from sdkit.cli.output import Mode, Output, clean, write_line
+from sdkit.core.human import human_bytes
 from sdkit.core.progress import Progress
 
 if TYPE_CHECKING:
@@ -115,3 +117,18 @@ def _bar(stream: TextIO, label: str, total: int) -> rich.progress.Progress:
     )
     bar.add_task(clean(label), total=total)
     return bar
+
+
+@contextmanager
+def show_steps(output: Output) -> Iterator[Callable[[int, int], None]]:
+    """What counts steps, called with those done and of all, while the context lasts: a bar on a terminal only."""
+    if output.mode is not Mode.TEXT or not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("")
+        yield lambda done, total: bar.update(task, completed=done, total=total)

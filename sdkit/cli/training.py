@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from sdkit.cli.output import Mode, Output, human_seconds
+from sdkit.cli.output import Mode, Output
 from sdkit.core.events import Encoding, Event, Note, Paused, Resumed, RolledBack, Started, Step, Validation
+from sdkit.core.human import human_seconds
 
 if TYPE_CHECKING:
     import rich.progress

@@ -29,6 +29,27 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
+class Begun(Event):
+    """A process takes up a run: what a log must say of it so that a report needs nothing else.
+
+    Attributes:
+        plan: the run's plan, as the report of a dry run shows it; files by their names alone.
+        options: key → value of everything the method takes.
+        changed: those keys that are not as the method has them by itself.
+        data: the name of the folder of pictures.
+        device: what is computed on, and in which type.
+        versions: package → version.
+    """
+
+    plan: dict[str, Any]
+    options: dict[str, Any]
+    changed: dict[str, Any]
+    data: str
+    device: str
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class Encoding(Event):
     """Pictures and captions are encoded before the first step, or found encoded.
 
@@ -81,11 +102,28 @@ class Validation(Event):
         loss: mean over all pairs.
         base: the same with the untrained base; None where it was not asked for.
         pairs: number of (picture, noise, timestep) pairs.
+        fall: 95 % interval of base minus loss, over the pairs; None at the start.
     """
 
     loss: float
     base: float | None
     pairs: int
+    fall: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled(Event):
+    """Pictures were drawn, one a prompt.
+
+    Attributes:
+        prompts: what they should show.
+        files: their names in the run's folder of samples.
+        seeds: what their noise follows from.
+    """
+
+    prompts: tuple[str, ...]
+    files: tuple[str, ...]
+    seeds: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +174,26 @@ class Finished(Event):
     """All steps are done."""
 
 
+@dataclass(frozen=True, slots=True)
+class Ended(Event):
+    """The process has done what it could: what that took.
+
+    Attributes:
+        seconds: wall time of the process's work, loading and saving included.
+        memory_mib: largest resident memory; None where the system does not tell.
+        device_memory_mib: largest memory on an accelerator; None without one.
+        output_bytes: size of the result; None when there is none yet.
+    """
+
+    seconds: float
+    memory_mib: float | None
+    device_memory_mib: float | None
+    output_bytes: int | None
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

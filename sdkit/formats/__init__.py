@@ -65,9 +65,10 @@ def write_adapter(
     metadata: Mapping[str, str],
     *,
     format: str = "kohya",
+    dialect: str = "",
     overwrite: bool = False,
 ) -> None:
-    """Write an adapter, read it back, and compare every change with what was meant.
+    """Write an adapter, read it back, and compare everything in it with what was meant.
 
     Args:
         artifact: its targets are modules of `model`.
@@ -76,6 +77,7 @@ def write_adapter(
         path: the file to write (PEFT: the folder).
         metadata: the header's ``__metadata__``.
         format: the codec's name.
+        dialect: of a format that has several, which one; by default the codec chooses.
         overwrite: whether something already at `path` may be replaced.
 
     Raises:
@@ -83,7 +85,8 @@ def write_adapter(
             back differs (the file stays, for looking at).
     """
     codec = writing_codec(format)
-    codec.write(artifact, model, path, metadata, overwrite=overwrite)
+    chosen = {"dialect": dialect} if dialect else {}
+    codec.write(artifact, model, path, metadata, overwrite=overwrite, **chosen)
     for part in _written_parts(path):
         with open_weights(part) as weights:
             verify(artifact, codec.read(weights, model), part)

@@ -14,6 +14,7 @@ _INPUT_SIDE = re.compile(
     r".*\.(?:lora_down|lora_A(?:\.default)?|lora\.down|down|hada_w1_b|to_[kv]_custom_diffusion)(?:\.weight)?"
     r"|.*attn2\.to_[kv]\.weight"
 )
+_NETWORK = re.compile(r"(768|1024|2048)\.[01kv]\.linear.*")  # widths of text alone: 1280 is in every U-Net too
 _POSITION_DOWN = re.compile(r"unet:\d+:down")
 _DEEP_BLOCK = re.compile(r".*transformer_blocks[._](?:[1-9]\d*)[._].*")
 _UNET = re.compile(r"(?:lora_unet|lycoris|unet)[._]|(?:down|up|mid)_blocks?\.")
@@ -48,7 +49,14 @@ def adapter_family(weights: Weights) -> tuple[str | None, str]:
 
     Shapes count more than names, and names more than metadata, which people copy and edit.
     """
-    for evidence in (_from_cross_attention, _from_names, _from_tokens, _from_metadata, _from_text_encoder):
+    for evidence in (
+        _from_cross_attention,
+        _from_networks,
+        _from_names,
+        _from_tokens,
+        _from_metadata,
+        _from_text_encoder,
+    ):
         found = next(evidence(weights), None)
         if found is not None:
             return found
@@ -65,6 +73,13 @@ def _from_cross_attention(weights: Weights) -> Iterator[tuple[str, str]]:
         hit = next((name for name, info in weights.tensors.items() if _is_position(name, info, width)), None)
         if hit is not None:
             yield family, f"{hit} reads text of width {width}"
+
+
+def _from_networks(weights: Weights) -> Iterator[tuple[str, str]]:
+    for name in weights.tensors:
+        match = _NETWORK.fullmatch(name)
+        if match:
+            yield _TEXT_WIDTHS[int(match[1])], f"it has networks for text of width {match[1]}"
 
 
 def _is_position(name: str, info: TensorInfo, width: int) -> bool:

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdkit.adapters.artifact import Artifact
+from sdkit.adapters.artifact import Artifact, TokenRows
 from sdkit.adapters.deltas.delta import Delta
 from sdkit.adapters.deltas.dora import Dora
+from sdkit.adapters.key_value import Hypernetwork
 from sdkit.core.errors import SdkitError
+from sdkit.streaming.expression import Read
 
 if TYPE_CHECKING:
     import torch
 
 
 def verify(meant: Artifact, read: Artifact, path: Path) -> None:
-    """Raise SdkitError unless every change in `read` is one of `meant`'s and none lacks.
+    """Raise SdkitError unless every change and word in `read` is one of `meant`'s and none lacks.
 
     Args:
         read: what the file at `path` holds; of an adapter in several files, one component.
     """
+    if meant.key_value is not None:
+        _verify_networks(meant.key_value, read.key_value, path)
+    if meant.tokens:
+        _verify_tokens(meant.tokens, read.tokens, path)
+    if not meant.deltas:
+        return
     components = {target.component for target in read.deltas}
     wanted = {target for target in meant.deltas if target.component in components}
     if set(read.deltas) != wanted or read.unmatched or not wanted:
@@ -29,6 +38,38 @@ def verify(meant: Artifact, read: Artifact, path: Path) -> None:
     for target, delta in read.deltas.items():
         if not _equal(meant.deltas[target], delta):
             raise SdkitError(f"{path}: {target.name} does not read back as it was written", "please report this")
+
+
+def _verify_tokens(meant: tuple[TokenRows, ...], read: tuple[TokenRows, ...], path: Path) -> None:
+    import torch
+
+    found = {(rows.token, rows.component): rows for rows in read}
+    for rows in meant:
+        # Where a format does not name its word, the file's name is the word.
+        other = found.get((rows.token, rows.component)) or found.get((path.stem, rows.component))
+        if other is None or len(read) != len(meant) or not torch.equal(_rows(rows), _rows(other)):
+            raise SdkitError(f"{path}: the word {rows.token} does not read back as it was written", "is it NaN?")
+
+
+def _rows(rows: TokenRows) -> torch.Tensor:
+    return Read(rows.weights, rows.info).load()
+
+
+def _verify_networks(meant: Hypernetwork, read: Hypernetwork | None, path: Path) -> None:
+    """Compare hypernetworks bit by bit."""
+    import torch
+
+    if (
+        read is None
+        or replace(read, networks={}) != replace(meant, networks={})
+        or set(read.networks) != set(meant.networks)
+    ):
+        raise SdkitError(f"{path}: the settings do not read back as they were written", "please report this")
+    for width, pair in meant.networks.items():
+        for wanted, found in zip(pair, read.networks[width], strict=True):
+            for name, tensor in wanted.items():
+                if not torch.equal(tensor.load(), found[name].load()):
+                    raise SdkitError(f"{path}: {width} {name} does not read back as it was written", "is it NaN?")
 
 
 def _equal(one: Delta, other: Delta) -> bool:

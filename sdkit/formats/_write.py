@@ -6,9 +6,11 @@ import hashlib
 import struct
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from sdkit.streaming.expression import Read
 from sdkit.weights import DTYPES, TensorInfo, positional
+from sdkit.weights.atomic import AtomicFile
 from sdkit.weights.hashes import WINDOW_START, WINDOW_STOP, library_data_start, library_order
 from sdkit.weights.header import build_header
 from sdkit.weights.metadata import STALE_KEYS
@@ -40,6 +42,20 @@ def write_adapter_file(
         # All hashes have fixed lengths: with the true ones in place of zeros the header keeps its size.
         writer.write(build_header(layout, {**kept, **_hashes(digest.hexdigest(), legacy, kept)}), 0)
         writer.commit()
+
+
+def write_pickle(path: Path, contents: Mapping[Any, Any], *, overwrite: bool) -> None:
+    """Write what only web UIs' pickles can say, with ``torch.save``, whole or not at all.
+
+    Args:
+        contents: tensors, plain values, and tables of them: nothing that ``torch.load(weights_only=True)`` refuses.
+    """
+    import torch
+
+    with AtomicFile(path, overwrite=overwrite) as file:
+        with open(file.descriptor, "wb", closefd=False) as stream:
+            torch.save(contents, stream)
+        file.commit()
 
 
 def _info(name: str, content: Content) -> TensorInfo:

@@ -1,34 +1,44 @@
 """Textual inversion embeddings: one or more rows of a text encoder's token table.
 
-Written by A1111 (pickle: ``string_to_param`` → ``*`` → [n, d], with the trigger in ``name``), by diffusers (token →
-[d] or [n, d]), by kohya's scripts (``emb_params``) and for SDXL (``clip_l`` and ``clip_g``, one per text encoder;
-OneTrainer adds ``clip_l_out`` and ``clip_g_out``). Where the file does not name its token, its own name is the token.
-arXiv:2208.01618.
+    a1111      a pickle: ``string_to_param`` → ``*`` → [n, d], with the word in ``name``
+    diffusers  the word → [d] or [n, d]; its loader calls the rows ``<word>``, ``<word>_1``, ``<word>_2``, …
+    kohya      ``emb_params`` → [n, d] (OneTrainer also writes ``emp_params``)
+    SDXL       in all of them ``clip_l`` and ``clip_g``, one for each text encoder
+
+Where the file does not name its word, its own name is the word; the web UIs go by the file's name always. One file
+holds one word, because A1111 and diffusers read no file with two. OneTrainer's ``…_out`` are no rows of a token table:
+they are put behind the text encoder, so they are left. arXiv:2208.01618.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
-from sdkit.adapters.artifact import Artifact
+from sdkit.adapters.artifact import Artifact, TokenRows
 from sdkit.adapters.builder import ArtifactBuilder
+from sdkit.core.errors import SdkitError
 from sdkit.families.family import Model
+from sdkit.formats._write import write_adapter_file, write_pickle
 from sdkit.formats.aesthetic import BARE
 from sdkit.formats.codec import Verdict
+from sdkit.streaming.expression import Read
 from sdkit.weights import TensorInfo, Weights
+from sdkit.weights.metadata import read_recipe
 
-_BY_KEY = {
-    "clip_l": "text_encoder",
-    "clip_l_out": "text_encoder",
-    "clip_g": "text_encoder_2",
-    "clip_g_out": "text_encoder_2",
-    "t5": "text_encoder_3",
-    "t5xxl": "text_encoder_3",
-}
+SUFFIXES = {"diffusers": ".safetensors", "kohya": ".safetensors", "a1111": ".pt"}  # dialect → of its files
+_BY_KEY = {"clip_l": "text_encoder", "clip_g": "text_encoder_2", "t5": "text_encoder_3", "t5xxl": "text_encoder_3"}
+_BY_COMPONENT = {"text_encoder": "clip_l", "text_encoder_2": "clip_g", "text_encoder_3": "t5xxl"}
 _BY_WIDTH = {768: "text_encoder", 1024: "text_encoder", 1280: "text_encoder_2", 4096: "text_encoder_3"}
-_NAMELESS = {"emb_params", "*", *_BY_KEY}
+_KOHYA = "emb_params"
+_NAMELESS = {_KOHYA, "emp_params", "*", *_BY_KEY}
+_OUTPUT = "_out"
 _MAX_TOKENS = 64  # a file with more tensors is something else
+_MAX_ROWS = 1024
 _A1111 = "string_to_param"
+_A1111_ID = 265  # what A1111 says the word's place-holder "*" is in CLIP's vocabulary
 
 
 def encoder_of(key: str, info: TensorInfo) -> str:
@@ -43,7 +53,8 @@ def detect(weights: Weights) -> Verdict:
         return Verdict(True, "it holds string_to_param, as A1111's embeddings do")
     if not tensors or len(tensors) > _MAX_TOKENS:
         return Verdict(False, f"{len(tensors)} tensors are too many, or too few, for an embedding")
-    strange = next((name for name, info in tensors.items() if not _is_embedding(name, info)), None)
+    declared = weights.metadata.get("modelspec.architecture", "").endswith("/textual-inversion")
+    strange = next((name for name, info in tensors.items() if not _is_embedding(name, info, declared)), None)
     if strange is not None:
         return Verdict(False, f"{strange} is no row of a token table")
     return Verdict(True, f"its {len(tensors)} tensors are rows of a token table")
@@ -53,22 +64,101 @@ def read(weights: Weights, model: Model | None) -> Artifact:
     """An artifact of tokens. `model` is not needed: nothing refers to a module."""
     builder = ArtifactBuilder(weights, model, "textual-inversion")
     for name, info in weights.tensors.items():
-        if name.startswith(_A1111) or _is_embedding(name, info):
+        if name.endswith(_OUTPUT) and name.removesuffix(_OUTPUT) in _NAMELESS:
+            builder.leave(name)
+            builder.note(f"{name} would be put behind the text encoder, where only OneTrainer puts it")
+        elif name.startswith(_A1111) and not _are_rows(info):
+            raise SdkitError(f"{weights.path}: {name} is {info.dtype.name} {list(info.shape)}, and no row of tokens")
+        elif name == f"{_A1111}.*" or (_A1111 not in name and _are_rows(info)):
             builder.add_tokens(_token(weights, name), encoder_of(name, info), info)
         else:
             builder.leave(name)
     return replace(builder.build(), kind="textual-inversion")
 
 
-def _is_embedding(name: str, info: TensorInfo) -> bool:
-    shape = info.shape
-    known = name in _NAMELESS or (name.startswith("<") and name.endswith(">")) or "." not in name
-    rows = 1 <= len(shape) <= 2 and (len(shape) == 1 or 1 <= shape[0] <= 1024)
-    return name not in BARE and not name.isdigit() and known and rows and shape[-1] in _BY_WIDTH and info.dtype.is_float
+def write(
+    artifact: Artifact,
+    model: Model | None,
+    path: Path,
+    metadata: Mapping[str, str],
+    *,
+    dialect: str = "",
+    overwrite: bool = False,
+) -> None:
+    """See `formats.write_adapter`.
+
+    Args:
+        dialect: ``a1111``, ``diffusers`` or ``kohya``; by default what the file's suffix calls for.
+
+    Raises:
+        SdkitError: the adapter is no embedding, or holds several words.
+    """
+    rows = _one_word(artifact, path)
+    dialect = dialect or ("a1111" if path.suffix == SUFFIXES["a1111"] else "diffusers")
+    if dialect == "a1111":
+        write_pickle(path, _a1111(rows, metadata), overwrite=overwrite)
+        return
+    names = {"diffusers": rows[0].token, "kohya": _KOHYA}
+    contents = {
+        names[dialect] if len(rows) == 1 else _BY_COMPONENT[part.component]: Read(part.weights, part.info)
+        for part in rows
+    }
+    write_adapter_file(path, contents, metadata, overwrite=overwrite)
+
+
+def _one_word(artifact: Artifact, path: Path) -> tuple[TokenRows, ...]:
+    """The rows, one for each text encoder."""
+    if not artifact.tokens or artifact.deltas:
+        raise SdkitError(f"{path}: this {artifact.kind} is no embedding, so it cannot be written as one")
+    words = dict.fromkeys(rows.token for rows in artifact.tokens)
+    if len(words) > 1:
+        raise SdkitError(
+            f"{path}: an embedding's file holds one word, here are {', '.join(words)}",
+            "write each to a file of its own",
+        )
+    return artifact.tokens
+
+
+def _a1111(rows: tuple[TokenRows, ...], metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Every key A1111 writes; further ones it leaves alone."""
+    vectors = {part.component: Read(part.weights, part.info).load().clone() for part in rows}
+    plain: dict[str, Any] = {"string_to_token": {"*": _A1111_ID}, _A1111: {"*": next(iter(vectors.values()))}}
+    several = {_BY_COMPONENT[component]: part for component, part in vectors.items()}
+    steps = metadata.get("ss_steps") or metadata.get("step") or "0"
+    facts = {
+        "name": rows[0].token,
+        "step": int(steps) if steps.isdigit() else 0,
+        "sd_checkpoint": None,  # A1111's own hash of the base, by which it only warns
+        "sd_checkpoint_name": _base_name(metadata),
+    }
+    return {**metadata, **(plain if len(rows) == 1 else several), **facts}
+
+
+def _base_name(metadata: Mapping[str, str]) -> str | None:
+    """What the embedding was trained on, from the recipe among the metadata."""
+    parents = (read_recipe(metadata) or {}).get("parents")
+    entries = [entry for entry in parents if isinstance(entry, dict)] if isinstance(parents, list) else []
+    name = next((entry.get("name") for entry in entries if entry.get("role") == "base"), None)
+    return str(name).removesuffix(".safetensors") if name is not None else None
+
+
+def _is_embedding(name: str, info: TensorInfo, declared: bool) -> bool:
+    """Whether a tensor may be an embedding.
+
+    Args:
+        declared: whether the file says that it is an embedding; else only what is called like one may have any width.
+    """
+    known = name.removesuffix(_OUTPUT) in _NAMELESS or (name.startswith("<") and name.endswith(">"))
+    named = known or declared or ("." not in name and bool(info.shape) and info.shape[-1] in _BY_WIDTH)
+    return name not in BARE and not name.isdigit() and named and _are_rows(info)
+
+
+def _are_rows(info: TensorInfo) -> bool:
+    few = len(info.shape) == 1 or (len(info.shape) == 2 and 1 <= info.shape[0] <= _MAX_ROWS)
+    return few and info.shape[-1] > 0 and info.dtype.is_float
 
 
 def _token(weights: Weights, name: str) -> str:
-    if name.startswith(_A1111):
-        named = weights.extra.get("name") or weights.metadata.get("name")
-        return str(named) if named else weights.path.stem
-    return weights.path.stem if name in _NAMELESS else name
+    if name in _NAMELESS or name.startswith(_A1111):
+        return str(weights.extra.get("name") or weights.metadata.get("name") or weights.path.stem)
+    return name

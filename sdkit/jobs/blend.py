@@ -11,13 +11,25 @@ from pathlib import Path
 from typing import get_args
 
 from sdkit.core.errors import SdkitError, UsageError
-from sdkit.core.hashing import quick_id
 from sdkit.core.memory import peak_memory_mib
 from sdkit.core.progress import NoProgress, Progress
 from sdkit.core.report import Report
 from sdkit.families import identify
 from sdkit.formats import recognise
-from sdkit.jobs.merge_checks import check_is_not_input
+from sdkit.jobs.inputs import (
+    Input,
+    Target,
+    Unwritten,
+    as_target,
+    input_files,
+    input_stack,
+    label,
+    notes_of,
+    open_input,
+    parent_of,
+    with_earlier_steps,
+)
+from sdkit.jobs.merge_checks import check_is_not_input, check_not_rounded
 from sdkit.merging.align import Source, structural
 from sdkit.merging.blend import Ema, Missing, Plan, Policy, plan_blend
 from sdkit.merging.blocks import VAE, BlockSpec, given_blocks
@@ -25,9 +37,10 @@ from sdkit.merging.method import Method, Value, load_method
 from sdkit.merging.settings import Rule, Settings, parse_rule
 from sdkit.streaming import Rounding
 from sdkit.streaming.checkpoint import check_output, checkpoint_stream
-from sdkit.weights import Weights, open_weights
+from sdkit.streaming.lazy import LazyWeights, leaves
+from sdkit.weights import Weights
 from sdkit.weights.dtypes import parse_dtype
-from sdkit.weights.metadata import merged_metadata, parent
+from sdkit.weights.metadata import merged_metadata
 from sdkit.weights.reader import Container
 
 PathLike = str | os.PathLike[str]
@@ -80,10 +93,10 @@ class BlendReport(Report):
 class _Request:
     """The options of one blend, checked."""
 
-    models: tuple[Path, ...]
-    base: Path | None
-    vae: Path | None
-    output: Path
+    models: tuple[Input, ...]
+    base: Input | None
+    vae: Input | None
+    output: Target
     method: Method
     values: dict[str, Value]
     blocks: BlockSpec | None
@@ -92,24 +105,19 @@ class _Request:
     policy: Policy = field(default_factory=Policy)
     force: bool = False
 
-    @property
-    def inputs(self) -> list[Path]:
-        """Every file read."""
-        return [*self.models, *(path for path in (self.base, self.vae) if path is not None)]
-
 
 def blend(
-    models: Sequence[PathLike | tuple[PathLike, float]],
-    output: PathLike,
+    models: Sequence[Input | tuple[Input, float]],
+    output: PathLike | Unwritten,
     *,
     method: str = "weighted_sum",
-    base: PathLike | None = None,
+    base: Input | None = None,
     parameters: Mapping[str, Value] | None = None,
     blocks: BlockSpec | None = None,
     rules: Sequence[str] = (),
     unet_alpha: float = 1.0,
     te_alpha: float = 1.0,
-    vae: PathLike | None = None,
+    vae: Input | None = None,
     blend_vae: bool = False,
     missing: str = "error",
     ema: str = "drop",
@@ -129,7 +137,8 @@ def blend(
     inputs keep its bytes.
 
     Args:
-        models: the models in the method's order, A first; ``(path, weight)`` for methods with weights.
+        models: the models in the method's order, A first; ``(path, weight)`` for methods with weights. Weights opened
+            or computed already may stand for a path, here and elsewhere.
         output: the file (where A is a folder: the folder) to write.
         method: name of the merge method; `sdkit blend --list` shows them.
         base: what differences are taken from.
@@ -172,10 +181,10 @@ def blend(
     chosen.check_models(len(pairs), base is not None)
     factors = {name: value for name, value in (("unet", unet_alpha), ("te", te_alpha)) if value != 1.0}
     request = _Request(
-        tuple(Path(path) for path, _ in pairs),
-        Path(base) if base is not None else None,
-        Path(vae) if vae is not None else None,
-        Path(output),
+        tuple(model for model, _ in pairs),
+        base,
+        vae,
+        as_target(output),
         chosen,
         chosen.check_values(given),
         blocks,
@@ -184,7 +193,7 @@ def blend(
         policy,
         force,
     )
-    with ExitStack() as stack:
+    with input_stack(request.output) as stack:
         return _Blend(request, stack, progress or NoProgress(), threads).run(dry_run=dry_run)
 
 
@@ -194,12 +203,11 @@ class _Blend:
     def __init__(self, request: _Request, stack: ExitStack, progress: Progress, threads: int | None) -> None:
         self._began = time.perf_counter()
         self._request, self._progress, self._threads = request, progress, threads
-        check_is_not_input(request.output, request.inputs)
         letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
         roles = [
             letters[index] if index < len(letters) else f"model {index + 1}" for index in range(len(request.models))
         ]
-        opened = [self._open(stack, path, role) for path, role in zip(request.models, roles, strict=True)]
+        opened = [self._open(stack, model, role) for model, role in zip(request.models, roles, strict=True)]
         self._base = self._open(stack, request.base, "base") if request.base is not None else None
         everyone = [*opened, self._base] if self._base is not None else opened
         if all(source.model.family == "unknown" for source in everyone if source is not None):
@@ -207,11 +215,19 @@ class _Blend:
             self._base = _by_key(self._base) if self._base is not None else None
         self._sources = opened
         self._vae = self._open_vae(stack, request.vae) if request.vae is not None else None
-        check_output(self._a.weights, request.output, overwrite=request.force)
+        if isinstance(request.output, Path):
+            check_is_not_input(request.output, input_files(self._weights))
+            check_output(self._a.weights, request.output, overwrite=request.force)
 
     @property
     def _a(self) -> Source:
         return self._sources[0]
+
+    @property
+    def _weights(self) -> list[Weights]:
+        """Every input: the models, the base, the autoencoder."""
+        everyone = (*self._sources, self._base, self._vae)
+        return [source.weights for source in everyone if source is not None]
 
     def run(self, *, dry_run: bool) -> BlendReport:
         request = self._request
@@ -221,27 +237,36 @@ class _Blend:
         settings = Settings(request.method, request.values, blocks, request.rules, request.factors)
         plan = plan_blend(self._sources, self._base, request.method, settings, request.policy, self._vae)
         parents = tuple(self._parents())
+        recipe = with_earlier_steps(self._recipe(parents, blocks), self._weights)
+        if isinstance(request.output, Unwritten):
+            request.output.model = self._lazy(plan, recipe, request.output.name)
+            return self._report(plan, parents, dry_run=True)
         if not dry_run:
-            self._write(plan, merged_metadata(self._kept_metadata(), self._recipe(parents, blocks)))
+            self._write(plan, merged_metadata(self._kept_metadata(), recipe, checkpoint=True), request.output)
         return self._report(plan, parents, dry_run=dry_run)
 
-    def _open(self, stack: ExitStack, path: Path, role: str) -> Source:
-        weights = stack.enter_context(open_weights(path))
+    def _lazy(self, plan: Plan, recipe: Mapping[str, object], name: str) -> LazyWeights:
+        check_not_rounded(self._request.policy.rounding, name)
+        files, warnings = leaves(self._weights), tuple(self._warnings(plan))
+        return LazyWeights(name, self._a.weights, plan.outputs, self._kept_metadata(), recipe, files, warnings)
+
+    def _open(self, stack: ExitStack, given: Input, role: str) -> Source:
+        weights = open_input(stack, given)
         model = identify(weights)
         if "unet" not in model.components:
             _refuse_adapter(weights, role)
         return Source(weights, model, role, use_ema=self._request.policy.ema == "use")
 
-    def _open_vae(self, stack: ExitStack, path: Path) -> Source:
-        weights = stack.enter_context(open_weights(path))
+    def _open_vae(self, stack: ExitStack, path: Input) -> Source:
+        weights = open_input(stack, path)
         return Source(weights, identify(weights), "VAE")
 
-    def _write(self, plan: Plan, metadata: Mapping[str, str]) -> None:
+    def _write(self, plan: Plan, metadata: Mapping[str, str], path: Path) -> None:
         self._progress.start("blending", sum(output.nbytes for output in plan.outputs))
         with checkpoint_stream(
             self._a.weights,
             plan.outputs,
-            self._request.output,
+            path,
             metadata,
             overwrite=self._request.force,
             threads=self._threads,
@@ -256,7 +281,7 @@ class _Blend:
     def _parents(self) -> Iterable[dict[str, object]]:
         for source in (*self._sources, self._base, self._vae):
             if source is not None:
-                yield parent(source.weights.path, quick_id(*source.weights.files), role=source.role)
+                yield parent_of(source.weights, role=source.role)
 
     def _recipe(self, parents: Sequence[Mapping[str, object]], blocks: Mapping[str, float]) -> dict[str, object]:
         """Everything that decides the output's bytes, as it is written into the metadata."""
@@ -287,11 +312,11 @@ class _Blend:
     def _report(self, plan: Plan, parents: tuple[dict[str, object], ...], *, dry_run: bool) -> BlendReport:
         request = self._request
         return BlendReport(
-            output=str(request.output),
+            output=request.output.name if isinstance(request.output, Unwritten) else str(request.output),
             method=request.method.name,
             family=self._a.model.family,
             parameters=request.values,
-            models=tuple(path.name for path in request.inputs),
+            models=tuple(label(weights) for weights in self._weights),
             blended=plan.blended,
             copied=plan.copied,
             missing=tuple(plan.missing),
@@ -306,8 +331,10 @@ class _Blend:
         )
 
     def _warnings(self, plan: Plan) -> Iterable[str]:
+        yield from notes_of(self._weights)
         coarse = sum(output.dtype.name in COARSE and output.copied is None for output in plan.outputs)
-        if coarse and self._request.policy.rounding.seed is None:
+        written = isinstance(self._request.output, Path)
+        if coarse and written and self._request.policy.rounding.seed is None:
             yield f"{coarse} blended tensors have a coarse type, which drops small changes; --stochastic keeps them"
         if plan.missing:
             action = "left out" if self._request.policy.missing == "skip" else "taken from A"

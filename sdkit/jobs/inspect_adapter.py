@@ -84,9 +84,12 @@ def describe(weights: Weights, format: str) -> Description:
 def _read(weights: Weights, model: Model | None) -> tuple[Artifact | None, str]:
     """The adapter, or why it cannot be read."""
     try:
-        return read_adapter(weights, model), ""
+        artifact = read_adapter(weights, model)
     except SdkitError as error:
         return None, error.message.removeprefix(f"{weights.path}: ")
+    if artifact.key_value is not None and not artifact.key_value.networks:
+        return None, "no attention there reads what its networks are as wide as"
+    return artifact, ""
 
 
 def _facts(artifact: Artifact, model: Model | None) -> AdapterFacts:
@@ -99,6 +102,7 @@ def _facts(artifact: Artifact, model: Model | None) -> AdapterFacts:
         tokens=tuple(_token(rows) for rows in artifact.tokens),
         layout=model.family if model is not None else "",
         unmatched=artifact.unmatched,
+        structure=artifact.key_value.structure if artifact.key_value else None,
     )
 
 
@@ -130,9 +134,9 @@ def _sort(module: str) -> str:
 
 
 def _networks(artifact: Artifact) -> tuple[Layers, ...]:
-    """A hypernetwork's layers by the width of what they transform."""
-    widths = Counter(read.info.name.partition(".")[0] for read in artifact.key_value)
-    return tuple(Layers("unet", f"width {width}", count) for width, count in widths.items())
+    """A hypernetwork's networks by the width of what they transform."""
+    widths = artifact.key_value.networks if artifact.key_value else ()
+    return tuple(Layers("unet", f"networks of width {width}", 2) for width in widths)
 
 
 def _blocks(modules: tuple[str, ...], model: Model | None) -> dict[str, int]:

@@ -10,6 +10,7 @@ from sdkit.core.report import Report
 
 if TYPE_CHECKING:
     from sdkit.adapters.artifact import Change
+    from sdkit.adapters.key_value import Structure
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,7 @@ class AdapterFacts:
         unmatched: modules that layout has no place for, in the file's names.
         unread: why this version cannot apply it; empty when it can.
         refused: the kinds of change in it that this version cannot apply (``DoRA``, ``GLoRA``, …).
+        structure: how the networks of a hypernetwork are built.
     """
 
     changes: tuple[Change, ...] = ()
@@ -88,6 +90,7 @@ class AdapterFacts:
     unmatched: tuple[str, ...] = ()
     unread: str = ""
     refused: tuple[str, ...] = ()
+    structure: Structure | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,14 +13,27 @@ from pathlib import Path
 
 from sdkit.adapters.artifact import Artifact, TokenRows
 from sdkit.core.errors import SdkitError, UsageError
-from sdkit.core.hashing import quick_id
 from sdkit.core.memory import peak_memory_mib
 from sdkit.core.progress import NoProgress, Progress
 from sdkit.formats import read_adapter
+from sdkit.jobs.inputs import (
+    Input,
+    Target,
+    Unwritten,
+    as_target,
+    input_files,
+    input_stack,
+    label,
+    notes_of,
+    open_input,
+    parent_of,
+    with_earlier_steps,
+)
 from sdkit.jobs.merge_checks import (
     check_bakeable,
     check_is_adapter,
     check_is_not_input,
+    check_not_rounded,
     check_requantisation,
     family_error,
     known_model,
@@ -34,23 +47,24 @@ from sdkit.merging.tokens import save_tokens, token_paths
 from sdkit.merging.undo import Changed, write_undo
 from sdkit.streaming import Output, Rounding, Stream
 from sdkit.streaming.checkpoint import check_output, checkpoint_stream, is_folder
-from sdkit.weights import DType, Weights, open_weights
+from sdkit.streaming.lazy import LazyWeights, leaves
+from sdkit.weights import DType, Weights
 from sdkit.weights.atomic import AtomicFile, check_space, check_target
 from sdkit.weights.dtypes import parse_dtype
-from sdkit.weights.metadata import merged_metadata, parent
+from sdkit.weights.metadata import merged_metadata
 from sdkit.weights.reader import Container, raw_header
 
 PathLike = str | os.PathLike[str]
-Adapters = PathLike | Sequence[PathLike | tuple[PathLike, float]] | Mapping[PathLike, float]
+Adapters = Input | Sequence[Input | tuple[Input, float]] | Mapping[PathLike, float]
 
 
 @dataclass(frozen=True, slots=True)
 class _Request:
     """The options of one merge, checked."""
 
-    base: Path
-    adapters: tuple[tuple[Path, float], ...]
-    output: Path
+    base: Input
+    adapters: tuple[tuple[Input, float], ...]
+    output: Target
     unet_alpha: float
     te_alpha: float
     blocks: BlockSpec | None
@@ -63,9 +77,9 @@ class _Request:
 
 
 def merge(
-    base: PathLike,
+    base: Input,
     adapters: Adapters,
-    output: PathLike | None = None,
+    output: PathLike | Unwritten | None = None,
     *,
     alpha: float = 1.0,
     unet_alpha: float = 1.0,
@@ -87,7 +101,8 @@ def merge(
     Tensors that no adapter changes keep their bytes.
 
     Args:
-        base: a safetensors file, a pickled checkpoint (the output is safetensors), a shard index or a diffusers folder.
+        base: a safetensors file, a pickled checkpoint (the output is safetensors), a shard index or a diffusers folder;
+            or weights opened or computed already, as every adapter may be, too.
         adapters: one path, several, ``(path, strength)`` pairs, or a mapping path → strength.
         output: the file (for a folder: the folder) to write; default ``BASE+ADAPTER….safetensors`` in the current
             directory.
@@ -118,9 +133,9 @@ def merge(
         if not math.isfinite(factor):
             raise UsageError(f"{name} {factor} is no finite number")
     request = _Request(
-        Path(base),
+        base,
         pairs,
-        Path(output) if output is not None else default_output(Path(base), [path for path, _ in pairs]),
+        as_target(output if output is not None else _default_output(base, [adapter for adapter, _ in pairs])),
         unet_alpha,
         te_alpha,
         blocks,
@@ -131,7 +146,7 @@ def merge(
         tokens,
         force,
     )
-    with ExitStack() as stack:
+    with input_stack(request.output) as stack:
         return _Merge(request, stack, progress or NoProgress(), threads).run(dry_run=dry_run)
 
 
@@ -143,17 +158,12 @@ class _Merge:
         self._request = request
         self._progress = progress
         self._threads = threads
-        check_is_not_input(request.output, self._inputs)
-        self._base = stack.enter_context(open_weights(request.base))
+        self._base = open_input(stack, request.base)
         self._model = known_model(self._base)
+        adapters = [(open_input(stack, adapter), strength) for adapter, strength in request.adapters]
+        self._inputs = input_files([self._base, *(weights for weights, _ in adapters)])
         self._check_targets()
-        self._doses = [
-            Dose(self._open(stack.enter_context(open_weights(path))), strength) for path, strength in request.adapters
-        ]
-
-    @property
-    def _inputs(self) -> list[Path]:
-        return [self._request.base, *(path for path, _ in self._request.adapters)]
+        self._doses = [Dose(self._open(weights), strength) for weights, strength in adapters]
 
     def run(self, *, dry_run: bool) -> MergeReport:
         request = self._request
@@ -161,7 +171,8 @@ class _Merge:
         plan = bake(self._base, self._model, self._doses, strengths)
         check_requantisation(self._base, request.dtype)
         outputs = plan.outputs(request.dtype, request.rounding)
-        tokens = token_paths(self._tokens(), request.output)
+        target = request.output
+        tokens = token_paths(self._tokens(), target) if isinstance(target, Path) else []
         for path, _ in tokens:
             self._check_side_target(path)
         if not plan.addends and request.dtype is None:
@@ -169,20 +180,35 @@ class _Merge:
                 "nothing would change: every strength is 0, or the adapters hold no weight changes",
                 "give a strength with ADAPTER=0.8 or --alpha; `sdkit inspect` shows what an adapter holds",
             )
-        check_space(request.output, sum(output.nbytes for output in outputs))
         parents = tuple(self._parents())
+        recipe = with_earlier_steps(self._recipe(parents), [self._base])
+        if isinstance(target, Unwritten):
+            target.model = self._lazy(outputs, recipe, target.name)
+            return self._report(plan, outputs, tokens, parents, dry_run=True)
+        check_space(target, sum(output.nbytes for output in outputs))
         if not dry_run:
-            self._write(plan, outputs, tokens, merged_metadata(self._kept_metadata(), self._recipe(parents)))
+            self._write(plan, outputs, tokens, merged_metadata(self._kept_metadata(), recipe, checkpoint=True))
         return self._report(plan, outputs, tokens, parents, dry_run=dry_run)
+
+    def _lazy(self, outputs: Sequence[Output], recipe: Mapping[str, object], name: str) -> LazyWeights:
+        check_not_rounded(self._request.rounding, name)
+        files = leaves([self._base, *(dose.artifact.source for dose in self._doses)])
+        words = [rows.token for rows in self._tokens()]
+        notes = [f"step {name} writes nothing, so the token {word} is saved nowhere" for word in dict.fromkeys(words)]
+        return LazyWeights(name, self._base, outputs, self._kept_metadata(), recipe, files, notes)
 
     def _tokens(self) -> Iterable[TokenRows]:
         return (rows for dose in self._doses if self._request.tokens for rows in dose.artifact.tokens)
 
     def _check_targets(self) -> None:
         request = self._request
-        check_output(self._base, request.output, overwrite=request.force)
+        if isinstance(request.output, Path):
+            check_is_not_input(request.output, self._inputs)
+            check_output(self._base, request.output, overwrite=request.force)
         if request.undo is None:
             return
+        if isinstance(request.output, Unwritten) or isinstance(self._base, LazyWeights):
+            raise SdkitError("--undo restores a base that is a file from a merge that is one", "leave out --undo")
         self._check_side_target(request.undo)
         if is_folder(self._base):
             raise SdkitError("--undo works on single files; the base is a folder", "keep the folder itself as the undo")
@@ -192,7 +218,8 @@ class _Merge:
     def _check_side_target(self, path: Path) -> None:
         """Refuse a file beside the output that would replace an input, the output or what may not be replaced."""
         check_is_not_input(path, self._inputs)
-        if path.resolve() == self._request.output.resolve():
+        target = self._request.output
+        if isinstance(target, Path) and path.resolve() == target.resolve():
             raise SdkitError(f"{path}: would be both the merged model and a file beside it", "give them two names")
         check_target(path, overwrite=self._request.force)
 
@@ -216,6 +243,7 @@ class _Merge:
         metadata: Mapping[str, str],
     ) -> None:
         request = self._request
+        assert isinstance(request.output, Path)
         self._progress.start("merging", sum(output.nbytes for output in outputs))
         with ExitStack() as stack:
             beside: list[AtomicFile] = []
@@ -252,10 +280,9 @@ class _Merge:
         return {"format": "pt"} if self._base.container is Container.PICKLE else self._base.metadata
 
     def _parents(self) -> Iterable[dict[str, object]]:
-        yield parent(self._base.path, quick_id(*self._base.files), role="base")
+        yield parent_of(self._base, role="base")
         for dose in self._doses:
-            source = dose.artifact.source
-            yield parent(source.path, quick_id(*source.files), role="adapter", strength=dose.strength)
+            yield parent_of(dose.artifact.source, role="adapter", strength=dose.strength)
 
     def _recipe(self, parents: Sequence[Mapping[str, object]]) -> dict[str, object]:
         """Everything that decides the output's bytes, as it is written into the metadata."""
@@ -284,8 +311,8 @@ class _Merge:
         request = self._request
         reports = tuple(adapter_report(dose) for dose in self._doses)
         return MergeReport(
-            output=str(request.output),
-            base=self._base.path.name,
+            output=request.output.name if isinstance(request.output, Unwritten) else str(request.output),
+            base=label(self._base),
             family=self._model.family,
             adapters=reports,
             matched=sum(report.matched for report in reports),
@@ -304,6 +331,9 @@ class _Merge:
         )
 
     def _warnings(self, plan: Bake) -> Iterable[str]:
+        yield from notes_of([self._base])
+        if isinstance(self._request.output, Unwritten):
+            return
         coarse = Counter(self._stored_type(key).name for key in plan.addends)
         if self._request.rounding.seed is None:
             for name in sorted(coarse.keys() & {"BF16", "F8_E4M3", "F8_E5M2"}):
@@ -323,18 +353,23 @@ def default_output(base: Path, adapters: Sequence[Path]) -> Path:
     return Path("+".join(names) + ("" if base.is_dir() else ".safetensors"))
 
 
-def _pairs(adapters: Adapters, alpha: float) -> tuple[tuple[Path, float], ...]:
+def _default_output(base: Input, adapters: Sequence[Input]) -> Path:
+    paths = [entry.path if isinstance(entry, Weights) else Path(entry) for entry in (base, *adapters)]
+    return default_output(paths[0], paths[1:])
+
+
+def _pairs(adapters: Adapters, alpha: float) -> tuple[tuple[Input, float], ...]:
     """Every adapter with its strength."""
+    found: list[tuple[Input, float]]
     if isinstance(adapters, Mapping):
-        found = [(Path(path), float(strength)) for path, strength in adapters.items()]
+        found = [(path, float(strength)) for path, strength in adapters.items()]
     else:
-        entries = [adapters] if isinstance(adapters, (str, os.PathLike)) else adapters
-        found = [
-            (Path(entry[0]), float(entry[1])) if isinstance(entry, tuple) else (Path(entry), alpha) for entry in entries
-        ]
+        entries = [adapters] if isinstance(adapters, (str, os.PathLike, Weights)) else adapters
+        found = [(entry[0], float(entry[1])) if isinstance(entry, tuple) else (entry, alpha) for entry in entries]
     if not found:
         raise UsageError("no adapter was given", "sdkit merge BASE ADAPTER")
-    for path, strength in found:
+    for adapter, strength in found:
         if not math.isfinite(strength):
-            raise UsageError(f"{path}: the strength {strength} is no finite number")
+            name = adapter.path if isinstance(adapter, Weights) else adapter
+            raise UsageError(f"{name}: the strength {strength} is no finite number")
     return tuple(found)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
 from sdkit.adapters.artifact import Artifact
-from sdkit.core.errors import SdkitError
+from sdkit.core.errors import SdkitError, UsageError
 from sdkit.families import identify
 from sdkit.families.family import Model
 from sdkit.formats import adapter_family, recognise
+from sdkit.streaming import Rounding
 from sdkit.weights import DType, Weights
 
 
@@ -55,18 +57,33 @@ def check_is_not_input(output: Path, inputs: Iterable[Path]) -> None:
             raise SdkitError(f"{output}: lies inside {path}, an input of this merge", "choose another output with -o")
 
 
+def check_not_rounded(rounding: Rounding, step: str) -> None:
+    """Refuse a way of rounding where nothing is rounded."""
+    if rounding.seed is not None:
+        raise UsageError(f"stochastic: the step {step} writes nothing, so nothing is rounded", "give it an output")
+
+
 def check_bakeable(artifact: Artifact) -> None:
     """Refuse artifacts that are no weight changes."""
     if artifact.not_bakeable:
         raise SdkitError(
             f"{artifact.source.path}: cannot be merged: a file of kind {artifact.kind} {artifact.not_bakeable}",
-            "load it beside the model; only weight changes can be merged",
+            _next_command(artifact),
         )
     if not artifact.deltas and not artifact.unmatched:
         raise SdkitError(
             f"{artifact.source.path}: holds no weight changes ({artifact.format})",
             "load it beside the model; only weight changes can be merged",
         )
+
+
+def _next_command(artifact: Artifact) -> str:
+    """How to use what cannot be merged."""
+    if artifact.kind != "hypernetwork":
+        return "load it beside the model; only weight changes can be merged"
+    path = artifact.source.path
+    prompt = f"a cat <hypernet:{path.stem}:1.0>"
+    return f'use it live: sdkit generate --base BASE --adapters {shlex.quote(str(path.parent))} --prompt "{prompt}"'
 
 
 def family_error(weights: Weights, model: Model) -> SdkitError | None:

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+import sdkit
 from sdkit.core.errors import SdkitError, UsageError
-from sdkit.core.events import Encoding, Event, Interrupted, Note, Resumed, Step, Validation
+from sdkit.core.events import Begun, Encoding, Ended, Event, Interrupted, Note, Resumed, Step, Validation
 from sdkit.core.hashing import quick_id
 from sdkit.core.memory import peak_memory_mib
 from sdkit.core.paths import cache_folder
 from sdkit.core.report import Report
+from sdkit.families.bases import resolve_base
+from sdkit.jobs.report import report
+from sdkit.jobs.samples import Samples, sample_prompts, sample_requests
 from sdkit.jobs.stop import StopRequest
-from sdkit.training.data import Dataset, read_dataset
+from sdkit.report.tensorboard import Board, check_tensorboard, tensorboard
+from sdkit.training.data import Dataset, split_dataset
 from sdkit.training.folder import RunFolder, write_event
 from sdkit.training.metadata import training_metadata
 from sdkit.training.method import Method, Result, load_method
-from sdkit.training.options import TrainOptions, parse_options
+from sdkit.training.options import UNSEEN, TrainOptions, parse_options
 from sdkit.training.plan import Base, Plan, buckets, look_at_base, make_plan
 from sdkit.training.processes import Processes
 from sdkit.training.state import RunState, complete_states, load_newest
@@ -37,7 +43,7 @@ PathLike = str | os.PathLike[str]
 Watch = Callable[[Event], None]
 
 # What a resume may change: how long, how fast, and what is kept; everything else is the run itself.
-CHANGEABLE = frozenset("steps epochs lr te_lr save_every keep_states validate_every device".split())
+CHANGEABLE = UNSEEN | frozenset("steps epochs lr te_lr save_every keep_states device".split())
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +58,7 @@ class TrainReport(Report):
         loss: mean of the last steps' losses.
         validation: held-out loss at the end; None without held-out pictures.
         validation_before: the same at the start.
+        validation_fall: 95 % interval of what lies between them.
         parameters: numbers trained.
         output_bytes: size of the file.
         seconds: wall time of this call.
@@ -68,6 +75,7 @@ class TrainReport(Report):
     loss: float | None
     validation: float | None
     validation_before: float | None
+    validation_fall: tuple[float, float] | None
     parameters: int
     output_bytes: int
     seconds: float
@@ -108,7 +116,7 @@ def train(
 
     Args:
         method: its name: ``lora``.
-        base: a diffusers folder or a checkpoint.
+        base: a diffusers folder or a checkpoint, or ``tiny``.
         data: a folder of pictures with captions.
         output: a folder, or a file beside which the rest goes; default ``runs/DATA-METHOD``.
         resume: continue from the newest saved state; with nothing saved, begin; finished, do nothing.
@@ -122,13 +130,15 @@ def train(
         SdkitError: whatever is wrong, most of it before the base is loaded.
     """
     name, kind = load_method(method)
+    found = resolve_base(base)
     parsed = parse_options(options, kind.accepts, kind.defaults, name)
     target = Path(output) if output is not None else Path("runs") / f"{Path(data).absolute().name}-{name}"
     suffix = kind.suffix(parsed)
     if suffix is None:
-        suffix = "" if Path(base).is_dir() else ".safetensors"
+        suffix = "" if found.is_dir() else ".safetensors"
     folder = RunFolder.of(target, suffix)
-    request = _Request(name, kind, Path(base), Path(data), folder, parsed, dict(options), target)
+    settled = kind.settle(parsed, folder.result.stem)
+    request = _Request(name, kind, found, Path(data), folder, settled, dict(options), target)
     return _Run(request, watch or (lambda event: None), should_stop or StopRequest()).go(
         resume=resume, force=force, dry_run=dry_run
     )
@@ -150,20 +160,14 @@ class _Run:
 
     def go(self, *, resume: bool, force: bool, dry_run: bool) -> TrainReport:
         request = self._request
+        sample_prompts(request.options.sample)
+        if request.options.tensorboard:
+            check_tensorboard()
         if not dry_run:
             request.folder.check(resume=resume, force=force)
         base = look_at_base(request.base)
         options, done = self._resumed_options() if resume else (request.options, None)
-        dataset = read_dataset(
-            request.data,
-            caption=options.caption,
-            background=options.background,
-            strict=options.strict,
-            mask=options.mask,
-        )
-        if options.mask and all(sample.mask is None for sample in dataset.samples):
-            raise SdkitError(f"{request.data}: mask={options.mask}: no picture has a mask", "leave mask= out")
-        self._held_out = self._read_held_out(options)
+        dataset, self._held_out = self._read_data(options)
         plan = make_plan(request.name, request.method, base, dataset, options, request.folder.result)
         if dry_run:
             return self._report(plan, 0, finished=False, dry_run=True)
@@ -222,24 +226,72 @@ class _Run:
         states = complete_states(self._request.folder.states)
         first = int(states[-1].name.rpartition("-")[2]) if states and resume else 0
         interrupted = False
-        with self._log(first) as log:
-            for note in (*plan.notes, *self._notes):
-                write_event(log, Note(first, note))
-            for event in trainer.run(resume=resume):
-                self._take(event)
+        with self._log(first) as log, self._board(first, options) as board:
+            for event in self._first_events(first, backbone, plan, options):
                 write_event(log, event)
-                interrupted = interrupted or isinstance(event, Interrupted)
-        if not interrupted and self._processes.is_main:
-            metadata = self._metadata(backbone, options, dataset)
-            with trainer.averaged():
-                self._request.folder.result.parent.mkdir(parents=True, exist_ok=True)
-                result = Result(trained, backbone, base.path, options, trainer.feed)
-                self._request.method.save(result, self._request.folder.result, metadata)
+            try:
+                for event in trainer.run(resume=resume):
+                    self._take(event)
+                    write_event(log, event)
+                    board(event)
+                    interrupted = interrupted or isinstance(event, Interrupted)
+                if not interrupted and self._processes.is_main:
+                    self._save(Result(trained, backbone, base.path, options, trainer.feed), trainer, dataset)
+            except SdkitError as error:
+                write_event(log, Note(trainer.step, f"stopped: {error.message}"))
+                raise
+            finally:
+                write_event(log, self._ended(trainer.step, backbone, finished=not interrupted))
+                self._make_page()
         return self._report(plan, trainer.step, finished=not interrupted)
+
+    def _save(self, result: Result, trainer: Trainer, dataset: Dataset) -> None:
+        metadata = self._metadata(result.backbone, result.options, dataset)
+        with trainer.averaged():
+            self._request.folder.result.parent.mkdir(parents=True, exist_ok=True)
+            self._request.method.save(result, self._request.folder.result, metadata)
+
+    def _first_events(self, step: int, backbone: Backbone, plan: Plan, options: TrainOptions) -> Iterator[Event]:
+        """What a log begins with, in every process of a run."""
+        from sdkit.runtime.precision import describe_device
+
+        method = self._request.method
+        usual = parse_options({}, method.accepts, method.defaults, self._request.name).as_dict()
+        accepted = {key: value for key, value in options.as_dict().items() if key in method.accepts}
+        changed = {key: value for key, value in accepted.items() if value != usual[key]}
+        facts = {**plan.as_dict(), "output": self._request.folder.result.name}
+        data = self._request.data.absolute().name
+        device = describe_device(backbone.device, backbone.dtype)
+        yield Begun(step, facts, accepted, changed, data, device, package_versions())
+        for note in (*plan.notes, *self._notes):
+            yield Note(step, note)
+
+    def _ended(self, step: int, backbone: Backbone, *, finished: bool) -> Ended:
+        from sdkit.runtime.precision import peak_device_mib
+
+        result = self._request.folder.result
+        size = written_bytes(result) if finished and result.exists() else None
+        return Ended(step, time.perf_counter() - self._began, peak_memory_mib(), peak_device_mib(backbone.device), size)
+
+    def _make_page(self) -> None:
+        """The run's page. A run that has done its work does not fail for want of a page."""
+        if not self._processes.is_main:
+            return
+        try:
+            report(self._request.folder.folder)
+        except (SdkitError, OSError) as error:
+            self._notes.append(f"no report: {error}")
 
     def _log(self, first: int) -> TextIO:
         """The log; of several processes one writes it."""
         return self._request.folder.log(first) if self._processes.is_main else open(os.devnull, "w", encoding="utf-8")
+
+    def _board(self, first: int, options: TrainOptions) -> AbstractContextManager[Board]:
+        """TensorBoard, if it is wanted."""
+        folder = self._request.folder
+        if not options.tensorboard or not self._processes.is_main:
+            return nullcontext(lambda event: None)
+        return tensorboard(folder.board, folder.samples, first)
 
     def _trainer(
         self, backbone: Backbone, base: Base, dataset: Dataset, options: TrainOptions
@@ -269,6 +321,7 @@ class _Run:
             options.save_every,
             options.keep_states,
             options.validate_every,
+            options.sample_every,
             self._settings(backbone, options, dataset),
         )
         trainer = Trainer(
@@ -280,6 +333,7 @@ class _Run:
             loop,
             self._request.folder.states,
             validate=self._validation(backbone, feed, base, options),
+            sample=self._samples(backbone, options),
             should_stop=self._stop,
             processes=self._processes,
         )
@@ -333,14 +387,19 @@ class _Run:
             processes=self._processes,
         )
 
-    @staticmethod
-    def _read_held_out(options: TrainOptions) -> Dataset | None:
+    def _read_data(self, options: TrainOptions) -> tuple[Dataset, Dataset | None]:
+        """What is trained on, and what is held out."""
+        share = options.held_out_share
+        read = self._request.method.dataset
+        dataset = read(self._request.data, options)
+        if options.mask and all(sample.mask is None for sample in dataset.samples):
+            raise SdkitError(f"{self._request.data}: mask={options.mask}: no picture has a mask", "leave mask= out")
+        if share is not None:
+            return split_dataset(dataset, share)
         if not options.validation:
-            return None
+            return dataset, None
         beside = options.mask if options.mask in ("alpha", "files") else ""  # a folder is of the run's own pictures
-        return read_dataset(
-            Path(options.validation), caption=options.caption, background=options.background, mask=beside
-        )
+        return dataset, read(Path(options.validation), replace(options, strict=False, mask=beside))
 
     def _settings(self, backbone: Backbone, options: TrainOptions, dataset: Dataset) -> dict[str, Any]:
         """What a state says about its run."""
@@ -365,6 +424,12 @@ class _Run:
             size = nearest_size(sample.size, sizes)
             pictures.append(feed.held_out(sample, size))
         return lambda: self._request.method.held_out(backbone, pictures)
+
+    def _samples(self, backbone: Backbone, options: TrainOptions) -> Samples | None:
+        prompts = sample_prompts(options.sample)
+        if not prompts:
+            return None
+        return Samples(backbone, sample_requests(prompts, options, backbone), self._request.folder.samples)
 
     def _metadata(self, backbone: Backbone, options: TrainOptions, dataset: Dataset) -> dict[str, str]:
         request = self._request
@@ -395,8 +460,9 @@ class _Run:
             loss=sum(last) / len(last) if last else None,
             validation=self._validations[-1].loss if self._validations else None,
             validation_before=self._validations[-1].base if self._validations else None,
+            validation_fall=self._validations[-1].fall if self._validations else None,
             parameters=plan.parameters,
-            output_bytes=result.stat().st_size if finished and result.is_file() else plan.output_bytes,
+            output_bytes=written_bytes(result) if finished and result.exists() else plan.output_bytes,
             seconds=time.perf_counter() - self._began,
             peak_memory_mib=peak_memory_mib(),
             resume="" if finished or dry_run else self._resume_line(),
@@ -411,6 +477,21 @@ class _Run:
         words = ["sdkit", "train", request.name, "--base", str(request.base), "--data", str(request.data)]
         words += ["-o", str(request.output), "--resume"]
         return shlex.join(words)
+
+
+def written_bytes(result: Path) -> int:
+    """Size of a file, or of all files of a folder."""
+    files = result.rglob("*") if result.is_dir() else [result]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def package_versions() -> dict[str, str]:
+    """The versions that decide what a run computes."""
+    import platform
+    from importlib.metadata import version
+
+    names = ("torch", "diffusers", "transformers")
+    return {"sdkit": sdkit.__version__, **{name: version(name) for name in names}, "python": platform.python_version()}
 
 
 def _files(base: Path) -> tuple[Path, ...]:

@@ -40,8 +40,10 @@ def read_recipe(path: Path) -> dict[str, Any]:
     if "method" not in fields:
         raise UsageError(f"{path}: names no method", "begin it with `method: lora`")
     for key in _PATHS:
-        if fields.get(key):
+        if fields.get(key) and not isinstance(fields[key], float):  # validation may be a share
             fields[key] = path.parent / str(fields[key])
+    if str(fields.get("sample", "")).endswith(".txt"):
+        fields["sample"] = path.parent / fields["sample"]
     if "output" in fields:
         fields["target"] = fields.pop("output")
     return fields

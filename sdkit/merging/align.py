@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from sdkit.families.assemble import BUFFER_SUFFIX, EMA_PREFIX
 from sdkit.families.family import Model, Place
 from sdkit.merging.bake import quantisation_scale
-from sdkit.streaming import Cat, Read, Reshape, Slice, Transpose
+from sdkit.streaming import Cat, Reshape, Slice, Transpose
 from sdkit.streaming.expression import Context, Expression, TileFunction
+from sdkit.streaming.lazy import stored
 from sdkit.weights import Weights
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class Source:
         average = ema_key(key)
         if self.use_ema and average in self.weights.tensors:
             key = average
-        read = Read(self.weights, self.weights.tensors[key])
+        read = stored(self.weights, self.weights.tensors[key])
         scale = quantisation_scale(self.weights, key)
         return read if scale == 1.0 else Times(read, scale)
 
@@ -105,7 +106,7 @@ class Source:
         theirs = [like.model.places[hub] for hub in hubs]
         if len({place.key for place in mine}) == 1 and self._same_form(mine[0].key, hubs, mine, theirs):
             return _like(self.read(mine[0].key), like.weights.tensors[key].shape)
-        parts = [_stored(self.parameter(hub), place) for hub, place in zip(hubs, theirs, strict=True)]
+        parts = [_as_stored(self.parameter(hub), place) for hub, place in zip(hubs, theirs, strict=True)]
         return _like(parts[0] if len(parts) == 1 else Cat(tuple(parts)), like.weights.tensors[key].shape)
 
     def _same_form(self, key: str, hubs: Hubs, mine: Sequence[Place], theirs: Sequence[Place]) -> bool:
@@ -115,7 +116,7 @@ class Source:
         )
 
 
-def _stored(parameter: Expression, place: Place) -> Expression:
+def _as_stored(parameter: Expression, place: Place) -> Expression:
     return Transpose(parameter) if place.transposed else parameter
 
 

@@ -14,7 +14,8 @@ from sdkit.adapters.deltas.dora import Dora
 from sdkit.core.errors import SdkitError
 from sdkit.families.family import Model, Place
 from sdkit.merging.strengths import Strengths
-from sdkit.streaming import AddDelta, Addend, Output, Read, Rounding
+from sdkit.streaming import AddDelta, Addend, Output, Rounding
+from sdkit.streaming.lazy import stored
 from sdkit.weights import DType, Weights
 from sdkit.weights.header import DamagedFileError
 
@@ -52,10 +53,10 @@ class Bake:
         """
         outputs = []
         for info in self.base.tensors.values():
-            stored = dtype if dtype is not None and info.dtype.is_float else info.dtype
-            read = Read(self.base, info)
-            changed = AddDelta(read, self.addends[info.name]) if info.name in self.addends else read
-            outputs.append(Output(info.name, stored, changed, rounding or Rounding()))
+            kind = dtype if dtype is not None and info.dtype.is_float else info.dtype
+            before = stored(self.base, info)
+            changed = AddDelta(before, self.addends[info.name]) if info.name in self.addends else before
+            outputs.append(Output(info.name, kind, changed, rounding or Rounding()))
         return outputs
 
 

@@ -17,8 +17,9 @@ from sdkit.merging.blended import blended
 from sdkit.merging.channels import Narrowed, Widened
 from sdkit.merging.method import Method, Value
 from sdkit.merging.settings import Settings
-from sdkit.streaming import Cat, Output, Read, Rounding, Slice
+from sdkit.streaming import Cat, Output, Rounding, Slice
 from sdkit.streaming.expression import Context, Expression, TileFunction
+from sdkit.streaming.lazy import stored
 from sdkit.weights import DTYPES, DType, TensorInfo
 
 if TYPE_CHECKING:
@@ -175,11 +176,11 @@ class _Planner:
             return self._positions(info)
         hubs = self._a.hubs.get(key)
         if hubs is None or not info.numel:
-            return Read(self._a.weights, info)
+            return stored(self._a.weights, info)
         if hubs[0].startswith("vae.") and self._vae is not None:
             return self._baked(info)
         if hubs[0].startswith("vae.") and not self._policy.blend_vae:
-            return Read(self._a.weights, info)
+            return stored(self._a.weights, info)
         return self._blend(info, hubs)
 
     def _blend(self, info: TensorInfo, hubs: Hubs) -> Expression | None:
@@ -188,10 +189,10 @@ class _Planner:
         inputs = [tensor for tensor in found if tensor is not None]
         if len(inputs) < len(found) or (self._base is not None and base is None):
             self._plan.missing.append(info.name)
-            return None if self._policy.missing == "skip" else Read(self._a.weights, info)
+            return None if self._policy.missing == "skip" else stored(self._a.weights, info)
         result = self._merged(info, hubs, inputs, base)
         if result == inputs[0]:
-            return Read(self._a.weights, info) if not self._a.use_ema else result
+            return stored(self._a.weights, info) if not self._a.use_ema else result
         scale = quantisation_scale(self._a.weights, info.name)
         return result if scale == 1.0 else Times(result, 1 / scale)
 
@@ -267,9 +268,9 @@ class _Planner:
         everyone = [*self._sources, self._base] if self._base is not None else list(self._sources)
         infos = [source.weights.tensors.get(info.name) for source in everyone if source is not None]
         if key is None:
-            return Read(self._a.weights, info)  # the average's own counters
+            return stored(self._a.weights, info)  # the average's own counters
         tensors = [
-            Read(source.weights, found)
+            stored(source.weights, found)
             for source, found in zip(everyone, infos, strict=True)
             if source is not None and found is not None
         ]
@@ -285,7 +286,7 @@ class _Planner:
     def _positions(self, info: TensorInfo) -> Expression:
         """Positions are counted anew where another tool has averaged or rounded them."""
         if info.dtype.name == "I64" and _counts(self._a.weights.read(info)):
-            return Read(self._a.weights, info)
+            return stored(self._a.weights, info)
         self._plan.repaired.append(info.name)
         return Counting(info.shape)
 
@@ -297,7 +298,7 @@ class _Planner:
                 if name not in seen:
                     seen.add(name)
                     info = source.weights.tensors[name]
-                    yield Output(name, info.dtype, Read(source.weights, info))
+                    yield Output(name, info.dtype, stored(source.weights, info))
 
     def _check_missing(self) -> None:
         """Complain about weights only some models have, unless the policy covers them."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sdkit.core.errors import SdkitError
 from sdkit.families.family import Model
 from sdkit.runtime.schedule import NoiseSchedule
+from sdkit.runtime.tokens import installed_words, marked_ids, token_ids
 
 if TYPE_CHECKING:
     import torch
@@ -149,6 +151,18 @@ class Backbone(ABC):
         self.device, self.dtype = device, dtype
         return self
 
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """While the context lasts nothing is dropped out, whatever trains in the model."""
+        training = [module for _, module in self.modules() if module.training]
+        for module in training:
+            module.training = False
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
+
     def compile(self, component: str) -> None:
         """Let torch compile a component when it is first called; its names and weights stay as they are."""
         module = self.components[component]
@@ -240,29 +254,37 @@ class Backbone(ABC):
             pictures: torch.Tensor = self.vae.decode(latents.float() / self.vae.config.scaling_factor + shift).sample
         return pictures
 
-    def _token_ids(self, component: str, texts: Sequence[str]) -> torch.Tensor:
-        """Ids [b, length] of one text encoder, padded and cut to its length."""
-        encoder: Any = self.components[component]
-        length = encoder.config.max_position_embeddings
-        tokens = self.tokenizers[component](
-            list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
-        )
-        ids: torch.Tensor = tokens.input_ids
+    # Text
+
+    def token_ids(self, component: str, text: str) -> list[int]:
+        """A text encoder's ids of a text of any length, without marks of start and end.
+
+        Words installed with `sdkit.runtime.tokens.spliced` have negative ids.
+        """
+        return token_ids(self.tokenizers[component], installed_words(self, component), text)
+
+    def tokenize(self, texts: Sequence[str]) -> Mapping[str, torch.Tensor]:
+        """Token ids [b, length] by text encoder, marked, and padded and cut to the text encoder's length."""
+        import torch
+
+        ids = {}
+        for component in self.text_encoders:
+            encoder: Any = self.components[component]
+            length = encoder.config.max_position_embeddings
+            rows = [marked_ids(self.tokenizers[component], self.token_ids(component, text), length) for text in texts]
+            ids[component] = torch.tensor(rows)
         return ids
 
     # What families differ in
 
     @abstractmethod
-    def tokenize(self, texts: Sequence[str]) -> Mapping[str, torch.Tensor]:
-        """Token ids [b, length] by text encoder."""
-
-    @abstractmethod
-    def encode_text(self, ids: Mapping[str, torch.Tensor], size: tuple[int, int]) -> Cond:
+    def encode_text(self, ids: Mapping[str, torch.Tensor], size: tuple[int, int], *, clip_skip: int = 1) -> Cond:
         """Conditioning from token ids; gradients flow if the text encoder has any.
 
         Args:
             ids: as `tokenize` gives them.
             size: width and height of the pictures, for families that are told.
+            clip_skip: the layer that is read, counted from the end: 1 is the last.
         """
 
     def framed(self, cond: Cond, frames: Sequence[Frame]) -> Cond:

@@ -2,42 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from sdkit.adapters.artifact import Artifact, Target
 from sdkit.adapters.deltas.delta import Delta
 from sdkit.adapters.deltas.low_rank import LowRank
+from sdkit.adapters.key_value import Hypernetwork, Tensors, attention_inputs
 from sdkit.core.errors import SdkitError
 from sdkit.runtime.backbone import Backbone
+from sdkit.runtime.tokens import spliced, words_of
 from sdkit.streaming.add_delta import LooksFirst
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from sdkit.runtime.layers.key_value import KeyValueNetwork
+
+Networks = Mapping[int, tuple["KeyValueNetwork", "KeyValueNetwork"]]  # width → for keys, for values
+
 
 @contextmanager
 def install(artifact: Artifact, backbone: Backbone, strength: float = 1.0) -> Iterator[int]:
-    """Put an adapter's weight changes live while the context lasts.
+    """Put an adapter live while the context lasts: weight changes, words, a hypernetwork's networks.
 
-    A low-rank change stands beside its layer; any other is added to a copy of the weight. At strength 0 nothing is
-    touched, so outputs are the base's own bits.
+    A low-rank change stands beside its layer; any other is added to a copy of the weight. A word acts where the text
+    has it, whatever the strength. Networks transform what the changed layers read. At strength 0 nothing is touched,
+    so outputs are the base's own bits.
 
     Args:
         artifact: read for this base's model, so that its targets are the base's modules.
 
     Yields:
-        The number of parameters changed.
+        The number of parameters changed and of inputs transformed, each text encoder's rows of a word counted as one.
 
     Raises:
-        SdkitError: the adapter holds no weight changes, or some that have no place in this base.
+        SdkitError: the adapter holds nothing that can be put live, or something that has no place in this base.
     """
     check_installable(artifact, backbone)
+    networks = loaded_networks(artifact.key_value, backbone) if artifact.key_value else {}
+    inputs = attention_inputs(backbone.model) if networks else {}
     with ExitStack() as stack:
-        for target, delta in artifact.deltas.items() if strength != 0.0 else ():
-            stack.enter_context(_one(target, delta, backbone, strength))
-        yield len(artifact.deltas)
+        if strength != 0.0:
+            if artifact.tokens:
+                stack.enter_context(spliced(backbone, words_of(artifact, backbone)))
+            for target, delta in artifact.deltas.items():
+                stack.enter_context(_one(target, delta, backbone, strength))
+            stack.enter_context(transformed(backbone, networks, strength))
+        yield len(artifact.deltas) + len(artifact.tokens) + sum(len(inputs[width]) for width in networks)
 
 
 @contextmanager
@@ -51,9 +64,48 @@ def replaced(backbone: Backbone, hub: str, module: nn.Module) -> Iterator[None]:
         backbone.replace(hub, original)
 
 
+def beneath(backbone: Backbone, hub: str) -> str:
+    """Where a layer is to be put that changes the weights of a module: below what transforms the module's input."""
+    from sdkit.runtime.layers.key_value import KeyValueLayer
+
+    while isinstance(backbone.module(hub), KeyValueLayer):
+        hub += ".base"
+    return hub
+
+
+@contextmanager
+def transformed(backbone: Backbone, networks: Networks, strength: float) -> Iterator[None]:
+    """Put networks before all keys and values of their widths. Of several pairs the first installed comes first."""
+    from sdkit.runtime.layers.key_value import KeyValueLayer
+
+    with ExitStack() as stack:
+        for width, modules in attention_inputs(backbone.model).items() if networks else ():
+            for module in modules if width in networks else ():
+                keys, values = networks[width]
+                place = beneath(backbone, module)
+                network = keys if module.endswith("to_k") else values
+                layer = KeyValueLayer(backbone.module(place), network, strength)
+                stack.enter_context(replaced(backbone, place, layer))
+        yield
+
+
+def loaded_networks(hypernetwork: Hypernetwork, backbone: Backbone) -> Networks:
+    """The networks of a file, in float32 on the base's device."""
+    import torch
+
+    from sdkit.runtime.layers.key_value import KeyValueNetwork
+
+    def load(width: int, network: Tensors) -> KeyValueNetwork:
+        tensors = {name: read.load().to(backbone.device, torch.float32, copy=True) for name, read in network.items()}
+        return KeyValueNetwork(width, hypernetwork.structure, tensors).requires_grad_(False).eval()
+
+    return {width: (load(width, keys), load(width, values)) for width, (keys, values) in hypernetwork.networks.items()}
+
+
 def check_installable(artifact: Artifact, backbone: Backbone) -> None:
     """Refuse an adapter that would do nothing, or only a part of what it should."""
-    if not artifact.deltas:
+    networks = artifact.key_value.networks if artifact.key_value else {}
+    if not artifact.deltas and not artifact.tokens and not networks:
         raise SdkitError(
             f"{artifact.source.path}: nothing of it applies to the base {backbone.base_name} ({artifact.kind})",
             "`sdkit inspect` shows what it holds and what it was made for",
@@ -68,9 +120,10 @@ def check_installable(artifact: Artifact, backbone: Backbone) -> None:
 
 @contextmanager
 def _one(target: Target, delta: Delta, backbone: Backbone, strength: float) -> Iterator[None]:
-    module = backbone.module(target.module)
+    place = beneath(backbone, target.module)
+    module = backbone.module(place)
     if isinstance(delta, LowRank) and target.parameter == "weight":
-        with replaced(backbone, target.module, low_rank_layer(delta, module, target.module, strength)):
+        with replaced(backbone, place, low_rank_layer(delta, module, target.module, strength)):
             yield
         return
     with _added(delta, module, target.parameter, strength):

@@ -43,6 +43,21 @@ def find_device(name: str = "auto") -> torch.device:
     return device
 
 
+def describe_device(device: torch.device, dtype: torch.dtype) -> str:
+    """What is computed on, and in which type: ``cpu, float32``."""
+    import torch
+
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return f"{name}, {str(dtype).removeprefix('torch.')}"
+
+
+def peak_device_mib(device: torch.device) -> float | None:
+    """Largest memory of this process on an accelerator, in MiB; None where the device does not tell."""
+    import torch
+
+    return torch.cuda.max_memory_allocated(device) / (1 << 20) if device.type == "cuda" else None
+
+
 def process_state(device: str = "auto") -> Any:
     """accelerate's knowledge of this process among several, as ``accelerate launch`` or ``torchrun`` started it."""
     import torch

@@ -46,6 +46,7 @@ class Sample:
         prior: whether it shows the class and not the subject (prior preservation).
         mask: the file that says which parts of it count (see `masks`); None when all of it does.
         mask_id: names the mask by content, where it has a file of its own.
+        templates: captions of which each showing takes one instead; `caption` is among them.
     """
 
     id: str
@@ -57,6 +58,12 @@ class Sample:
     prior: bool = False
     mask: Path | None = None
     mask_id: str = ""
+    templates: tuple[str, ...] = ()
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """All captions it may be shown with."""
+        return self.templates or (self.caption,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +88,10 @@ class Dataset:
     @property
     def id(self) -> str:
         """Names the pictures and captions by content."""
-        lines = sorted(f"{sample.id}\0{sample.caption}\0{sample.repeats}{sample.mask_id}" for sample in self.samples)
+        lines = sorted(
+            "\0".join([sample.id, sample.caption, f"{sample.repeats}{sample.mask_id}", *sample.templates])
+            for sample in self.samples
+        )
         return hashlib.blake2b("\n".join(lines).encode(), digest_size=16).hexdigest()
 
 
@@ -136,7 +146,7 @@ def _masked(sample: Sample, choice: str, folder: Path | None) -> Sample:
     if mask is None:
         return sample
     check_mask(sample.path, mask, sample.size)
-    return replace(sample, mask=mask, mask_id="" if mask == sample.path else _content(mask))
+    return replace(sample, mask=mask, mask_id="" if mask == sample.path else _digest(mask))
 
 
 def _mask_notes(folder: Path, samples: list[Sample], choice: str) -> Iterator[str]:
@@ -148,6 +158,34 @@ def _mask_notes(folder: Path, samples: list[Sample], choice: str) -> Iterator[st
     without = sum(sample.mask is None for sample in samples)
     if without:
         yield f"{without} pictures have no mask: all of them counts"
+
+
+def split_dataset(dataset: Dataset, share: float) -> tuple[Dataset, Dataset]:
+    """The pictures to train on, and those held out: about `share` of them, at least one, never all.
+
+    Which they are depends on the pictures' contents alone; copies of a picture stay together.
+
+    Raises:
+        SdkitError: there are no two different pictures.
+    """
+    contents = sorted({_content(sample) for sample in dataset.samples}, key=_scattered)
+    if len(contents) < 2:
+        raise SdkitError("one picture cannot be trained on and held out", "name a folder of others with validation=")
+    count = min(max(1, round(share * len(contents))), len(contents) - 1)
+    chosen = frozenset(contents[:count])
+    train = tuple(sample for sample in dataset.samples if _content(sample) not in chosen)
+    held_out = tuple(sample for sample in dataset.samples if _content(sample) in chosen)
+    note = f"{len(held_out)} of {len(dataset.samples)} pictures are held out"
+    return replace(dataset, samples=train, notes=(*dataset.notes, note)), Dataset(held_out, {})
+
+
+def _content(sample: Sample) -> str:
+    return sample.id.partition("+")[0]
+
+
+def _scattered(content: str) -> str:
+    """A digest, because nothing says that the ids themselves have no order."""
+    return hashlib.blake2b(f"held out\0{content}".encode(), digest_size=16).hexdigest()
 
 
 def _find(folder: Path, listed: dict[Path, str]) -> list[_Found]:
@@ -251,10 +289,10 @@ def _decode(found: list[_Found], background: str) -> list[tuple[_Found, Size | s
 
 
 def _identity(path: Path) -> tuple[str, Path]:
-    return _content(path), path
+    return _digest(path), path
 
 
-def _content(path: Path) -> str:
+def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:32]
 
 

@@ -147,7 +147,8 @@ class Feed:
                     self._latents(slot, flipped)
                     self._mask(slot, flipped)
             if "cond" in self._inputs and self._keep_text:
-                self._cond(slot.sample.caption, slot.size)
+                for caption in slot.sample.captions:
+                    self._cond(caption, slot.size)
             watch(number, len(slots))
         return self._cache.computed - before
 
@@ -232,7 +233,10 @@ class Feed:
         return self._backbone.framed(cond, [frame_of(slot.sample.size, slot.size) for slot in slots])
 
     def _caption(self, slot: _Slot, rng: StepRNG) -> str:
-        return "" if rng.chance(self.settings.caption_dropout, "caption", slot.id) else slot.sample.caption
+        if rng.chance(self.settings.caption_dropout, "caption", slot.id):
+            return ""
+        captions = slot.sample.captions
+        return captions[rng.integer(len(captions), "template", slot.id) if len(captions) > 1 else 0]
 
     def _pixels(self, slot: _Slot, flip: bool) -> torch.Tensor:
         picture = pixels(fit(open_picture(slot.sample.path, self.settings.background), slot.size))

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from sdkit.core.errors import SdkitError
+from sdkit.core.errors import SdkitError, UsageError
 from sdkit.core.events import Event
+from sdkit.training.options import WEIGHT_SUFFIXES
 from sdkit.training.state import complete_states
 
 
@@ -32,7 +33,12 @@ class RunFolder:
 
         Args:
             suffix: of the results of the method.
+
+        Raises:
+            UsageError: the file's suffix says that it is of another kind.
         """
+        if output.suffix in WEIGHT_SUFFIXES and suffix and output.suffix != suffix and not output.is_dir():
+            raise UsageError(f"{output}: a {suffix} file is written", f"name it {output.with_suffix(suffix).name}")
         if output.suffix and suffix and not output.is_dir():
             return cls(output.absolute().parent, output)
         name = output.absolute().name
@@ -47,6 +53,16 @@ class RunFolder:
     def events(self) -> Path:
         """One JSON object a line for everything that happened."""
         return self.folder / "events.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        """Pictures drawn on the way."""
+        return self.folder / "samples"
+
+    @property
+    def board(self) -> Path:
+        """TensorBoard's files."""
+        return self.folder / "tensorboard"
 
     def check(self, *, resume: bool, force: bool) -> None:
         """Refuse to begin where another run has been.
@@ -69,7 +85,8 @@ class RunFolder:
         """Make the folder; without `resume`, forget an earlier run."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if not resume:
-            shutil.rmtree(self.states, ignore_errors=True)
+            for place in (self.states, self.samples, self.board):
+                shutil.rmtree(place, ignore_errors=True)
             self.events.unlink(missing_ok=True)
 
     def log(self, step: int) -> TextIO:

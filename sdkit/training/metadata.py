@@ -12,12 +12,13 @@ from sdkit.core.hashing import quick_id
 from sdkit.families.family import Model
 from sdkit.runtime.backbone import Backbone
 from sdkit.training.data import Dataset
+from sdkit.training.options import UNSEEN, init_file
 from sdkit.weights import open_weights
 from sdkit.weights.metadata import RECIPE_KEY, VERSION_KEY, parent
 
 TRIGGERS_KEY = "sdkit.trigger_words"
-# Options that change nothing in the result, or are parents.
-_WITHOUT_EFFECT = frozenset("validation validate_every save_every keep_states device init".split())
+# Options that change nothing in the result. A file to begin with is a parent instead.
+_WITHOUT_EFFECT = UNSEEN | frozenset("validation save_every keep_states device".split())
 _KOHYA_VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
 _ARCHITECTURES = {
     "sd1": "stable-diffusion-v1",
@@ -43,15 +44,17 @@ def training_metadata(
         kind: `Method.modelspec`.
     """
     words = trigger_words(dataset, str(options.get("token") or ""))
+    init = init_file(str(options.get("init") or ""))
+    without_effect = _WITHOUT_EFFECT | ({"init"} if init is not None else set())
     parents = [parent(backbone.base_name, backbone.base_id, role="base")]
-    if options.get("init"):
-        with open_weights(options["init"]) as weights:
-            parents.append(parent(str(options["init"]), quick_id(*weights.files), role="init"))
+    if init is not None:
+        with open_weights(init) as weights:
+            parents.append(parent(init, quick_id(*weights.files), role="init"))
     recipe = {
         "verb": "train",
         "method": method,
         "parents": parents,
-        "options": {key: value for key, value in options.items() if key not in _WITHOUT_EFFECT},
+        "options": {key: value for key, value in options.items() if key not in without_effect},
         "pictures": len(dataset.samples),
         "data": dataset.id,
     }

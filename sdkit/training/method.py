@@ -11,7 +11,8 @@ from sdkit.core.errors import SdkitError
 from sdkit.core.plugins import Plugin, choose, find_plugins
 from sdkit.families.family import Model
 from sdkit.runtime.losses import HeldOut, held_out_losses
-from sdkit.training.options import TrainOptions
+from sdkit.training.data import Dataset, read_dataset
+from sdkit.training.options import UNSEEN, TrainOptions
 
 if TYPE_CHECKING:
     import torch
@@ -20,13 +21,13 @@ if TYPE_CHECKING:
     from sdkit.runtime.rng import StepRNG
     from sdkit.training.batch import Objective
     from sdkit.training.feed import Feed
+    from sdkit.training.plan import Base
     from sdkit.training.trainable import Trainable
 
 # Keys every method takes.
-COMMON = frozenset(
+COMMON = UNSEEN | frozenset(
     "steps epochs seed lr batch accumulate resolution optimizer weight_decay schedule warmup precision device "
-    "max_grad_norm ema checkpointing compile flip background strict init save_every keep_states validation "
-    "validate_every".split()
+    "max_grad_norm ema checkpointing compile flip background strict init save_every keep_states validation".split()
 )
 # Keys of methods that learn from captioned pictures by denoising.
 DENOISING = frozenset("caption caption_dropout token snr_gamma noise_offset prediction mask unmasked_weight".split())
@@ -40,11 +41,13 @@ class Size:
         parameters: numbers trained.
         modules: modules they belong to.
         output_bytes: of the file.
+        notes: what a person should know about it.
     """
 
     parameters: int
     modules: int
     output_bytes: int
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,13 @@ class Save(Protocol):
         ...
 
 
+def read_captioned(folder: Path, options: TrainOptions) -> Dataset:
+    """The pictures of a folder with their captions, as most methods take them."""
+    return read_dataset(
+        folder, caption=options.caption, background=options.background, strict=options.strict, mask=options.mask
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Method:
     """A method as data. A module of `sdkit.training.methods` holds one under the name ``METHOD``.
@@ -90,6 +100,9 @@ class Method:
         trains_base: whether the base's own weights are trained, and not something small beside them.
         component: the component that is run: ``unet`` or ``vae``.
         held_out: the losses of held-out pictures, [pictures, pairs].
+        settle: fills in options that depend on the result's name.
+        dataset: reads a folder of pictures and gives them the captions they are shown with.
+        notes: what a person should know of these options with this base.
     """
 
     accepts: frozenset[str]
@@ -103,6 +116,9 @@ class Method:
     trains_base: bool = False
     component: str = "unet"
     held_out: Callable[[Backbone, Sequence[HeldOut]], torch.Tensor] = held_out_losses
+    settle: Callable[[TrainOptions, str], TrainOptions] = lambda options, name: options
+    dataset: Callable[[Path, TrainOptions], Dataset] = read_captioned
+    notes: Callable[[Base, TrainOptions], Sequence[str]] = lambda base, options: ()
 
 
 def methods() -> dict[str, Plugin]:

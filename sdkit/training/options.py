@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from sdkit.core.errors import UsageError
 from sdkit.core.plugins import nearest_hint
 
+WEIGHT_SUFFIXES = frozenset({".safetensors", ".pt", ".bin", ".ckpt", ".pth"})
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
-_KEYWORDS = {"class": "class_"}  # what Python keeps for itself
+_KEYWORDS = {"class": "class_", "property": "property_"}  # what Python keeps for itself
+
+# Keys of what is looked at on the way; they change nothing in the training.
+UNSEEN = frozenset("validate_every sample sample_every sample_steps sample_cfg sample_seed tensorboard".split())
 
 
 def _option(default: Any, help: str, **limits: float) -> Any:
@@ -51,17 +57,23 @@ class TrainOptions:
     mask: str = _option("", "which parts count: alpha, files (NAME-masklabel.png beside) or a folder; white counts")
     unmasked_weight: float = _option(0.0, "how much the masked-out parts count", minimum=0.0, maximum=1.0)
     strict: bool = _option(False, "stop at a damaged picture instead of leaving it out")
-    token: str = _option("", "trigger word, noted in the file")
+    token: str = _option("", "trigger word, noted in the file [default of an embedding: <NAME>]")
     class_: str | None = _option(None, "what the subject is one of; turns prior preservation on")
     prior_weight: float = _option(1.0, "weight of the class pictures", minimum=0.0)
-    init: str = _option("", "continue from this file")
+    init: str = _option("", "continue from this file; of an embedding, also the word it begins as")
     snr_gamma: float | None = _option(None, "min-SNR weighting, usually 5", minimum=0.0)
     noise_offset: float = _option(0.0, "noise common to a whole picture", minimum=0.0)
     prediction: str | None = _option(None, "epsilon or v_prediction, where the base does not say")
     save_every: int = _option(250, "steps between saved states; 0 saves only the last", minimum=0)
     keep_states: int = _option(2, "saved states that are kept", minimum=1)
-    validation: str = _option("", "folder of pictures that are not trained on, for the held-out loss")
+    validation: str = _option("", "for the held-out loss: a folder of pictures, or the share of them not trained on")
     validate_every: int = _option(0, "steps between validations; 0 only before and after", minimum=0)
+    sample: str = _option("", "prompts drawn on the way: several with | between, or a .txt file with one a line")
+    sample_every: int = _option(0, "steps between samples; 0 draws only before and after", minimum=0)
+    sample_steps: int = _option(20, "steps of the sampler", minimum=1)
+    sample_cfg: float = _option(7.0, "guidance of the samples", minimum=0.0)
+    sample_seed: int = _option(0, "noise of the samples follows from it", minimum=0)
+    tensorboard: bool = _option(False, "write the run for TensorBoard too")
     format: str = _option("kohya", "file format of the result")
     save_dtype: str = _option("fp16", "fp32, fp16, bf16, or keep (as the base), of the result")
     kl_weight: float = _option(1e-6, "pull of the latents towards a normal distribution", minimum=0.0)
@@ -73,13 +85,56 @@ class TrainOptions:
     conv_alpha: float | None = _option(None, "alpha beside convolutions [default: conv_rank]", minimum=0.0)
     text_encoder: bool = _option(False, "train the text encoder too")
     rslora: bool = _option(False, "scale by alpha / sqrt(rank)")
+    layer_structure: str = _option("1,2,1", "widths of a hypernetwork's layers, as multiples of its input's")
+    activation: str = _option("linear", "between a hypernetwork's layers: linear, relu, leakyrelu, swish, mish, …")
+    activate_output: bool = _option(False, "the activation comes behind the last layer too")
+    layer_norm: bool = _option(False, "a layer norm behind each layer of a hypernetwork")
+    layer_dropout: str = _option("0", "dropout behind hidden layers: a number, or a list like layer_structure")
+    weight_init: str = _option("Normal", "Normal, XavierNormal, XavierUniform, KaimingNormal or KaimingUniform")
+    widths: str = _option("", "widths that get networks, like 768,320 [default: all the base has]")
     factor: int = _option(-1, "size of LoKr's smaller side; -1 makes both sides about equal", minimum=-1)
     decompose_both: bool = _option(False, "LoKr's smaller side may be low-rank too")
     lora_plus: float = _option(1.0, "learning rate of up beside that of down (LoRA+: 16)", minimum=0.0)
+    vectors: int | None = _option(
+        None, "vectors of the embedding [default: 1, or as init's file]", minimum=1, maximum=16
+    )
+    property_: str = _option("object", "what the embedding names, object or style: which templates replace captions")
+    scale_lr: bool = _option(False, "multiply the learning rate by the pictures in a step")
+
+    @property
+    def init_file(self) -> Path | None:
+        """The file or folder `init` names; None where it is a word, or nothing."""
+        return init_file(self.init)
+
+    @property
+    def held_out_share(self) -> float | None:
+        """The share of the pictures that is held out; None where `validation` is a folder or empty.
+
+        Raises:
+            UsageError: it is a number, and no share.
+        """
+        try:
+            share = float(self.validation)
+        except ValueError:
+            return None
+        if not 0 < share < 1:
+            raise UsageError(f"validation={self.validation}: a share lies between 0 and 1", "0.1 is a tenth")
+        return share
 
     def as_dict(self) -> dict[str, Any]:
         """Key → value, as they are written on the command line."""
         return {spelled(entry.name): getattr(self, entry.name) for entry in fields(self)}
+
+
+def init_file(init: str) -> Path | None:
+    """The file or folder that ``init=`` names; None where it is a word, or nothing.
+
+    A folder of pictures may be called like the word, so a folder counts only with an adapter in it.
+    """
+    path = Path(init)
+    spelled_as_file = path.suffix in WEIGHT_SUFFIXES or "/" in init or os.sep in init
+    is_file = spelled_as_file or path.is_file() or (path / "adapter_config.json").is_file()
+    return path if init and is_file else None
 
 
 def spelled(name: str) -> str:

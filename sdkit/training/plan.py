@@ -161,7 +161,7 @@ def make_plan(name: str, method: Method, base: Base, dataset: Dataset, options: 
         disk_bytes=size.output_bytes + (options.keep_states + 1) * state,
         memory_bytes=memory + state,
         seconds=seconds,
-        notes=tuple(_notes(dataset)),
+        notes=(*_notes(dataset), *size.notes, *method.notes(base, options)),
     )
 
 

@@ -23,6 +23,7 @@ from sdkit.core.events import (
     Validation,
 )
 from sdkit.runtime.backbone import Backbone
+from sdkit.runtime.losses import fall_interval
 from sdkit.runtime.rng import StepRNG
 from sdkit.training.batch import Loss, Objective
 from sdkit.training.feed import Feed
@@ -52,6 +53,7 @@ class LoopSettings:
         save_every: steps between saved states; 0 saves only first and last.
         keep_states: how many saved states stay.
         validate_every: steps between validations; 0 validates only before and after.
+        sample_every: steps between samples; 0 draws only before and after.
         saved: what is written into states, so that a resume can be checked against it.
     """
 
@@ -61,6 +63,7 @@ class LoopSettings:
     save_every: int
     keep_states: int
     validate_every: int
+    sample_every: int
     saved: Mapping[str, Any]
 
 
@@ -87,6 +90,7 @@ class Trainer:
         settings: see `LoopSettings`.
         folder: where states are saved.
         validate: gives the held-out losses of the model as it is, [pictures, pairs]; None without held-out pictures.
+        sample: draws what the model draws after so many steps, and says so; None without samples.
         should_stop: asked after every step.
         processes: this process among several.
     """
@@ -102,6 +106,7 @@ class Trainer:
         folder: Path,
         *,
         validate: Callable[[], torch.Tensor] | None = None,
+        sample: Callable[[int], Event] | None = None,
         should_stop: Callable[[], bool] = lambda: False,
         processes: Processes | None = None,
     ) -> None:
@@ -114,11 +119,12 @@ class Trainer:
         self._objective = objective
         self.feed = feed
         self._validate = validate
+        self._sample = sample
         self._should_stop = should_stop
         self._processes = processes or Processes()
         self._attempt = 0
         self._skips = 0
-        self._first_validation: float | None = None
+        self._first_validation: torch.Tensor | None = None
         self._pending: list[_Pending] = []
 
     def run(self, *, resume: bool = False) -> Iterator[Event]:
@@ -134,6 +140,7 @@ class Trainer:
             if self.step == 0:
                 yield from self._validation()
                 yield from self._save()
+                yield from self._samples()
             while self.step < self.settings.steps:
                 self._one_step()
                 yield from self._after_step()
@@ -182,9 +189,10 @@ class Trainer:
         return loss
 
     def _after_step(self) -> Iterator[Event]:
-        """Report, validate and save when due."""
+        """Report, validate, save and sample when due."""
         last = self.step == self.settings.steps
-        save = last or _due(self.step, self.settings.save_every)
+        sample = self._sample is not None and (last or _due(self.step, self.settings.sample_every))
+        save = last or sample or _due(self.step, self.settings.save_every)  # drawing takes memory: save before it
         validate = last or _due(self.step, self.settings.validate_every)
         if save or validate or self.backbone.device.type == "cpu" or len(self._pending) >= LOG_EVERY:
             before = self.step
@@ -195,6 +203,8 @@ class Trainer:
             yield from self._validation()
         if save:
             yield from self._save()
+        if sample:
+            yield from self._samples()
 
     def _look(self) -> Iterator[Event]:
         """Fetch the results of the steps since the last look, in one transfer, and see whether all is well."""
@@ -234,10 +244,19 @@ class Trainer:
             return
         with self.updater.autocast():
             losses = self._validate()
-        mean = float(losses.double().mean())
         if self._first_validation is None:
-            self._first_validation = mean
-        yield Validation(self.step, mean, self._first_validation, losses.numel())
+            self._first_validation = losses
+        first = self._first_validation
+        fall = fall_interval(first, losses) if self.step else None
+        yield Validation(self.step, _mean(losses), _mean(first), losses.numel(), fall)
+
+    def _samples(self) -> Iterator[Event]:
+        """Draw with what would be saved as the result now."""
+        if self._sample is None or not self._processes.is_main:
+            return
+        with self.updater.averaged(), self.updater.autocast():
+            event = self._sample(self.step)
+        yield event
 
     def _save(self) -> Iterator[Event]:
         """Save the state; while the disk is full, wait with everything kept in memory."""
@@ -270,6 +289,10 @@ class Trainer:
         self.step, self._attempt, self.updater.lr_scale = state.step, state.attempt, state.lr_scale
         self._first_validation, self._skips = state.contents["first_validation"], state.contents["skips"]
         self.updater.load(state.contents["updater"])
+
+
+def _mean(losses: torch.Tensor) -> float:
+    return float(losses.double().mean())
 
 
 def _due(step: int, every: int) -> bool:

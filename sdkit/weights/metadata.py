@@ -3,6 +3,7 @@
     modelspec.*   what the model is, for catalogues (https://github.com/Stability-AI/ModelSpec)
     ss_*, sshs_*  how kohya's scripts trained it, and two hashes web UIs trust without checking
     sdkit.*       how sdkit made it: `sdkit.recipe` and `sdkit.version`
+    sd_merge_*    the same for AUTOMATIC1111's web UI and what reads its files
 
 Nothing written here depends on the clock, the machine or a path, so the same recipe gives the same file.
 """
@@ -10,7 +11,7 @@ Nothing written here depends on the clock, the machine or a path, so the same re
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 
 import sdkit
@@ -18,6 +19,7 @@ import sdkit
 RECIPE_KEY = "sdkit.recipe"
 VERSION_KEY = "sdkit.version"
 MERGED_FROM_KEY = "modelspec.merged_from"
+UI_RECIPE_KEY, UI_MODELS_KEY = "sd_merge_recipe", "sd_merge_models"
 
 # Hashes of the tensors before they changed. Web UIs believe them unseen, so a stale one mislabels the file.
 STALE_KEYS = frozenset({"modelspec.hash_sha256", "sshs_model_hash", "sshs_legacy_hash"})
@@ -29,7 +31,9 @@ def parent(path: PurePath | str, quick_id: str, **facts: object) -> dict[str, ob
     return {"name": name, "id": quick_id, **facts}
 
 
-def merged_metadata(base: Mapping[str, str], recipe: Mapping[str, object]) -> dict[str, str]:
+def merged_metadata(
+    base: Mapping[str, str], recipe: Mapping[str, object], *, checkpoint: bool = False
+) -> dict[str, str]:
     """The metadata of a checkpoint made from a base whose metadata are `base`.
 
     Everything the base says is kept, except hashes that hold no more. `sdkit.recipe` becomes `recipe` as compact JSON
@@ -38,32 +42,71 @@ def merged_metadata(base: Mapping[str, str], recipe: Mapping[str, object]) -> di
 
     Args:
         base: metadata of the base.
-        recipe: JSON values only; ``parents`` is a list of what `parent` returns.
+        recipe: JSON values only; ``parents`` is a list of what `parent` returns; ``steps`` holds, by name, the recipes
+            of the steps that a parent may be.
+        checkpoint: whether the result is a checkpoint, which web UIs look for merge recipes of their own in.
     """
     metadata = {key: value for key, value in base.items() if key not in STALE_KEYS}
     earlier = read_recipe(base)
     metadata[RECIPE_KEY] = _compact({**recipe, "base_recipe": earlier} if earlier else recipe)
     metadata[VERSION_KEY] = sdkit.__version__
-    names = _parent_names(recipe)
+    names = list(dict.fromkeys(str(entry["name"]) for entry in source_files(recipe) if "name" in entry))
     if names and any(key.startswith("modelspec.") for key in base):
         metadata[MERGED_FROM_KEY] = ", ".join(names)
+    if checkpoint:
+        metadata.update(_for_web_uis(base, recipe))
     return metadata
+
+
+def source_files(recipe: Mapping[str, object]) -> list[Mapping[str, object]]:
+    """The parents that are files, those of earlier steps included, in order; one may come several times."""
+    steps = recipe.get("steps")
+    known = dict(steps) if isinstance(steps, Mapping) else {}
+    return list(_source_files(recipe, known))
+
+
+def _source_files(recipe: Mapping[str, object], steps: dict[str, object]) -> Iterator[Mapping[str, object]]:
+    parents = recipe.get("parents", ())
+    for entry in parents if isinstance(parents, Sequence) else ():
+        if not isinstance(entry, Mapping):
+            continue
+        if "step" not in entry:
+            yield entry
+            continue
+        step = steps.pop(str(entry["step"]), None)  # each once, which also ends what refers to itself
+        if isinstance(step, Mapping):
+            yield from _source_files(step, steps)
+
+
+def _for_web_uis(base: Mapping[str, str], recipe: Mapping[str, object]) -> dict[str, str]:
+    """AUTOMATIC1111's two keys: the recipe, and by sha256 the models it names; both JSON in text.
+
+    Hashing gigabytes is not worth the second key, so it names the models whose sha256 is known already.
+    """
+    told = {"type": "sdkit", **recipe}
+    before = _json_table(base.get(UI_RECIPE_KEY, ""))
+    earlier = before.get("earlier_recipe") if before.get("type") == "sdkit" else before
+    if earlier:
+        told["earlier_recipe"] = earlier
+    models = _json_table(base.get(UI_MODELS_KEY, ""))
+    for entry in source_files(recipe):
+        if "sha256" in entry:
+            models[str(entry["sha256"])] = {"name": entry.get("name"), "legacy_hash": "", "sd_merge_recipe": None}
+    return {UI_RECIPE_KEY: _compact(told), UI_MODELS_KEY: _compact(models)}
 
 
 def read_recipe(metadata: Mapping[str, str]) -> dict[str, object] | None:
     """The recipe sdkit wrote into a file; None where there is none, or something else stands in its place."""
+    return _json_table(metadata.get(RECIPE_KEY, "")) or None
+
+
+def _json_table(text: str) -> dict[str, object]:
+    """A JSON object; empty where the text is something else."""
     try:
-        recipe = json.loads(metadata.get(RECIPE_KEY, "null"))
+        value = json.loads(text)
     except (ValueError, RecursionError):
-        return None
-    return recipe if isinstance(recipe, dict) else None
-
-
-def _parent_names(recipe: Mapping[str, object]) -> list[str]:
-    parents = recipe.get("parents", ())
-    if not isinstance(parents, Sequence):
-        return []
-    return [str(entry["name"]) for entry in parents if isinstance(entry, Mapping) and "name" in entry]
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _compact(value: object) -> str:

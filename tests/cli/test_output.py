@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdkit.cli.output import Mode, Output, clean, columns, human_bytes, write_line
+from sdkit.cli.output import Mode, Output, clean, columns, write_line
+from sdkit.core.human import human_bytes
 
 
 @pytest.mark.parametrize(

@@ -49,10 +49,13 @@ def test_aesthetic(pickled):
 
 
 def test_hypernetwork(pickled):
-    weights = pickled({"768.0.linear.0.weight": (1536, 768), "768.1.linear.0.weight": (1536, 768), "step": ()})
+    shapes = {"linear.0.weight": (1536, 768), "linear.0.bias": (1536,)}
+    shapes |= {"linear.1.weight": (768, 1536), "linear.1.bias": (768,)}
+    weights = pickled({**{f"768.{side}.{name}": shape for side in "01" for name, shape in shapes.items()}, "step": ()})
     assert recognise(weights)[0] == "hypernetwork"
     artifact = read_adapter(weights)
-    assert artifact.kind == "hypernetwork" and len(artifact.key_value) == 2 and artifact.unmatched == ("step",)
+    assert artifact.kind == "hypernetwork" and artifact.unmatched == ("step",)
+    assert artifact.key_value is not None and list(artifact.key_value.networks) == [768]
     assert artifact.not_bakeable
 
 
@@ -107,6 +110,8 @@ def test_two_formats_in_one_file(pickled):
         ({"x": (4, 320)}, {"modelspec.architecture": "stable-diffusion-xl-v1-base/lora"}, "sdxl"),
         ({"lora_te_text_model_encoder_layers_0_self_attn_k_proj.lora_down.weight": (4, 768)}, {}, "sd1"),
         ({"lora_unet_x_attn1_to_k.lora_down.weight": (4, 320)}, {}, None),
+        ({"320.0.linear.0.bias": (640,), "1024.0.linear.0.bias": (2048,)}, {}, "sd2"),
+        ({"640.0.linear.0.bias": (1280,), "1280.0.linear.0.bias": (2560,)}, {}, None),
     ],
 )
 def test_family(pickled, shapes, metadata, family):

@@ -345,13 +345,35 @@ def test_textual_inversion_of_a1111(tmp_path: Path) -> None:
     assert (found.kind, found.trigger_words, found.metadata["step"]) == ("textual-inversion", ("cat",), "7")
 
 
+def network(width: int) -> dict[str, torch.Tensor]:
+    return {
+        "linear.0.weight": torch.ones(2 * width, width),
+        "linear.0.bias": torch.ones(2 * width),
+        "linear.2.weight": torch.ones(width, 2 * width),
+        "linear.2.bias": torch.ones(width),
+    }
+
+
 def test_hypernetwork(tmp_path: Path) -> None:
-    network = {"linear.0.weight": torch.ones(8, 8), "linear.0.bias": torch.ones(8)}
     path = tmp_path / "hyper.pt"
-    torch.save({320: (network, network), 768: (network, network), "step": 5}, path)
+    pairs = {width: (network(width), network(width)) for width in (320, 768)}
+    torch.save({**pairs, "step": 5, "activation_func": "relu", "activate_output": False}, path)
     found = sdkit.inspect(path)
-    assert found.kind == "hypernetwork" and found.adapter is not None
-    assert {layers.sort: layers.modules for layers in found.adapter.layers} == {"width 320": 4, "width 768": 4}
+    assert (found.kind, found.family) == ("hypernetwork", "sd1") and found.adapter is not None
+    assert str(found.adapter.structure) == "1, 2, 1, relu" and found.adapter.layout == "sd1"
+    assert {layers.sort: layers.modules for layers in found.adapter.layers} == {
+        "networks of width 320": 2,
+        "networks of width 768": 2,
+    }
+    assert any("no networks of width 640" in note for note in found.notes)
+    json.dumps(found.as_dict())
+
+
+def test_a_hypernetwork_with_a_setting_that_is_not_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "hyper.pt"
+    torch.save({768: (network(768), network(768)), "activation_func": "relu", "is_layer_norm": True}, path)
+    found = sdkit.inspect(path)
+    assert found.kind == "hypernetwork" and any("calls for [1536]" in problem for problem in found.problems)
 
 
 def test_custom_diffusion(sparse: Sparse) -> None:

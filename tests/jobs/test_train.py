@@ -28,9 +28,15 @@ def train(base: Path, data: Path, out: Path, **options: Any) -> TrainReport:
     return report
 
 
-def command(base: Path, data: Path, out: Path, *more: str) -> list[str]:
-    words = [sys.executable, "-m", "sdkit", "train", "lora", "--base", str(base), "--data", str(data), "-o", str(out)]
-    return [*words, "rank=2", "batch=2", "text_encoder=yes", "flip=yes", *more]
+KEYS = {
+    "lora": ["rank=2", "text_encoder=yes"],
+    "hypernetwork": ["activation=relu", "layer_dropout=0.3", "lr=1e-3"],
+}
+
+
+def command(base: Path, data: Path, out: Path, *more: str, method: str = "lora") -> list[str]:
+    words = [sys.executable, "-m", "sdkit", "train", method, "--base", str(base), "--data", str(data), "-o", str(out)]
+    return [*words, *KEYS[method], "batch=2", "flip=yes", *more]
 
 
 def wait_for_step(out: Path, step: int, process: subprocess.Popen[bytes]) -> None:
@@ -45,10 +51,15 @@ def test_a_run_leaves_what_it_says(tiny_base: Path, pictures: Path, tmp_path: Pa
     out = tmp_path / "runs" / "ball"
     report = train(tiny_base, pictures, out, watch=events.append, validation=str(pictures), token="sks")
     assert report.finished and report.step == 4 and report.output == str(out / "ball.safetensors")
-    assert sorted(path.name for path in out.iterdir()) == ["ball.safetensors", "events.jsonl", "state"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "ball.safetensors",
+        "events.jsonl",
+        "report.html",
+        "state",
+    ]
     lines = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line["event"] == "step"] == [1, 2, 3, 4]
-    assert [line["event"] for line in lines if line["event"] != "step"][-1] == "finished"
+    assert [line["event"] for line in lines][-2:] == ["finished", "ended"]
     assert report.validation is not None and report.validation_before is not None
     assert len([event for event in events if isinstance(event, Step)]) == 4
     with open_weights(report.output) as weights:
@@ -62,6 +73,60 @@ def test_a_run_leaves_what_it_says(tiny_base: Path, pictures: Path, tmp_path: Pa
     assert str(tmp_path) not in json.dumps(metadata)
     merged = sdkit.merge(tiny_base, report.output, tmp_path / "merged")
     assert merged.matched == report.plan.modules and not merged.unmatched
+
+
+def test_the_log_alone_tells_what_the_run_was(tiny_base: Path, pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "ball"
+    report = train(tiny_base, pictures, out, validation=0.4, validate_every=2, save_every=0)
+    records = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
+    begun, ended = records[0], records[-1]
+    assert (begun["event"], begun["plan"]["pictures"], begun["data"]) == ("begun", 3, "pictures")
+    assert begun["changed"] == {**FEW, "validation": "0.4", "validate_every": 2, "save_every": 0}
+    assert ended["event"] == "ended" and ended["output_bytes"] == Path(report.output).stat().st_size
+    assert 0 < ended["seconds"] <= report.seconds and ended["memory_mib"] <= (report.peak_memory_mib or 0)
+    assert "2 of 5 pictures are held out" in (out / "report.html").read_text()
+    validations = [record for record in records if record["event"] == "validation"]
+    assert [record["step"] for record in validations] == [0, 2, 4] and validations[0]["fall"] is None
+    assert report.validation_fall == tuple(validations[-1]["fall"])
+    low, high = validations[-1]["fall"]
+    assert low <= validations[-1]["base"] - validations[-1]["loss"] <= high
+    page = (out / "report.html").read_bytes()
+    (out / "report.html").unlink()
+    words = [sys.executable, "-m", "sdkit", "report", str(out), "-q"]
+    done = subprocess.run(words, check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == str(out / "report.html") and (out / "report.html").read_bytes() == page
+
+
+def test_a_resumed_run_knows_what_the_loss_was_before(tiny_base: Path, pictures: Path, tmp_path: Path) -> None:
+    whole = train(tiny_base, pictures, tmp_path / "1" / "x", validation=0.4)
+    stop = StopRequest()
+    stop.ask()
+    first = train(tiny_base, pictures, tmp_path / "2" / "x", validation=0.4, should_stop=stop)
+    assert "interrupted after 1 of 4 steps" in (tmp_path / "2" / "x" / "report.html").read_text()
+    rest = sdkit.train("lora", tiny_base, pictures, tmp_path / "2" / "x", resume=True)
+    assert (first.step, rest.step) == (1, 4)
+    assert (rest.validation, rest.validation_before) == (whole.validation, whole.validation_before)
+    assert rest.validation_fall == whole.validation_fall
+    for share in ("1.5", "0"):
+        with pytest.raises(UsageError, match="a share lies between 0 and 1"):
+            train(tiny_base, pictures, tmp_path / "3", validation=share)
+
+
+def test_a_run_that_fails_leaves_its_page_and_a_page_that_fails_no_failed_run(
+    tiny_base: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "1" / "report.html").mkdir(parents=True)  # in the way
+    report = train(tiny_base, pictures, tmp_path / "1", steps=1)
+    assert report.finished and any(note.startswith("no report: ") for note in report.notes)
+    from sdkit.training.trainer import Trainer
+
+    def fail(self: Trainer) -> None:
+        raise SdkitError("the loss is no number any more")
+
+    monkeypatch.setattr(Trainer, "_one_step", fail)
+    with pytest.raises(SdkitError, match="no number any more"):
+        train(tiny_base, pictures, tmp_path / "2", steps=1)
+    assert "stopped: the loss is no number any more" in (tmp_path / "2" / "report.html").read_text()
 
 
 def test_the_same_run_gives_the_same_file(tiny_base: Path, pictures: Path, tmp_path: Path) -> None:
@@ -79,18 +144,22 @@ def test_a_file_that_is_named_is_the_result(tiny_base: Path, pictures: Path, tmp
     assert any(name.startswith("lora_te_") for name in read_tensors(Path(report.output)))
 
 
-def test_killed_and_resumed_is_the_same_run_bit_for_bit(tiny_base: Path, pictures: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("method", "result"), [("lora", "x.safetensors"), ("hypernetwork", "x.pt")])
+def test_killed_and_resumed_is_the_same_run_bit_for_bit(
+    tiny_base: Path, pictures: Path, tmp_path: Path, method: str, result: str
+) -> None:
+    def words(out: Path, *more: str) -> list[str]:
+        return command(tiny_base, pictures, out, *more, method=method)
+
     whole, killed = tmp_path / "1" / "x", tmp_path / "2" / "x"
-    subprocess.run(command(tiny_base, pictures, whole, "steps=8", "save_every=2"), check=True, capture_output=True)
-    with subprocess.Popen(
-        command(tiny_base, pictures, killed, "steps=8", "save_every=2"), stderr=subprocess.DEVNULL
-    ) as process:
+    subprocess.run(words(whole, "steps=8", "save_every=2"), check=True, capture_output=True)
+    with subprocess.Popen(words(killed, "steps=8", "save_every=2"), stderr=subprocess.DEVNULL) as process:
         wait_for_step(killed, 5, process)
         process.kill()
-    assert not (killed / "x.safetensors").exists()
-    done = subprocess.run(command(tiny_base, pictures, killed, "--resume", "--json"), check=True, capture_output=True)
+    assert not (killed / result).exists()
+    done = subprocess.run(words(killed, "--resume", "--json"), check=True, capture_output=True)
     assert json.loads(done.stdout)["step"] == 8
-    assert (whole / "x.safetensors").read_bytes() == (killed / "x.safetensors").read_bytes()
+    assert (whole / result).read_bytes() == (killed / result).read_bytes()
     steps = [json.loads(line) for line in (killed / "events.jsonl").read_text().splitlines()]
     assert [line["step"] for line in steps if line["event"] == "step"] == list(range(1, 9))
 
@@ -107,8 +176,8 @@ def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(tiny_base: Path, p
     lines = stdout.decode().splitlines()
     assert "interrupted at step" in lines[-2]
     assert lines[-1].strip().startswith("sdkit train lora --base ") and lines[-1].endswith("--resume")
-    last = json.loads((out / "events.jsonl").read_text().splitlines()[-1])
-    assert last["event"] == "interrupted"
+    last, ended = (json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()[-2:])
+    assert (last["event"], ended["event"]) == ("interrupted", "ended")
     report = sdkit.train("lora", tiny_base, pictures, out, resume=True, steps=last["step"] + 1)
     assert report.finished and report.step == last["step"] + 1
 

@@ -100,3 +100,14 @@ def test_joined_conditioning_keeps_its_parts() -> None:
     joined = Cond.join([one, two])
     assert joined.context.shape == (3, 2, 3)
     assert joined.added["time_ids"][:, 0].tolist() == [0, 1, 1]
+
+
+def test_clip_skip_reads_the_text_encoder_as_if_it_had_fewer_layers(tiny_base: Path) -> None:
+    whole, short = load_backbone(tiny_base), load_backbone(tiny_base)
+    ids = whole.tokenize(["a cat"])
+    last = whole.encode_text(ids, (16, 16)).context
+    before = whole.encode_text(ids, (16, 16), clip_skip=2).context
+    layers = short.module("text_encoder.text_model.encoder").layers
+    del layers[-1]
+    assert torch.equal(short.encode_text(ids, (16, 16)).context, before)
+    assert not torch.equal(last, before)

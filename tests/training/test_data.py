@@ -11,7 +11,7 @@ from PIL import Image
 
 from sdkit.core.errors import SdkitError, UsageError
 from sdkit.training.buckets import bucket_sizes, nearest_size
-from sdkit.training.data import read_dataset
+from sdkit.training.data import Dataset, read_dataset, split_dataset
 
 
 def draw(path: Path, size: tuple[int, int] = (8, 8), colour: str = "red") -> None:
@@ -140,3 +140,34 @@ def test_sd1_s_buckets() -> None:
     assert nearest_size((3000, 4000), sizes) == (448, 576)
     assert nearest_size((100, 5000), sizes) == min(sizes, key=lambda size: size[0] / size[1])
     assert math.isclose(1, nearest_size((640, 600), sizes)[0] / 512)
+
+
+def names(data: Dataset) -> set[str]:
+    return {sample.path.name for sample in data.samples}
+
+
+def test_a_share_is_held_out_by_content_alone(tmp_path: Path) -> None:
+    for place, offset in (("one", 0), ("two", 7)):  # the same contents under other names, in another order
+        for number in range(20):
+            draw(tmp_path / place / f"{(number * 3 + offset) % 20:02}.png", (8 + number, 8))
+    one, two = (split_dataset(read_dataset(tmp_path / place, caption="x"), 0.25) for place in ("one", "two"))
+    assert [len(part.samples) for part in one] == [15, 5]
+    assert [{sample.id for sample in part.samples} for part in one] == [
+        {sample.id for sample in part.samples} for part in two
+    ]
+    assert not names(one[0]) & names(one[1]) and one[0].notes == ("5 of 20 pictures are held out",)
+    assert one[0].id == two[0].id
+
+
+def test_copies_are_held_out_together_and_something_is_always_left(tmp_path: Path) -> None:
+    for number in range(6):
+        draw(tmp_path / f"{number}.png", (8, 8 + number // 3))  # three copies of each of two pictures
+    for share in (0.01, 0.5, 0.99):
+        train, held_out = split_dataset(read_dataset(tmp_path, caption="x"), share)
+        assert {len(train.samples), len(held_out.samples)} == {3}
+        contents = [{sample.id.partition("+")[0] for sample in part.samples} for part in (train, held_out)]
+        assert not contents[0] & contents[1]
+    for number in range(3):
+        (tmp_path / f"{number}.png").unlink()
+    with pytest.raises(SdkitError, match="one picture cannot be trained on and held out"):
+        split_dataset(read_dataset(tmp_path, caption="x"), 0.5)

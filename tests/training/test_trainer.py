@@ -35,8 +35,8 @@ def make(tiny_base: Path, pictures: Path, tmp_path: Path) -> Make:
     """Makes trainers of one run, each as a new process would."""
 
     def build(wrap: Any = None, folder: str = "state", should_stop: Any = lambda: False, **given: Any) -> Trainer:
-        name, method = load_method("lora")
-        defaults = {"rank": 2, "steps": 6, "batch": 2, "lr": 1e-2, "save_every": 2}
+        name, method = load_method(given.pop("method", "lora"))
+        defaults = {"steps": 6, "batch": 2, "lr": 1e-2, "save_every": 2} | ({"rank": 2} if name == "lora" else {})
         options = parse_options({**defaults, **given}, method.accepts, {}, name)
         dtype = compute_types[options.precision]
         backbone = load_backbone(tiny_base).to(torch.device("cpu"), dtype)
@@ -61,7 +61,7 @@ def make(tiny_base: Path, pictures: Path, tmp_path: Path) -> Make:
             max_grad_norm=options.max_grad_norm,
             ema=options.ema,
         )
-        loop = LoopSettings(options.steps, options.seed, options.accumulate, options.save_every, 2, 0, {})
+        loop = LoopSettings(options.steps, options.seed, options.accumulate, options.save_every, 2, 0, 0, {})
         if wrap is not None:
             objective = wrap(objective)
         return Trainer(backbone, trained, objective, feed, updater, loop, tmp_path / folder, should_stop=should_stop)
@@ -91,11 +91,12 @@ def losses(events: list[Event]) -> list[float]:
         {"accumulate": 2, "optimizer": "sgd", "lora_plus": 4, "snr_gamma": 5},
         {"precision": "bf16", "algo": "dora"},
         {"precision": "fp16", "algo": "lokr"},
+        {"method": "hypernetwork", "activation": "relu", "layer_norm": True, "layer_dropout": 0.3},
         {"algo": "dora", "conv_rank": 1},
         {"algo": "loha", "checkpointing": True},
         {"algo": "lokr", "factor": 4, "decompose_both": True, "text_encoder": True},
     ],
-    ids=["plain", "text", "adafactor", "accumulate", "bf16", "fp16", "dora", "loha", "lokr"],
+    ids=["plain", "text", "adafactor", "accumulate", "bf16", "fp16", "hypernetwork", "dora", "loha", "lokr"],
 )
 def test_a_resumed_run_is_the_same_run_bit_for_bit(make: Make, given: dict[str, Any]) -> None:
     whole = make(folder="whole", **given)
@@ -113,8 +114,9 @@ def test_a_resumed_run_is_the_same_run_bit_for_bit(make: Make, given: dict[str, 
         assert_equal(parameters(resumed), parameters(whole))
 
 
-def test_training_lowers_the_loss_it_minimises_and_leaves_the_base_alone(make: Make) -> None:
-    trainer = make(steps=30, batch=5, lr=3e-2, save_every=0)
+@pytest.mark.parametrize("method", ["lora", "hypernetwork"])
+def test_training_lowers_the_loss_it_minimises_and_leaves_the_base_alone(make: Make, method: str) -> None:
+    trainer = make(method=method, steps=30, batch=5, lr=3e-2, save_every=0)
     before = {name: value.clone() for name, value in trainer.backbone.unet.named_parameters()}
     found = losses(list(trainer.run()))
     assert sum(found[-10:]) < 0.9 * sum(found[:10])

@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 
 import click
 
-from sdkit.cli.output import Output, columns, human_bytes
+from sdkit.cli.output import Output, columns
 from sdkit.core.errors import UsageError
+from sdkit.core.human import human_bytes
 
 TOP = 8  # modules in the table; --json has them all
 

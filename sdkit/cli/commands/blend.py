@@ -12,8 +12,9 @@ from typing import Any
 import click
 
 from sdkit.cli.commands._algebra import split_strength
-from sdkit.cli.output import Output, columns, human_bytes, output_options
+from sdkit.cli.output import Output, columns, output_options
 from sdkit.core.errors import UsageError
+from sdkit.core.human import human_bytes
 
 
 @click.command("blend", no_args_is_help=True)

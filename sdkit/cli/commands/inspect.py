@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sdkit.cli.output import Output, columns, human_bytes, output_options
+from sdkit.cli.output import Output, columns, output_options
+from sdkit.core.human import human_bytes
 
 if TYPE_CHECKING:
     from sdkit.adapters.artifact import Change
@@ -153,6 +154,7 @@ def _adapter_rows(found: Inspection) -> list[tuple[str, Iterable[str]]]:
         return []
     return [
         ("changes", _changes(facts)),
+        ("structure", [str(facts.structure)] if facts.structure else []),
         ("modules", _modules(facts)),
         ("blocks", [_ranges(list(facts.blocks))] if facts.blocks else []),
         ("tokens", _shortened(_tokens(facts))),

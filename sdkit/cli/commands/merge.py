@@ -8,8 +8,9 @@ from typing import Any
 import click
 
 from sdkit.cli.commands._algebra import combine_adapters, is_adapter, split_strength
-from sdkit.cli.output import Output, human_bytes, output_options
+from sdkit.cli.output import Output, output_options
 from sdkit.core.errors import UsageError
+from sdkit.core.human import human_bytes
 
 
 @click.command("merge", no_args_is_help=True)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from sdkit.cli.output import Output, human_bytes, output_options
+from sdkit.cli.output import Output, output_options
+from sdkit.core.human import human_bytes
 
 
 @click.command("quickstart")

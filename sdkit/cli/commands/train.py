@@ -14,8 +14,9 @@ from typing import Any
 import click
 
 from sdkit.cli.errors import INTERRUPTED
-from sdkit.cli.output import Output, human_bytes, human_seconds, output_options
+from sdkit.cli.output import Output, output_options
 from sdkit.core.errors import UsageError
+from sdkit.core.human import human_bytes, human_seconds
 from sdkit.core.plugins import choose
 from sdkit.training.method import load_method, methods
 from sdkit.training.options import option_help
@@ -168,11 +169,18 @@ def describe(report: Any) -> list[str]:
     if not report.finished:
         return [*lines, f"interrupted at step {report.step}; the state is saved. Continue with:", f"  {report.resume}"]
     if report.validation is not None:
-        lines.append(f"held-out loss {report.validation_before:.4f} -> {report.validation:.4f}")
+        lines.append(f"held-out loss {report.validation_before:.4f} -> {report.validation:.4f}{_fall(report)}")
     loss = f", loss {report.loss:.4f}" if report.loss is not None else ""
     memory = f", {report.peak_memory_mib:.0f} MiB" if report.peak_memory_mib else ""
     size = human_bytes(report.output_bytes)
     return [*lines, f"wrote {report.output} ({size}) after {report.step} steps{loss} in {report.seconds:.0f} s{memory}"]
+
+
+def _fall(report: Any) -> str:
+    if report.validation_fall is None:
+        return ""
+    low, high = report.validation_fall
+    return f", fell by {report.validation_before - report.validation:.4f} (95 %: {low:.4f} to {high:.4f})"
 
 
 def plan_lines(plan: Any) -> list[str]:

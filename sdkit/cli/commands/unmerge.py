@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from sdkit.cli.commands._algebra import split_strength
-from sdkit.cli.output import Output, human_bytes, output_options
+from sdkit.cli.output import Output, output_options
+from sdkit.core.human import human_bytes
 
 
 @click.command("unmerge", no_args_is_help=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from sdkit.core.errors import UsageError
 from sdkit.runtime.backbone import Backbone, Cond
 
 if TYPE_CHECKING:
@@ -16,14 +17,17 @@ FAMILIES = ("sd1", "sd2")
 class SD1(Backbone):
     """Stable Diffusion 1 or 2."""
 
-    def tokenize(self, texts: Sequence[str]) -> Mapping[str, torch.Tensor]:
-        """Token ids, padded and cut to the text encoder's length."""
-        return {"text_encoder": self._token_ids("text_encoder", texts)}
-
-    def encode_text(self, ids: Mapping[str, torch.Tensor], size: tuple[int, int]) -> Cond:
-        """The last hidden states. Pictures' sizes mean nothing to this family."""
-        hidden = self.components["text_encoder"](ids["text_encoder"].to(self.device)).last_hidden_state
-        return Cond(hidden)
+    def encode_text(self, ids: Mapping[str, torch.Tensor], size: tuple[int, int], *, clip_skip: int = 1) -> Cond:
+        """The hidden states of one layer, normalised as the last are. Pictures' sizes mean nothing to this family."""
+        encoder = self.components["text_encoder"]
+        tokens = ids["text_encoder"].to(self.device)
+        if clip_skip == 1:
+            return Cond(encoder(tokens).last_hidden_state)
+        layers: int = encoder.config.num_hidden_layers  # type: ignore[union-attr, assignment]
+        if not 1 <= clip_skip <= layers:
+            raise UsageError(f"clip skip {clip_skip}: the text encoder has {layers} layers", f"use 1 to {layers}")
+        hidden = encoder(tokens, output_hidden_states=True).hidden_states[-clip_skip]
+        return Cond(self.module("text_encoder.text_model.final_layer_norm")(hidden))
 
     def denoise(self, noised: torch.Tensor, timesteps: torch.Tensor, cond: Cond) -> torch.Tensor:
         """One call of the U-Net, in the components' type."""

@@ -21,10 +21,6 @@ FAMILIES = ("sdxl",)
 class SDXL(Backbone):
     """Stable Diffusion XL, base."""
 
-    def tokenize(self, texts: Sequence[str]) -> Mapping[str, torch.Tensor]:
-        """Token ids, padded and cut to each text encoder's length; the tokenizers differ in what they pad with."""
-        return {name: self._token_ids(name, texts) for name in self.text_encoders}
-
     def encode_text(self, ids: Mapping[str, torch.Tensor], size: tuple[int, int], *, clip_skip: int = 1) -> Cond:
         """Context, pooled text, and the numbers of a whole picture of `size`.
 

@@ -60,7 +60,7 @@ def _scale(result: Result) -> float:
 
 
 METHOD = Method(
-    accepts=(COMMON | frozenset({"kl_weight", "save_dtype", "caption"})) - {"init"},
+    accepts=(COMMON | frozenset({"kl_weight", "save_dtype", "caption"})) - {"init", "compile"},
     size=_size,
     trainables=_trainables,
     objective=_objective,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from sdkit.adapters.artifact import Artifact, Target
 from sdkit.core.errors import SdkitError
 from sdkit.runtime.backbone import Backbone
-from sdkit.runtime.install import replaced
+from sdkit.runtime.install import beneath, replaced
 from sdkit.runtime.layers.layer import carrier
 from sdkit.runtime.rng import StepRNG
 from sdkit.runtime.tensors import in_memory
@@ -93,8 +93,9 @@ class Lora:
         """Put the layers in the places of the model's own."""
         with ExitStack() as stack:
             for module, beside in self.modules.items():
-                layer = self.algorithm.layer(backbone.module(module), beside.factors, beside.scale)
-                stack.enter_context(replaced(backbone, module, layer))
+                place = beneath(backbone, module)
+                layer = self.algorithm.layer(backbone.module(place), beside.factors, beside.scale)
+                stack.enter_context(replaced(backbone, place, layer))
             yield
 
     def artifact(self, dtype: torch.dtype, metadata: Mapping[str, str] | None = None) -> Artifact:

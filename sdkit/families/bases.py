@@ -1,0 +1,24 @@
+"""Bases by name."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from sdkit.core.errors import SdkitError
+
+TINY = "tiny"
+
+
+def resolve_base(name: str | os.PathLike[str]) -> Path:
+    """Where a base lies: ``tiny`` is the one that comes with sdkit (a folder of that name is ``./tiny``), else a path.
+
+    Raises:
+        SdkitError: the embedded base is not there.
+    """
+    if os.fspath(name) != TINY:
+        return Path(name)
+    folder = Path(__file__).parents[1] / "assets" / TINY
+    if not (folder / "model_index.json").is_file():
+        raise SdkitError("the base tiny is not part of this sdkit yet", "name a checkpoint or a diffusers folder")
+    return folder

@@ -1,0 +1,97 @@
+"""What models and adapters are given as: paths, or weights somebody has opened or computed already."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdkit.core.hashing import quick_id
+from sdkit.streaming.lazy import LazyWeights, leaves
+from sdkit.weights import Weights, open_weights
+from sdkit.weights.metadata import parent
+
+PathLike = str | os.PathLike[str]
+Input = PathLike | Weights
+
+
+def open_input(stack: ExitStack, source: Input) -> Weights:
+    """The opened weights; those opened here are closed with `stack`."""
+    return source if isinstance(source, Weights) else stack.enter_context(open_weights(Path(source)))
+
+
+def parent_of(weights: Weights, **facts: object) -> dict[str, object]:
+    """An input as recipes name it: a file by its content, a computed model by its step."""
+    if isinstance(weights, LazyWeights):
+        return {"name": weights.name, "step": weights.name, **facts}
+    known = {"sha256": weights.sha256} if weights.sha256 else {}
+    return parent(weights.path, quick_id(*weights.files), **known, **facts)
+
+
+def earlier_steps(opened: Iterable[Weights]) -> dict[str, dict[str, object]]:
+    """The recipes of all steps that the inputs are computed by, by name."""
+    steps: dict[str, dict[str, object]] = {}
+    for weights in opened:
+        if isinstance(weights, LazyWeights):
+            nested = weights.recipe.get("steps", {})
+            assert isinstance(nested, Mapping)
+            steps.update(nested)
+            steps[weights.name] = {key: value for key, value in weights.recipe.items() if key != "steps"}
+    return steps
+
+
+def with_earlier_steps(recipe: Mapping[str, object], opened: Iterable[Weights]) -> dict[str, object]:
+    """The recipe of a step with those of the steps before it that nothing was written of."""
+    steps = earlier_steps(opened)
+    return {**recipe, "steps": steps} if steps else dict(recipe)
+
+
+def input_files(opened: Sequence[Weights]) -> list[Path]:
+    """Every file or folder that is read."""
+    return [weights.path for weights in leaves(opened)]
+
+
+def notes_of(opened: Iterable[Weights]) -> tuple[str, ...]:
+    """What the steps that computed the inputs want a person to see."""
+    found = (note for weights in opened if isinstance(weights, LazyWeights) for note in weights.notes)
+    return tuple(dict.fromkeys(found))
+
+
+def label(weights: Weights) -> str:
+    """What people call the input."""
+    return weights.name if isinstance(weights, LazyWeights) else weights.path.name
+
+
+@dataclass(slots=True)
+class Unwritten:
+    """In place of an output file: the result is not written but stays an expression, for a later step.
+
+    Attributes:
+        name: of the step.
+        stack: keeps the inputs open as long as the result is wanted.
+        model: the result, once the job is done.
+    """
+
+    name: str
+    stack: ExitStack
+    model: LazyWeights | None = None
+
+
+Target = Path | Unwritten
+
+
+def as_target(output: PathLike | Unwritten) -> Target:
+    """The output in one of its two forms."""
+    return output if isinstance(output, Unwritten) else Path(output)
+
+
+@contextmanager
+def input_stack(target: Target) -> Iterator[ExitStack]:
+    """What inputs are opened with: closed at once after a file is written, later where the result stays unwritten."""
+    if isinstance(target, Unwritten):
+        yield target.stack
+        return
+    with ExitStack() as stack:
+        yield stack
