@@ -129,7 +129,8 @@ METHOD = Method(
     trainables=_trainables,
     objective=_objective,
     save=_save,
-    # No decay: it would pull the word to the origin, where no word of the vocabulary is.
+    # AdamW's decay keeps the vectors as short as the vocabulary's, but Adam and SGD add theirs to the gradient, and
+    # beside a word's gradient that is large: so nobody gets a decay who does not ask for one.
     defaults={"lr": 5e-3, "weight_decay": 0.0, "format": "diffusers", "save_dtype": "fp32"},
     suffix=lambda options: SUFFIXES.get(options.format, ".safetensors"),
     modelspec="textual-inversion",
