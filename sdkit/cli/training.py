@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from sdkit.cli.output import Mode, Output
-from sdkit.core.events import Event, Note, Paused, Resumed, RolledBack, Started, Step, Validation
+from sdkit.core.events import Drawn, Event, Note, Paused, Resumed, RolledBack, Started, Step, Validation
 from sdkit.core.human import human_seconds
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ class Narrator:
             self._started = event
         elif isinstance(event, Step):
             self._step(event)
+        elif isinstance(event, Drawn):
+            self._drawn(event)
         elif isinstance(event, (Paused, RolledBack)):
             self._output.warn(describe_event(event))
         elif describe_event(event):
@@ -61,11 +63,21 @@ class Narrator:
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, total=self._started.steps, completed=event.step, loss=loss)
             return
+        left = human_seconds(self._pace * (self._started.steps - event.step))
+        self._say_now_and_then(f"step {event.step} of {self._started.steps}: {loss}, {left} left")
+
+    def _drawn(self, event: Drawn) -> None:
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, total=event.of, completed=event.pictures, loss="drawing the class")
+            return
+        left = human_seconds(event.seconds / event.pictures * (event.of - event.pictures))
+        self._say_now_and_then(f"drawn {event.pictures} of {event.of} class pictures, {left} left")
+
+    def _say_now_and_then(self, line: str) -> None:
         now = self._clock()
         if now - self._told >= SECONDS_BETWEEN_LINES:
             self._told = now
-            left = human_seconds(self._pace * (self._started.steps - event.step))
-            self._output.say(f"step {event.step} of {self._started.steps}: {loss}, {left} left")
+            self._output.say(line)
 
 
 def _smooth(before: float | None, value: float) -> float:

@@ -61,6 +61,21 @@ class Started(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Drawn(Event):
+    """Before the first step, a picture of the class was drawn.
+
+    Attributes:
+        pictures: how many are drawn by now.
+        of: how many had to be.
+        seconds: wall time so far.
+    """
+
+    pictures: int
+    of: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Step(Event):
     """A training step is finished.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,22 +12,23 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import sdkit
 from sdkit.core.errors import SdkitError, UsageError
-from sdkit.core.events import Begun, Ended, Event, Interrupted, Note, Resumed, Step, Validation
+from sdkit.core.events import Begun, Drawn, Ended, Event, Interrupted, Note, Resumed, Step, Validation
 from sdkit.core.hashing import quick_id
 from sdkit.core.memory import peak_memory_mib
 from sdkit.core.paths import cache_folder
 from sdkit.core.report import Report
 from sdkit.families.bases import resolve_base
+from sdkit.jobs.class_pictures import STEPS, ClassPictures, class_pictures, given_pictures
 from sdkit.jobs.report import report
 from sdkit.jobs.samples import Samples, sample_prompts, sample_requests
 from sdkit.jobs.stop import StopRequest
 from sdkit.report.tensorboard import Board, check_tensorboard, tensorboard
-from sdkit.training.data import Dataset, split_dataset
+from sdkit.training.data import Dataset, Sample, split_dataset
 from sdkit.training.folder import RunFolder, write_event
 from sdkit.training.metadata import training_metadata
 from sdkit.training.method import Method, Result, load_method
-from sdkit.training.options import UNSEEN, TrainOptions, parse_options
-from sdkit.training.plan import Base, Plan, buckets, look_at_base, make_plan
+from sdkit.training.options import UNSEEN, TrainOptions, parse_options, spelled
+from sdkit.training.plan import Base, ClassPlan, Plan, buckets, look_at_base, make_plan
 from sdkit.training.processes import Processes
 from sdkit.training.state import RunState, complete_states, load_newest
 from sdkit.weights.atomic import check_space
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 PathLike = str | os.PathLike[str]
 Watch = Callable[[Event], None]
 
+FILES = frozenset("validation init class_data sample".split())  # keys that may name files
 # What a resume may change: how long, how fast, and what is kept; everything else is the run itself.
 CHANGEABLE = UNSEEN | frozenset("steps epochs lr te_lr save_every keep_states device".split())
 
@@ -131,8 +133,10 @@ def train(
     """
     name, kind = load_method(method)
     found = resolve_base(base)
-    parsed = parse_options(options, kind.accepts, kind.defaults, name)
     target = Path(output) if output is not None else Path("runs") / f"{Path(data).absolute().name}-{name}"
+    saved = RunFolder.saved(target) if resume else None
+    same = saved is not None and saved.settings["method"] == name
+    kind, parsed = kind.resolve(name, options, saved.settings["options"] if saved and same else None)
     suffix = kind.suffix(parsed)
     if suffix is None:
         suffix = "" if found.is_dir() else ".safetensors"
@@ -142,6 +146,10 @@ def train(
     return _Run(request, watch or (lambda event: None), should_stop or StopRequest()).go(
         resume=resume, force=force, dry_run=dry_run
     )
+
+
+class _StoppedEarlyError(Exception):
+    """The run was asked to stop before its first step."""
 
 
 class _Run:
@@ -156,6 +164,8 @@ class _Run:
         self._validations: list[Validation] = []
         self._notes: list[str] = []
         self._held_out: Dataset | None = None
+        self._class_pictures: ClassPictures | None = None
+        self._priors: list[Sample] = []
         self._processes = Processes()
 
     def go(self, *, resume: bool, force: bool, dry_run: bool) -> TrainReport:
@@ -168,7 +178,8 @@ class _Run:
         base = look_at_base(request.base)
         options, done = self._resumed_options() if resume else (request.options, None)
         dataset, self._held_out = self._read_data(options)
-        plan = make_plan(request.name, request.method, base, dataset, options, request.folder.result)
+        prior = self._plan_class(base, options)
+        plan = make_plan(request.name, request.method, base, dataset, options, request.folder.result, prior)
         if dry_run:
             return self._report(plan, 0, finished=False, dry_run=True)
         if done is not None and done.step >= plan.steps and request.folder.result.exists():
@@ -181,7 +192,10 @@ class _Run:
             request.folder.begin(resume=resume)
         self._processes.wait()
         options = replace(options, steps=plan.steps, epochs=None)
-        return self._train(base, dataset, options, plan, resume=resume)
+        try:
+            return self._train(base, dataset, options, plan, resume=resume)
+        except _StoppedEarlyError:
+            return self._report(plan, 0, finished=False)
 
     def _resumed_options(self) -> tuple[TrainOptions, RunState | None]:
         """The saved run's options, with those given now that a resume may change."""
@@ -212,11 +226,16 @@ class _Run:
         self._notes.append(f"{key} changes from {old} to {new}")
 
     def _check_same_data(self, state: RunState | None, dataset: Dataset) -> None:
-        if state is not None and state.settings["data"] != dataset.id:
+        if state is not None and state.settings["data"] != self._data_id(dataset):
             raise SdkitError(
                 f"{self._request.data}: pictures or captions have changed since the run was begun",
                 "restore them, or begin a new run with --force",
             )
+
+    def _data_id(self, dataset: Dataset) -> str:
+        """Names everything that is read; what the base draws follows from the options."""
+        given = [] if self._class_pictures else self._priors
+        return replace(dataset, samples=(*dataset.samples, *given)).id
 
     def _train(self, base: Base, dataset: Dataset, options: TrainOptions, plan: Plan, *, resume: bool) -> TrainReport:
         from sdkit.runtime.load import load_backbone
@@ -257,7 +276,7 @@ class _Run:
 
         method = self._request.method
         usual = parse_options({}, method.accepts, method.defaults, self._request.name).as_dict()
-        accepted = {key: value for key, value in options.as_dict().items() if key in method.accepts}
+        accepted = {key: _name(key, value) for key, value in options.as_dict().items() if key in method.accepts}
         changed = {key: value for key, value in accepted.items() if value != usual[key]}
         facts = {**plan.as_dict(), "output": self._request.folder.result.name}
         data = self._request.data.absolute().name
@@ -304,11 +323,13 @@ class _Run:
         method = self._request.method
         trained = method.trainables(backbone, options, StepRNG(options.seed))
         backbone.to(device, compute_type(options.precision, device))
+        self._draw_class(backbone)
         for trainable in trained:
             for parameter in trainable.parameters.values():
                 parameter.data = parameter.data.to(device)
         objective = method.objective(options)
-        feed = self._feed(backbone, base, dataset, options, objective.inputs, trained)
+        shown = (*dataset.samples, *self._priors)
+        feed = self._feed(backbone, base, shown, options, objective.inputs, trained)
         if options.checkpointing:
             backbone.unet.enable_gradient_checkpointing()
             backbone.unet.train()
@@ -343,7 +364,7 @@ class _Run:
     def _feed(
         backbone: Backbone,
         base: Base,
-        dataset: Dataset,
+        samples: Sequence[Sample],
         options: TrainOptions,
         inputs: frozenset[str],
         trained: list[Trainable],
@@ -353,11 +374,16 @@ class _Run:
         from sdkit.training.feed import Feed, FeedSettings
 
         settings = FeedSettings(
-            options.batch, buckets(base, options), options.flip, options.caption_dropout, options.background
+            options.batch,
+            buckets(base, options),
+            options.flip,
+            options.caption_dropout,
+            options.background,
+            options.unmasked_weight,
         )
         keep_text = not any(trainable.trains_text for trainable in trained)
         cache = TensorCache(cache_folder() / "training")
-        feed = Feed(dataset.samples, backbone, cache, settings, inputs, keep_text=keep_text)
+        feed = Feed(samples, backbone, cache, settings, inputs, keep_text=keep_text)
         feed.prepare()
         return feed
 
@@ -377,15 +403,44 @@ class _Run:
             processes=self._processes,
         )
 
+    def _plan_class(self, base: Base, options: TrainOptions) -> ClassPlan | None:
+        """The pictures of the class: a person's own are read, the base's are looked for."""
+        prompt = self._request.method.class_prompt(options)
+        if not prompt:
+            return None
+        if options.class_data:
+            self._priors = given_pictures(Path(options.class_data), prompt, options.background)
+            return ClassPlan(prompt, len(self._priors))
+        self._class_pictures = wanted = class_pictures(base, options, prompt)
+        return ClassPlan(prompt, wanted.count, len(wanted.missing), STEPS)
+
+    def _draw_class(self, backbone: Backbone) -> None:
+        """Have the base draw what is missing of its class; several processes share the work."""
+        wanted = self._class_pictures
+        if wanted is None:
+            return
+        began = time.perf_counter()
+        mine = wanted.missing[self._processes.rank :: self._processes.count]
+        for done, _ in enumerate(wanted.draw(backbone, mine), 1):
+            self._watch(Drawn(0, done, len(mine), time.perf_counter() - began))
+            if self._stop():
+                raise _StoppedEarlyError
+        self._processes.wait()
+        self._priors = wanted.samples()
+
     def _read_data(self, options: TrainOptions) -> tuple[Dataset, Dataset | None]:
         """What is trained on, and what is held out."""
         share = options.held_out_share
         read = self._request.method.dataset
         dataset = read(self._request.data, options)
+        if options.mask and all(sample.mask is None for sample in dataset.samples):
+            raise SdkitError(f"{self._request.data}: mask={options.mask}: no picture has a mask", "leave mask= out")
         if share is not None:
             return split_dataset(dataset, share)
-        held_out = read(Path(options.validation), replace(options, strict=False)) if options.validation else None
-        return dataset, held_out
+        if not options.validation:
+            return dataset, None
+        beside = options.mask if options.mask in ("alpha", "files") else ""  # a folder is of the run's own pictures
+        return dataset, read(Path(options.validation), replace(options, strict=False, mask=beside))
 
     def _settings(self, backbone: Backbone, options: TrainOptions, dataset: Dataset) -> dict[str, Any]:
         """What a state says about its run."""
@@ -393,7 +448,7 @@ class _Run:
             "method": self._request.name,
             "base": backbone.base_id,
             "base_name": backbone.base_name,
-            "data": dataset.id,
+            "data": self._data_id(dataset),
             "options": options.as_dict(),
         }
 
@@ -402,14 +457,13 @@ class _Run:
     ) -> Callable[[], Any] | None:
         if self._held_out is None:
             return None
-        from sdkit.runtime.losses import HeldOut
         from sdkit.training.buckets import nearest_size
 
         sizes = buckets(base, options)
         pictures = []
         for sample in self._held_out.samples:
             size = nearest_size(sample.size, sizes)
-            pictures.append(HeldOut(sample.id, sample.caption, size, *feed.held_out(sample, size)))
+            pictures.append(feed.held_out(sample, size))
         return lambda: self._request.method.held_out(backbone, pictures)
 
     def _samples(self, backbone: Backbone, options: TrainOptions) -> Samples | None:
@@ -463,6 +517,8 @@ class _Run:
         request = self._request
         words = ["sdkit", "train", request.name, "--base", str(request.base), "--data", str(request.data)]
         words += ["-o", str(request.output), "--resume"]
+        if not complete_states(request.folder.states):  # nothing is saved that would know the options
+            words += [f"{spelled(key)}={value}" for key, value in request.given.items()]
         return shlex.join(words)
 
 
@@ -470,6 +526,11 @@ def written_bytes(result: Path) -> int:
     """Size of a file, or of all files of a folder."""
     files = result.rglob("*") if result.is_dir() else [result]
     return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _name(key: str, value: Any) -> Any:
+    """A value without the place of the file it may name: a page is shown to others."""
+    return Path(value).name if key in FILES and value and Path(value).exists() else value
 
 
 def package_versions() -> dict[str, str]:

@@ -98,7 +98,7 @@ class _Scale:
         values += [y for band in chart.bands for _, low, high in band.points for y in (low, high)]
         low, high = min(values, default=0.0), max(values, default=1.0)
         margin = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
-        bottom = 0.0 if 0 <= low < 0.3 * high else low - margin
+        bottom = 0.0 if 0 <= low < 0.3 * high or 0 < low == high else low - margin
         ends = [line.points[-1][0] for line in chart.lines if line.points]
         return cls(chart, max([chart.end, *ends]), bottom, high + margin)
 

@@ -214,11 +214,16 @@ def _facts(log: RunLog) -> list[tuple[str, str]]:
         ("Base", f"{plan['base']} ({plan['family']})"),
         ("Data", f"{begun['data']}: {plan['pictures']} pictures ({sizes})"),
         ("Captions", sources),
+        *_class_fact(plan.get("class_pictures")),
         ("Steps", f"{number(plan['steps'])} of {plan['batch']} pictures, {plan['epochs']:g} epochs"),
         ("Device", begun["device"]),
         *([("Resumed", "once" if resumed == 1 else f"{resumed} times")] if resumed else []),
         ("Versions", ", ".join(f"{name} {version}" for name, version in begun["versions"].items())),
     ]
+
+
+def _class_fact(prior: Record | None) -> list[tuple[str, str]]:
+    return [("Class", f"{prior['pictures']} pictures of “{prior['prompt']}”")] if prior else []
 
 
 def _notes(log: RunLog) -> list[str]:

@@ -12,7 +12,7 @@ from typing import TextIO
 from sdkit.core.errors import SdkitError, UsageError
 from sdkit.core.events import Event
 from sdkit.training.options import WEIGHT_SUFFIXES
-from sdkit.training.state import complete_states
+from sdkit.training.state import RunState, complete_states, load_newest
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,13 @@ class RunFolder:
             return cls(output.absolute().parent, output)
         name = output.absolute().name
         return cls(output, output / f"{name}{suffix}")
+
+    @classmethod
+    def saved(cls, output: Path) -> RunState | None:
+        """The newest state of the run at what ``-o`` says, whatever its method writes; None when there is none."""
+        folder = output.absolute().parent if output.suffix and not output.is_dir() else output
+        found = load_newest(cls(folder, output).states)
+        return found[1] if found else None
 
     @property
     def states(self) -> Path:

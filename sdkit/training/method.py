@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sdkit.core.errors import SdkitError
+from sdkit.core.errors import SdkitError, UsageError
 from sdkit.core.plugins import Plugin, choose, find_plugins
 from sdkit.families.family import Model
 from sdkit.runtime.losses import HeldOut, held_out_losses
 from sdkit.training.data import Dataset, read_dataset
-from sdkit.training.options import UNSEEN, TrainOptions
+from sdkit.training.options import UNSEEN, TrainOptions, parse_options, spelled
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +30,7 @@ COMMON = UNSEEN | frozenset(
     "max_grad_norm ema checkpointing compile flip background strict init save_every keep_states validation".split()
 )
 # Keys of methods that learn from captioned pictures by denoising.
-DENOISING = frozenset("caption caption_dropout token snr_gamma noise_offset prediction".split())
+DENOISING = frozenset("caption caption_dropout token snr_gamma noise_offset prediction mask unmasked_weight".split())
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,9 @@ class Save(Protocol):
 
 def read_captioned(folder: Path, options: TrainOptions) -> Dataset:
     """The pictures of a folder with their captions, as most methods take them."""
-    return read_dataset(folder, caption=options.caption, background=options.background, strict=options.strict)
+    return read_dataset(
+        folder, caption=options.caption, background=options.background, strict=options.strict, mask=options.mask
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +103,8 @@ class Method:
         settle: fills in options that depend on the result's name.
         dataset: reads a folder of pictures and gives them the captions they are shown with.
         notes: what a person should know of these options with this base.
+        class_prompt: what pictures of the class are drawn from; empty for no prior preservation.
+        variant: the method as options make it, where some decide what trains or change the defaults of others.
     """
 
     accepts: frozenset[str]
@@ -117,6 +121,31 @@ class Method:
     settle: Callable[[TrainOptions, str], TrainOptions] = lambda options, name: options
     dataset: Callable[[Path, TrainOptions], Dataset] = read_captioned
     notes: Callable[[Base, TrainOptions], Sequence[str]] = lambda base, options: ()
+    class_prompt: Callable[[TrainOptions], str] = lambda options: ""
+    variant: Callable[[TrainOptions], Method] | None = None
+
+    def resolve(
+        self, name: str, given: Mapping[str, Any], saved: Mapping[str, Any] | None = None
+    ) -> tuple[Method, TrainOptions]:
+        """The method as the keys make it, and its options.
+
+        Args:
+            name: of the method.
+            given: keys and values of a person.
+            saved: those of a run that is resumed; what is given goes before.
+
+        Raises:
+            UsageError: a key or value is wrong.
+        """
+        kept = {key: value for key, value in (saved or {}).items() if key in self.accepts}
+        options = parse_options({**kept, **given}, self.accepts, self.defaults, name)
+        if self.variant is None:
+            return self, options
+        chosen = self.variant(options)
+        strange = [word for word in given if spelled(word.replace("-", "_")) in self.accepts - chosen.accepts]
+        if strange:
+            raise UsageError(f"{strange[0]}= does not go with as={options.as_}", "leave it out, or choose another as=")
+        return chosen.resolve(name, given, saved)
 
 
 def methods() -> dict[str, Plugin]:

@@ -14,7 +14,6 @@ from sdkit.core.plugins import nearest_hint
 
 WEIGHT_SUFFIXES = frozenset({".safetensors", ".pt", ".bin", ".ckpt", ".pth"})
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
-_KEYWORDS = {"class": "class_", "property": "property_"}  # what Python keeps for itself
 
 # Keys of what is looked at on the way; they change nothing in the training.
 UNSEEN = frozenset("validate_every sample sample_every sample_steps sample_cfg sample_seed tensorboard".split())
@@ -54,9 +53,14 @@ class TrainOptions:
     )
     flip: bool = _option(False, "mirror half of the pictures")
     background: str = _option("white", "colour that transparent pixels show")
+    mask: str = _option("", "which parts count: alpha, files (NAME-masklabel.png beside) or a folder; white counts")
+    unmasked_weight: float = _option(0.0, "how much the masked-out parts count", minimum=0.0, maximum=1.0)
     strict: bool = _option(False, "stop at a damaged picture instead of leaving it out")
     token: str = _option("", "trigger word, noted in the file [default of an embedding: <NAME>]")
+    as_: str = _option("weights", "what learns: weights (the base itself) or lora")
     class_: str | None = _option(None, "what the subject is one of; turns prior preservation on")
+    class_images: int = _option(200, "pictures of the class; the base draws those that are not there", minimum=1)
+    class_data: str = _option("", "folder of pictures of the class, instead of drawn ones")
     prior_weight: float = _option(1.0, "weight of the class pictures", minimum=0.0)
     init: str = _option("", "continue from this file; of an embedding, also the word it begins as")
     snr_gamma: float | None = _option(None, "min-SNR weighting, usually 5", minimum=0.0)
@@ -136,7 +140,7 @@ def init_file(init: str) -> Path | None:
 
 
 def spelled(name: str) -> str:
-    """A field's name as people write the key."""
+    """A field's name as people write the key: what Python keeps for itself has an underscore behind it."""
     return name.rstrip("_")
 
 
@@ -159,9 +163,9 @@ def parse_options(
     """
     types = get_type_hints(TrainOptions)
     entries = {spelled(entry.name): entry for entry in fields(TrainOptions)}
-    values: dict[str, Any] = {_KEYWORDS.get(key, key): value for key, value in defaults.items()}
+    values: dict[str, Any] = {entries[key].name: value for key, value in defaults.items()}
     for word, raw in given.items():
-        key = word.replace("-", "_")
+        key = spelled(word.replace("-", "_"))
         if key not in entries or key not in accepts:
             known = "" if key not in entries else f" of {method}"
             raise UsageError(

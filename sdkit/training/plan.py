@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +71,31 @@ def look_at_base(path: Path) -> Base:
         missing = [name for name in names if name not in configs]
         if missing:
             raise SdkitError(f"{path}: {missing[0]}/config.json is missing", "download the folder again")
+        if configs["unet"]["in_channels"] != configs["vae"]["latent_channels"]:
+            raise SdkitError(
+                f"{path}: {model.variant} models cannot be trained yet", "use a base that is given latents alone"
+            )
         count = sum(math.prod(place.shape) for name, place in model.places.items() if name.split(".")[0] in names)
         return Base(path, model, configs, 4 * count)
+
+
+@dataclass(frozen=True, slots=True)
+class ClassPlan:
+    """The pictures of the class, for prior preservation.
+
+    Attributes:
+        prompt: what they show.
+        pictures: how many there will be.
+        to_draw: how many of them the base must draw first.
+        steps: of the sampler.
+        seconds: estimate of the wall time of drawing.
+    """
+
+    prompt: str
+    pictures: int
+    to_draw: int = 0
+    steps: int = 0
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +121,7 @@ class Plan(Report):
         disk_bytes: of the result and the states.
         memory_bytes: estimate of the peak.
         seconds: estimate of the wall time.
+        class_pictures: the pictures of the class; None without prior preservation.
         notes: facts a person should see.
     """
 
@@ -119,11 +143,23 @@ class Plan(Report):
     disk_bytes: int
     memory_bytes: int
     seconds: float
+    class_pictures: ClassPlan | None
     notes: tuple[str, ...]
 
 
-def make_plan(name: str, method: Method, base: Base, dataset: Dataset, options: TrainOptions, output: Path) -> Plan:
+def make_plan(
+    name: str,
+    method: Method,
+    base: Base,
+    dataset: Dataset,
+    options: TrainOptions,
+    output: Path,
+    prior: ClassPlan | None = None,
+) -> Plan:
     """The plan of a run, checked.
+
+    Args:
+        prior: the pictures of the class, where there will be any; their time is estimated here.
 
     Raises:
         SdkitError: an option cannot be met: fewer steps than warm-up, an optimizer that is not there, a resolution
@@ -136,7 +172,10 @@ def make_plan(name: str, method: Method, base: Base, dataset: Dataset, options: 
     find_optimizer(options.optimizer)
     size = method.size(base.model, options)
     state = size.parameters * 4 + optimizer_bytes(options.optimizer, size.parameters)
-    memory, seconds = _estimate(base, method, options, sizes, steps)
+    shown = options.batch * (2 if prior else 1)  # as many of the class
+    memory, seconds, forward = _estimate(base, method, options, sizes, shown)
+    if prior is not None:
+        prior = replace(prior, seconds=2 * forward * prior.steps * prior.to_draw)  # with and without the prompt
     return Plan(
         method=name,
         base=base.path.name,
@@ -155,7 +194,8 @@ def make_plan(name: str, method: Method, base: Base, dataset: Dataset, options: 
         output_bytes=size.output_bytes,
         disk_bytes=size.output_bytes + (options.keep_states + 1) * state,
         memory_bytes=memory + state,
-        seconds=seconds,
+        seconds=seconds * steps + (prior.seconds if prior else 0.0),
+        class_pictures=prior,
         notes=(*_notes(dataset), *size.notes, *method.notes(base, options)),
     )
 
@@ -195,8 +235,14 @@ def _grouped(dataset: Dataset, sizes: list[Size]) -> dict[Size, int]:
     return dict(sorted(counts.items()))
 
 
-def _estimate(base: Base, method: Method, options: TrainOptions, sizes: list[Size], steps: int) -> tuple[int, float]:
-    """Peak memory in bytes (without the optimizer) and wall time in seconds."""
+def _estimate(
+    base: Base, method: Method, options: TrainOptions, sizes: list[Size], shown: int
+) -> tuple[int, float, float]:
+    """Peak memory in bytes (without the optimizer), seconds of a step, and seconds of one forward pass of one picture.
+
+    Args:
+        shown: pictures in a batch.
+    """
     from sdkit.runtime.cost import autoencoder_cost, measured_speed, step_cost
     from sdkit.runtime.precision import compute_type, find_device
 
@@ -210,10 +256,11 @@ def _estimate(base: Base, method: Method, options: TrainOptions, sizes: list[Siz
     else:
         cost = step_cost(base.configs["unet"], shape, _tokens(base.configs))
     item = dtype.itemsize / 4
-    activations = cost.activation_bytes * item * options.batch * (0.15 if options.checkpointing else 1.0)
+    activations = cost.activation_bytes * item * shown * (0.15 if options.checkpointing else 1.0)
     speed = measured_speed(device, dtype)
     seconds = cost.seconds(speed, frozen=not method.trains_base, checkpointing=options.checkpointing)
-    return FIXED_BYTES + int(base.bytes * item + activations), seconds * steps * options.batch * options.accumulate
+    memory = FIXED_BYTES + int(base.bytes * item + activations)
+    return memory, seconds * shown * options.accumulate, cost.operations / speed
 
 
 def _tokens(configs: Mapping[str, Mapping[str, Any]]) -> int:

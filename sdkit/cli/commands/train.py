@@ -166,6 +166,13 @@ def describe(report: Any) -> list[str]:
     return [*lines, f"wrote {report.output} ({size}) after {report.step} steps{loss} in {report.seconds:.0f} s{memory}"]
 
 
+def _class_lines(prior: Any) -> list[str]:
+    if prior is None:
+        return []
+    drawing = f", {prior.to_draw} to draw in about {human_seconds(prior.seconds)}" if prior.to_draw else ""
+    return [f"class   {prior.pictures} pictures of {prior.prompt!r}{drawing}"]
+
+
 def _fall(report: Any) -> str:
     if report.validation_fall is None:
         return ""
@@ -181,6 +188,7 @@ def plan_lines(plan: Any) -> list[str]:
         f"plan    {plan.method} on {plan.base} ({plan.family})",
         f"data    {plan.pictures} pictures ({shapes}); captions: {sources}",
         *(f"        {name}: {caption}" for name, caption in plan.examples.items()),
+        *_class_lines(plan.class_pictures),
         f"trains  {plan.parameters:,} parameters in {plan.modules} modules",
         f"run     {plan.steps} steps of {plan.batch}, {plan.epochs:g} epochs, about {human_seconds(plan.seconds)}, "
         f"about {human_bytes(plan.memory_bytes)} of memory",
