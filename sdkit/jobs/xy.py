@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdkit.core.errors import UsageError
+from sdkit.core.events import Drawing, Event
 from sdkit.core.report import Report
 from sdkit.generation.parameters import Parameters, png
-from sdkit.generation.pictures import Watch, check_request, checked, draw
+from sdkit.generation.pictures import check_request, checked, draw
 from sdkit.generation.prompt import parse_prompt
 from sdkit.generation.request import Request
 from sdkit.jobs.blend import blend
+from sdkit.jobs.generate import ignore
 from sdkit.jobs.inputs import Unwritten
 from sdkit.report.sheet import contact_sheet
 from sdkit.weights.atomic import check_target, write_file
@@ -67,7 +69,7 @@ def xy(
     precision: str = "auto",
     force: bool = False,
     dry_run: bool = False,
-    watch: Watch | None = None,
+    watch: Callable[[Event], None] | None = None,
     **settings: Any,
 ) -> XYReport:
     """Draw the same pictures with a blend at each of several strengths.
@@ -85,7 +87,7 @@ def xy(
         precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
         force: replace a file that is there.
         dry_run: stop when everything has been checked.
-        watch: called after every step with the number of steps done and of all steps.
+        watch: called with a `Drawing` event after every step.
         settings: fields of `sdkit.generation.request.Request`: ``seed``, ``steps``, ``sampler``, …
 
     Raises:
@@ -109,7 +111,7 @@ def xy(
             assert step.model is not None, "an unwritten blend leaves its model"
             blends.append(step.model)
         if not dry_run:
-            picture, first = _sheet(blends, rows, device, precision, watch)
+            picture, first = _sheet(blends, rows, device, precision, watch or ignore)
             said = Parameters(first, model=f"{' + '.join(report.models)} by {report.method}")
             write_file(target, png(picture, str(said)), overwrite=force)
     return XYReport(
@@ -142,7 +144,7 @@ def _sheet(
     rows: Sequence[tuple[str, Request]],
     device: str,
     precision: str,
-    watch: Watch | None,
+    watch: Callable[[Event], None],
 ) -> tuple[Image, Request]:
     """The pictures of all blends, one model in memory at a time, and the first request with nothing left open."""
     from sdkit.runtime.load import load_backbone
@@ -157,8 +159,7 @@ def _sheet(
         before = len(columns) * steps
 
         def shifted(done: int, _: int, before: int = before) -> None:
-            if watch is not None:
-                watch(before + done, len(blends) * steps)
+            watch(Drawing(before + done, len(blends) * steps))
 
         columns.append(draw(backbone, requests, watch=shifted))
         first = checked(requests[0], backbone)

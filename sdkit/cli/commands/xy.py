@@ -53,11 +53,11 @@ def command(
     Strengths are columns, prompts and seeds are rows. No blended model is written.
     """
     from sdkit.cli.commands.blend import named_values, parsed
-    from sdkit.cli.progress import show_steps
+    from sdkit.cli.progress import show_drawing
     from sdkit.jobs.xy import xy
 
     given = {name: value for name, value in options.items() if value is not None}
-    with show_steps(output) as watch:
+    with show_drawing(output) as watch:
         report = xy(
             models,
             prompts,
