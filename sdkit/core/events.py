@@ -185,6 +185,17 @@ class Interrupted(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Drawing(Event):
+    """A step of drawing pictures is finished; the steps of all pictures count.
+
+    Attributes:
+        steps: where it ends.
+    """
+
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
 class Finished(Event):
     """All steps are done."""
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from sdkit.core.errors import SdkitError, UsageError
 from sdkit.core.plugins import nearest_hint
+from sdkit.families.bases import TINY, resolve_base
 from sdkit.jobs.recipe.document import Document, Where
 from sdkit.jobs.recipe.verbs import Verb, load_verb, verb_names
 
@@ -190,6 +191,8 @@ class _Reader:
         for key, (value, spot) in given.items():
             if key == "init" and not self._exists(value):  # a word, not a file
                 arguments[key] = value
+            elif key == "base" and value == TINY:
+                arguments[key] = Source(spot, resolve_base(TINY))
             elif key in verb.paths | more_paths and value is not None:
                 arguments[key] = self._inputs(value, spot, verb, key)
             else:
