@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import write_configs
+from tiny import write_configs, write_sdxl_configs
 
 from sdkit.weights import DTYPES
 from sdkit.weights.header import build_header
@@ -81,6 +81,16 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("tiny")
     create_base(write_configs(folder / "configs"), folder / "base")
+    return folder / "base"
+
+
+@pytest.fixture(scope="session")
+def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Stable Diffusion XL pipeline folder with random weights; see `tiny`."""
+    from sdkit.runtime.create import create_base
+
+    folder = tmp_path_factory.mktemp("tiny-sdxl")
+    create_base(write_sdxl_configs(folder / "configs"), folder / "base")
     return folder / "base"
 
 

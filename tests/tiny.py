@@ -47,6 +47,7 @@ VAE = {
     "scaling_factor": 0.5,
     "up_block_types": ["UpDecoderBlock2D"] * 2,
 }
+MARKS = {"bos_token": "<s>", "eos_token": "</s>", "model_max_length": 12, "pad_token": "</s>"}
 SCHEDULER = {
     "_class_name": "DDIMScheduler",
     "beta_end": 0.012,
@@ -67,19 +68,70 @@ INDEX = {
 
 def write_configs(folder: Path) -> Path:
     """A pipeline folder without weights."""
-    files = {
+    return _write(folder, _files())
+
+
+def _files() -> dict[str, object]:
+    return {
         "model_index.json": INDEX,
         "text_encoder/config.json": TEXT,
         "unet/config.json": UNET,
         "vae/config.json": VAE,
         "scheduler/scheduler_config.json": SCHEDULER,
         "tokenizer/tokenizer.json": _tokenizer(),
-        "tokenizer/tokenizer_config.json": {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"},
+        "tokenizer/tokenizer_config.json": MARKS,
     }
+
+
+def _write(folder: Path, files: dict[str, object]) -> Path:
     for name, fields in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(json.dumps(fields))
     return folder
+
+
+TEXT_2 = {
+    **TEXT,
+    "architectures": ["CLIPTextModelWithProjection"],
+    "hidden_act": "gelu",
+    "hidden_size": 40,
+    "num_hidden_layers": 3,
+    "pad_token_id": 2,
+    "projection_dim": 20,
+}
+SDXL_UNET = {
+    **UNET,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 8,
+    "block_out_channels": [32, 64, 64],
+    "cross_attention_dim": 64,
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    "projection_class_embeddings_input_dim": 20 + 6 * 8,
+    "transformer_layers_per_block": [1, 1, 2],
+    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    "use_linear_projection": True,
+}
+SDXL_INDEX = {
+    **INDEX,
+    "_class_name": "StableDiffusionXLPipeline",
+    "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+    "tokenizer_2": ["transformers", "PreTrainedTokenizerFast"],
+}
+
+
+def write_sdxl_configs(folder: Path) -> Path:
+    """A pipeline folder of SDXL's layout without weights; its second tokenizer fills up with another token."""
+    return _write(
+        folder,
+        {
+            **_files(),
+            "model_index.json": SDXL_INDEX,
+            "unet/config.json": SDXL_UNET,
+            "text_encoder_2/config.json": TEXT_2,
+            "tokenizer_2/tokenizer.json": _tokenizer(),
+            "tokenizer_2/tokenizer_config.json": {**MARKS, "pad_token": "<unk>"},
+        },
+    )
 
 
 def _tokenizer() -> dict[str, object]:

@@ -11,12 +11,14 @@ TINY = "tiny"
 
 
 def resolve_base(name: str | os.PathLike[str]) -> Path:
-    """Where a base lies: ``tiny`` is the one that comes with sdkit (a folder of that name is ``./tiny``), else a path.
+    """Where a base lies: the text ``tiny`` names the one that comes with sdkit, everything else is a path.
+
+    A folder of that name is ``./tiny``, or a `Path`.
 
     Raises:
         SdkitError: the embedded base is not there.
     """
-    if os.fspath(name) != TINY:
+    if name != TINY:
         return Path(name)
     folder = Path(__file__).parents[1] / "assets" / TINY
     if not (folder / "model_index.json").is_file():

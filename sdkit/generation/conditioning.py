@@ -64,7 +64,17 @@ def encode_texts(backbone: Backbone, request: Request) -> Texts:
     prompts = [_split(backbone, text) for text in (request.prompt, request.negative)]
     count = max(len(chunks) for prompt in prompts for chunks in prompt.values())
     prompt, negative = (_encode(backbone, chunks, count, size, request.clip_skip) for chunks in prompts)
-    return Texts(prompt, negative)
+    return Texts(prompt, negative if request.negative else _silent(negative))
+
+
+def _silent(negative: Cond) -> Cond:
+    """An empty negative prompt: SDXL was trained on zeros in its place, other families on the encoded empty text."""
+    import torch
+
+    if "text_embeds" not in negative.added:
+        return negative
+    added = {**negative.added, "text_embeds": torch.zeros_like(negative.added["text_embeds"])}
+    return Cond(torch.zeros_like(negative.context), added)
 
 
 def _split(backbone: Backbone, text: str) -> Chunks:

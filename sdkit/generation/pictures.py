@@ -73,7 +73,7 @@ def checked(request: Request, backbone: Backbone) -> Request:
         sampler=sampler_name(request.sampler),
     )
     if full.steps > backbone.schedule.steps:
-        raise UsageError(f"steps {full.steps} are more than the base's schedule has", f"use {backbone.schedule.steps}")
+        raise UsageError(f"steps {full.steps} is out of bounds", f"use 1 to {backbone.schedule.steps}")
     try:
         make_scheduler(full.sampler, backbone.schedule).set_timesteps(full.steps)
     except ValueError as error:
@@ -172,21 +172,31 @@ def _latents(backbone: Backbone, requests: Sequence[Request], texts: Sequence[Te
 
 def _pipeline(backbone: Backbone, request: Request) -> Any:
     """A pipeline of diffusers out of the base's components."""
-    import diffusers
-
+    plain, xl = _pipelines()
     parts = {
         **backbone.components,
         **{name.replace("text_encoder", "tokenizer"): value for name, value in backbone.tokenizers.items()},
         "scheduler": make_scheduler(request.sampler, backbone.schedule),
     }
     if "text_encoder_2" in backbone.components:
-        pipeline = diffusers.StableDiffusionXLPipeline(**parts, add_watermarker=False)
+        pipeline = xl(**parts, add_watermarker=False)
     else:
-        pipeline = diffusers.StableDiffusionPipeline(
-            **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
-        )
+        pipeline = plain(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def _pipelines() -> tuple[Any, Any]:
+    """The classes for one text encoder and for two, without transformers' remarks on image processors nobody uses."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+    finally:
+        logging.set_verbosity(level)
+    return StableDiffusionPipeline, StableDiffusionXLPipeline
 
 
 def _picture(backbone: Backbone, latent: torch.Tensor) -> Image:
@@ -204,11 +214,7 @@ def _picture(backbone: Backbone, latent: torch.Tensor) -> Image:
 def _drawing(backbone: Backbone) -> Iterator[None]:
     """Have the components neither drop out nor train, and the latents stay in float32, while the context lasts."""
     with ExitStack() as stack:
-        for component in backbone.components.values():
-            for module in component.modules():
-                if module.training:
-                    stack.callback(setattr, module, "training", True)
-                    module.training = False
+        stack.enter_context(backbone.evaluating())
         for hook in (
             backbone.unet.register_forward_pre_hook(_to_own_type(backbone.dtype), with_kwargs=True),
             backbone.unet.register_forward_hook(_to_float32),

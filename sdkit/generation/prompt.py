@@ -101,6 +101,8 @@ def parse_prompt(text: str) -> Prompt:
     """
     if len(text) > MAX_LENGTH:
         raise UsageError(f"the prompt has {len(text)} characters", f"at most {MAX_LENGTH} are read")
+    if any("\ud800" <= sign <= "\udfff" for sign in text):
+        raise UsageError("the prompt holds bytes that are no text", "write it in UTF-8")
     words, tags = split_tags(text)
     if re.search(r"\bAND\b", words):
         raise UsageError(

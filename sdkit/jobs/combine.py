@@ -23,6 +23,7 @@ from sdkit.adapters.low_rank_form import form_rank
 from sdkit.adapters.ranks import RankRule
 from sdkit.adapters.sums import Cut, Terms, cut_sum, exact_sum, norm_of, scaled, widest
 from sdkit.core.errors import SdkitError, UsageError
+from sdkit.core.hashing import quick_id
 from sdkit.core.progress import NoProgress, Progress
 from sdkit.families.family import Model
 from sdkit.jobs.algebra import (
@@ -43,9 +44,9 @@ from sdkit.jobs.algebra import (
 )
 from sdkit.jobs.merge_checks import check_is_not_input
 from sdkit.streaming.expression import torch_dtype
-from sdkit.weights import DType
+from sdkit.weights import DType, open_weights
 from sdkit.weights.dtypes import parse_dtype
-from sdkit.weights.metadata import merged_metadata
+from sdkit.weights.metadata import merged_metadata, parent
 
 PathLike = str | os.PathLike[str]
 Adapters = Sequence[PathLike | tuple[PathLike, float]] | Mapping[PathLike, float]
@@ -162,6 +163,18 @@ def scale(
     return _Sum("scale", [(path, factor)], f"{stem(path)}-x{factor:g}", None, _Options(**options)).run(output)
 
 
+def weighted_sum(
+    verb: str,
+    pairs: Sequence[tuple[Path, float]],
+    output: Path,
+    *,
+    rank: RankRule | None = None,
+    **options: Unpack[Options],
+) -> AlgebraReport:
+    """What all of these are, Σ strength · adapter, as one of them has been recorded in a file's recipe."""
+    return _Sum(verb, pairs, verb, rank, _Options(**options)).run(output)
+
+
 class _Sum:
     """One weighted sum of adapters, from opened inputs to the report."""
 
@@ -210,7 +223,7 @@ class _Sum:
         made = computed_artifact(self._name, changes, dtype, format=format, spelled=spelled)
         deltas = {**made.deltas, **kept}
         deltas = {target: deltas[target] for target in sorted_changes(deltas)}
-        parents = parents_of(artifacts, (strength for _, strength in self._pairs))
+        parents = parents_of(artifacts, (strength for _, strength in self._pairs)) + self._base_parent()
         return Finished(
             verb=self._verb,
             artifact=replace(made, deltas=deltas, tokens=tuple(rows for one in artifacts for rows in one.tokens)),
@@ -219,7 +232,7 @@ class _Sum:
             family=opened.family,
             modules=lambda: [self._module(target, deltas[target], terms[target]) for target in deltas],
             parents=parents,
-            metadata=merged_metadata(self._kept_metadata(opened), self._recipe(parents, dtype)),
+            metadata=merged_metadata(self._kept_metadata(opened), self._recipe(parents)),
             notes=tuple(dict.fromkeys(note for artifact in artifacts for note in artifact.notes)),
         )
 
@@ -301,11 +314,19 @@ class _Sum:
         facts = {key: metadata[key] for key in BASE_FACTS if key in metadata}
         return {**described(opened.model, opened.family), **facts} if opened.family else facts
 
-    def _recipe(self, parents: Sequence[Mapping[str, object]], dtype: DType) -> dict[str, object]:
+    def _base_parent(self) -> tuple[dict[str, object], ...]:
+        if self._options.base is None:
+            return ()
+        with open_weights(Path(self._options.base)) as weights:
+            return (parent(weights.path, quick_id(*weights.files), role="base"),)
+
+    def _recipe(self, parents: Sequence[Mapping[str, object]]) -> dict[str, object]:
         rule = self._rule
         names = ("rank", "sv_ratio", "sv_fro", "sv_cumulative", "error")
         chosen = {name: getattr(rule, name) for name in names if rule is not None and getattr(rule, name) is not None}
-        return {"verb": self._verb, "parents": list(parents), "dtype": dtype.name, **chosen}
+        options = {name: getattr(self._options, name) for name in ("dtype", "format", "allow_unmatched")}
+        asked = {name: value for name, value in options.items() if value}
+        return {"verb": self._verb, "parents": list(parents), **asked, **chosen}
 
 
 def _rule(rank: RankRule | int) -> RankRule:

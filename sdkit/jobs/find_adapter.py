@@ -32,9 +32,8 @@ class Shelf:
         Raises:
             SdkitError: there is none (the hint names the nearest), or there are several.
         """
-        path = Path(name)
-        if path.is_file() or (path / "adapter_config.json").is_file():
-            return path
+        if any(os.path.isfile(file) for file in (name, os.path.join(name, "adapter_config.json"))):
+            return Path(name)
         matches = [file for file in self.files if name in (file.name, file.stem)]
         matches = matches or [file for file in self.files if name.lower() in (file.name.lower(), file.stem.lower())]
         if not matches:

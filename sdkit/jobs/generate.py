@@ -6,12 +6,12 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdkit.core.errors import UsageError
+from sdkit.core.errors import SdkitError, UsageError
 from sdkit.core.memory import peak_memory_mib
 from sdkit.core.report import Report
 from sdkit.families import identify
@@ -214,7 +214,17 @@ class _PromptPlan:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
+    """What will be drawn.
+
+    Attributes:
+        model: what the base's header said.
+        file: the base's file; None if it has several.
+        prompts: in order.
+        notes: facts a person should see.
+    """
+
     model: Model
+    file: Path | None
     prompts: tuple[_PromptPlan, ...]
     notes: tuple[str, ...]
 
@@ -244,12 +254,13 @@ class _Job:
         with open_weights(self.base) as weights:
             model = identify(weights)
             backbone_class(self.base, model)
+            file = weights.path if weights.files == (weights.path,) else None
         library = Library(stack, shelf, model)
         if parse_prompt(self.request.negative).tags:
             raise UsageError("the negative prompt names an adapter", "adapters are named in the prompt")
         beside = [library.dose(Tag("lora", name, strength, strength)) for name, strength in adapters]
         planned = tuple(self._prompt(prompt, beside, library) for prompt in prompts)
-        return _Plan(model, planned, tuple(dict.fromkeys(library.notes)))
+        return _Plan(model, file, planned, tuple(dict.fromkeys(library.notes)))
 
     def _prompt(self, prompt: str, beside: Sequence[Dose], library: Library) -> _PromptPlan:
         parsed = parse_prompt(prompt)  # says what is wrong with it
@@ -283,7 +294,7 @@ class _Job:
         """Draw, and write every batch when it is drawn."""
         total = len(plan.prompts) * self.count
         paths = iter(self.paths(total))
-        model_hash = "" if self.base.is_dir() else hash_file(self.base).autov2
+        model_hash = hash_file(plan.file).autov2 if plan.file else ""
         drawn: list[DrawnPicture] = []
         rows: list[tuple[str, list[Image]]] = []
         for prompt in plan.prompts:
@@ -310,12 +321,26 @@ class _Job:
         with live(backbone, prompt.doses):
             for start in range(0, self.count, self.batch):
                 group = requests[start : start + self.batch]
-                yield from zip(group, draw(backbone, group, batch=self.batch, watch=watch(start)), strict=True)
+                with _enough_memory():
+                    pictures = draw(backbone, group, batch=self.batch, watch=watch(start))
+                yield from zip(group, pictures, strict=True)
 
     def _watch(self, before: int, total: int) -> Callable[[int], Watch]:
         """What watches the pictures from the n-th of a prompt on, of `total` in all, when `before` are drawn."""
         steps, watch = self.request.steps, self.watch or (lambda done, total: None)
         return lambda start: lambda done, _: watch((before + start) * steps + done, total * steps)
+
+
+@contextmanager
+def _enough_memory() -> Iterator[None]:
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise SdkitError(
+            "the memory of the device does not suffice", "draw smaller pictures, one at once, or use --precision fp16"
+        ) from None
 
 
 def _base_name(base: Path) -> str:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdkit.core.hashing import quick_id
+from sdkit.families import identify
+from sdkit.formats import recognise
 from sdkit.streaming.lazy import LazyWeights, leaves
 from sdkit.weights import Weights, open_weights
 from sdkit.weights.metadata import parent
@@ -26,8 +28,8 @@ def parent_of(weights: Weights, **facts: object) -> dict[str, object]:
     """An input as recipes name it: a file by its content, a computed model by its step."""
     if isinstance(weights, LazyWeights):
         return {"name": weights.name, "step": weights.name, **facts}
-    known = {"sha256": weights.sha256} if weights.sha256 else {}
-    return parent(weights.path, quick_id(*weights.files), **known, **facts)
+    known = {"name": weights.path.name, **weights.known}
+    return parent(known.pop("name"), quick_id(*weights.files), **known, **facts)
 
 
 def earlier_steps(opened: Iterable[Weights]) -> dict[str, dict[str, object]]:
@@ -62,6 +64,12 @@ def notes_of(opened: Iterable[Weights]) -> tuple[str, ...]:
 def label(weights: Weights) -> str:
     """What people call the input."""
     return weights.name if isinstance(weights, LazyWeights) else weights.path.name
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether a file or folder holds an adapter and not a checkpoint."""
+    with open_weights(path) as weights:
+        return "unet" not in identify(weights).components and recognise(weights)[0] is not None
 
 
 @dataclass(slots=True)

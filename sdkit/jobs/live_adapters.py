@@ -31,7 +31,7 @@ class UsedAdapter:
     """An adapter that was live while pictures were drawn.
 
     Attributes:
-        name: as a prompt calls it.
+        name: its file's name, as a prompt calls it.
         path: its file.
         kind: ``lora``, ``textual-inversion`` or ``hypernetwork``.
         unet: its strength in the U-Net.
@@ -55,7 +55,7 @@ class Dose:
     def used(self) -> UsedAdapter:
         """For the report."""
         path = self.artifact.source.path
-        return UsedAdapter(self.tag.name, str(path), self.artifact.kind, self.tag.unet, self.tag.text_encoder)
+        return UsedAdapter(self.name, str(path), self.artifact.kind, self.tag.unet, self.tag.text_encoder)
 
     def parts(self) -> Iterator[tuple[Artifact, float]]:
         """The adapter as `install` takes it: at one strength, or its two parts each at its own."""
@@ -120,26 +120,23 @@ class Library:
         return Dose(known or self._read(self._open(path)), tag)
 
     def embeddings(self, text: str, doses: Sequence[Dose]) -> list[Dose]:
-        """The embeddings whose names stand in a text, without those that are there already."""
-        there = {dose.artifact.source.path.resolve() for dose in doses}
-        found = []
-        for path in [*(self._shelf.find(name) for name in _NAMED_EMBEDDING.findall(text)), *self._shelf.named_in(text)]:
-            artifact = self._embedding(path)
-            if artifact is not None and path.resolve() not in there:
-                there.add(path.resolve())
-                found.append(Dose(artifact, Tag("embedding", path.stem)))
-        return found
+        """The embeddings whose names stand in a text, without those that are there already.
 
-    def _embedding(self, path: Path) -> Artifact | None:
+        Raises:
+            SdkitError: there is none of a name behind ``embedding:``, or none for this model.
+        """
+        named = [self.dose(Tag("embedding", name)) for name in _NAMED_EMBEDDING.findall(text)]
+        called = [self._embedding(path) for path in self._shelf.named_in(text)]
+        there = {dose.artifact.source.path.resolve() for dose in doses}
+        found = {dose.artifact.source.path.resolve(): dose for dose in (*named, *called) if dose is not None}
+        return [dose for path, dose in found.items() if path not in there]
+
+    def _embedding(self, path: Path) -> Dose | None:
         """A file whose name stands in a prompt, if it is an embedding: most are called by words of every day."""
-        known = self._opened.get(path.resolve())
-        if known is not None:
-            return known if known.kind == "textual-inversion" else None
         try:
-            weights = self._open(path)
-            if recognise(weights)[0] != "textual-inversion":
-                return None
-            return self._read(weights)
+            with open_weights(path) as weights:
+                is_one = recognise(weights)[0] == "textual-inversion"
+            return self.dose(Tag("embedding", str(path))) if is_one else None
         except SdkitError as error:
             self.notes.append(f"{path} is called as a word of the prompt, and is no embedding for it: {error.message}")
             return None

@@ -374,7 +374,12 @@ class _Run:
         from sdkit.training.feed import Feed, FeedSettings
 
         settings = FeedSettings(
-            options.batch, buckets(base, options), options.flip, options.caption_dropout, options.background
+            options.batch,
+            buckets(base, options),
+            options.flip,
+            options.caption_dropout,
+            options.background,
+            options.unmasked_weight,
         )
         keep_text = not any(trainable.trains_text for trainable in trained)
         cache = TensorCache(cache_folder() / "training")
@@ -428,10 +433,14 @@ class _Run:
         share = options.held_out_share
         read = self._request.method.dataset
         dataset = read(self._request.data, options)
+        if options.mask and all(sample.mask is None for sample in dataset.samples):
+            raise SdkitError(f"{self._request.data}: mask={options.mask}: no picture has a mask", "leave mask= out")
         if share is not None:
             return split_dataset(dataset, share)
-        held_out = read(Path(options.validation), replace(options, strict=False)) if options.validation else None
-        return dataset, held_out
+        if not options.validation:
+            return dataset, None
+        beside = options.mask if options.mask in ("alpha", "files") else ""  # a folder is of the run's own pictures
+        return dataset, read(Path(options.validation), replace(options, strict=False, mask=beside))
 
     def _settings(self, backbone: Backbone, options: TrainOptions, dataset: Dataset) -> dict[str, Any]:
         """What a state says about its run."""
@@ -448,14 +457,13 @@ class _Run:
     ) -> Callable[[], Any] | None:
         if self._held_out is None:
             return None
-        from sdkit.runtime.losses import HeldOut
         from sdkit.training.buckets import nearest_size
 
         sizes = buckets(base, options)
         pictures = []
         for sample in self._held_out.samples:
             size = nearest_size(sample.size, sizes)
-            pictures.append(HeldOut(sample.id, sample.caption, size, *feed.held_out(sample, size)))
+            pictures.append(feed.held_out(sample, size))
         return lambda: self._request.method.held_out(backbone, pictures)
 
     def _samples(self, backbone: Backbone, options: TrainOptions) -> Samples | None:

@@ -65,6 +65,31 @@ class Cond:
         return Cond(torch.cat([part.context for part in parts]), added)
 
 
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """How a picture was brought to its size, for families that are told. All are pixels, width or left first.
+
+    Attributes:
+        original: the picture's own size.
+        corner: the upper left corner of what is shown, in the scaled picture.
+        size: what is shown.
+    """
+
+    original: tuple[int, int]
+    corner: tuple[int, int]
+    size: tuple[int, int]
+
+    @classmethod
+    def whole(cls, size: tuple[int, int]) -> Frame:
+        """Of a picture that is as it was."""
+        return cls(size, (0, 0), size)
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """Original height and width, top and left, height and width, as SDXL reads them."""
+        return tuple(number for pair in (self.original, self.corner, self.size) for number in reversed(pair))
+
+
 class Backbone(ABC):
     """A loaded base. One subclass per family says how text becomes conditioning and how the denoiser is called.
 
@@ -261,6 +286,10 @@ class Backbone(ABC):
             size: width and height of the pictures, for families that are told.
             clip_skip: the layer that is read, counted from the end: 1 is the last.
         """
+
+    def framed(self, cond: Cond, frames: Sequence[Frame]) -> Cond:
+        """Conditioning of pictures cut in these ways, one for each of the batch. Most families are not told."""
+        return cond
 
     @abstractmethod
     def denoise(self, noised: torch.Tensor, timesteps: torch.Tensor, cond: Cond) -> torch.Tensor:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdkit.core.errors import SdkitError
 from sdkit.core.hashing import quick_id
+from sdkit.core.plugins import find_plugins
 from sdkit.families import identify
 from sdkit.families.family import Model, Place
 from sdkit.families.identify import FAMILIES
@@ -50,7 +51,7 @@ def load_backbone(path: Path | str, *, prediction: str | None = None) -> Backbon
             configs["scheduler"], prediction or model.prediction, zero_terminal_snr="ztsnr" in model.markers
         )
         tokenizers = {
-            name: load_tokenizer(weights, name, int(configs[name]["vocab_size"]))
+            name: load_tokenizer(weights, name, int(configs[name]["vocab_size"]), padding(model.family, name))
             for name in components
             if name.startswith("text_encoder")
         }
@@ -58,19 +59,21 @@ def load_backbone(path: Path | str, *, prediction: str | None = None) -> Backbon
 
 
 def backbone_class(path: Path, model: Model) -> type[Backbone]:
-    """The class that runs a model's family.
+    """The class that runs a model's family: ``BACKBONE`` of the module whose ``FAMILIES`` names it.
 
     Raises:
         SdkitError: no class does.
     """
-    from sdkit.runtime.backbones import sd1
-
     if "unet" not in model.components:
         reasons = "; ".join(model.reasons) or "no rule matches its keys"
         raise SdkitError(f"{path}: not a base model: {reasons}", f"`sdkit inspect {path}` shows what it is")
-    if model.family in sd1.FAMILIES:
-        return sd1.SD1
-    raise SdkitError(f"{path}: models of the family {model.family} cannot be trained yet", "use an SD1 or SD2 base")
+    modules = [plugin.load() for plugin in find_plugins("sdkit.runtime.backbones").values()]
+    for module in modules:
+        if model.family in module.FAMILIES:
+            kind: type[Backbone] = module.BACKBONE
+            return kind
+    known = ", ".join(family for module in modules for family in module.FAMILIES)
+    raise SdkitError(f"{path}: models of the family {model.family} cannot be trained yet", f"use a base of {known}")
 
 
 def component_names(model: Model) -> list[str]:
@@ -80,7 +83,9 @@ def component_names(model: Model) -> list[str]:
         SdkitError: the base lacks one that training needs.
     """
     names = ["unet", "vae", *(name for name in model.components if name.startswith("text_encoder"))]
-    missing = [name for name in ("unet", "vae", "text_encoder") if name not in model.components]
+    family = next(family for family in FAMILIES if family.name == model.family)
+    needed = ("unet", "vae", *(encoder.component for encoder in family.text_encoders))
+    missing = [name for name in needed if name not in model.components]
     if missing:
         raise SdkitError(f"the base lacks its {' and its '.join(missing)}", "use a complete pipeline or checkpoint")
     return names
@@ -186,11 +191,17 @@ def read_place(weights: Weights, place: Place) -> torch.Tensor:
     return torch.empty(tuple(tensor.shape), dtype=torch.float32).copy_(tensor)
 
 
-def load_tokenizer(weights: Weights, component: str, vocabulary: int) -> Any:
+def padding(family: str, component: str) -> str:
+    """What a family's text encoder is given behind the end of a text, where no tokenizer says it: OpenCLIP's read 0."""
+    return "!" if family == "sd2" or component == "text_encoder_2" else "<|endoftext|>"
+
+
+def load_tokenizer(weights: Weights, component: str, vocabulary: int, padding: str = "<|endoftext|>") -> Any:
     """The tokenizer beside a folder's text encoder; CLIP's own for a single file, or where the folder has none.
 
     Args:
         vocabulary: number of tokens the text encoder knows.
+        padding: what CLIP's own fills up with.
 
     Raises:
         SdkitError: there is none, and the text encoder has another vocabulary than CLIP's.
@@ -206,7 +217,7 @@ def load_tokenizer(weights: Weights, component: str, vocabulary: int) -> Any:
     import sdkit
 
     tokenizer = CLIPTokenizer.from_pretrained(
-        Path(sdkit.__file__).parent / "assets" / "tokenizers" / "clip", local_files_only=True
+        Path(sdkit.__file__).parent / "assets" / "tokenizers" / "clip", local_files_only=True, pad_token=padding
     )
     if len(tokenizer) != vocabulary:
         raise SdkitError(

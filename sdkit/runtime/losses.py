@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sdkit.runtime.backbone import Backbone, Cond, Latents
+from sdkit.runtime.backbone import Backbone, Cond, Frame, Latents
 from sdkit.runtime.rng import StepRNG
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ class HeldOut:
         size: width and height.
         latents: [1, c, h, w]; None where only pixels are looked at.
         pixels: [1, 3, h, w] in −1 … 1; None where only latents are looked at.
+        frame: how it was cut; None for a whole picture.
+        mask: [1, 1, h, w] of the latents, how much each place counts; None when all count alike.
     """
 
     id: str
@@ -33,6 +35,8 @@ class HeldOut:
     size: tuple[int, int]
     latents: Latents | None = None
     pixels: torch.Tensor | None = None
+    frame: Frame | None = None
+    mask: torch.Tensor | None = None
 
 
 def held_out_losses(
@@ -55,11 +59,13 @@ def held_out_losses(
             mean = picture.latents.mean.to(backbone.device)
             clean = mean.expand(pairs, *mean.shape[1:])
             noise = rng.normal((pairs, *mean.shape[1:]), "held-out", picture.id).to(backbone.device)
-            cond = _repeated(backbone.encode_text(backbone.tokenize([picture.caption]), picture.size), pairs)
+            text = backbone.encode_text(backbone.tokenize([picture.caption]), picture.size)
+            cond = _repeated(backbone.framed(text, [picture.frame or Frame.whole(picture.size)]), pairs)
             noised = backbone.schedule.noise(clean, noise, timesteps)
             target = backbone.schedule.target(clean, noise, timesteps)
             error = backbone.denoise(noised, timesteps, cond).float() - target
-            rows.append(error.square().flatten(1).mean(1).cpu())
+            mask = picture.mask.to(backbone.device) if picture.mask is not None else None
+            rows.append(masked_mean(error.square(), mask).cpu())
     return torch.stack(rows)
 
 
@@ -79,6 +85,14 @@ def fall_interval(before: torch.Tensor, after: torch.Tensor, *, resamples: int =
     means = falls[places.clamp(max=falls.numel() - 1)].mean(1)
     low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return low, high
+
+
+def masked_mean(error: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Mean over all but the first dimension; places count as the mask says."""
+    if mask is None:
+        return error.flatten(1).mean(1)
+    weights = mask.expand_as(error)
+    return (error * weights).flatten(1).sum(1) / weights.flatten(1).sum(1).clamp(min=1e-6)
 
 
 def reconstruction_losses(backbone: Backbone, pictures: Sequence[HeldOut]) -> torch.Tensor:

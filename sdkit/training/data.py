@@ -20,6 +20,7 @@ from pathlib import Path
 from sdkit.core.errors import SdkitError
 from sdkit.training.buckets import Size
 from sdkit.training.images import SUFFIXES, BrokenPictureError, check_background, open_picture
+from sdkit.training.masks import check_mask, find_mask, is_mask, mask_folder
 
 CAPTION_SUFFIXES = (".txt", ".caption")
 METADATA = "metadata.jsonl"
@@ -44,6 +45,8 @@ class Sample:
         repeats: how often it is shown in an epoch.
         prior: whether it shows the class and not the subject (prior preservation).
         templates: captions of which each showing takes one instead; `caption` is among them.
+        mask: the file that says which parts of it count (see `masks`); None when all of it does.
+        mask_id: names the mask by content, where it has a file of its own.
     """
 
     id: str
@@ -54,6 +57,8 @@ class Sample:
     repeats: int = 1
     prior: bool = False
     templates: tuple[str, ...] = ()
+    mask: Path | None = None
+    mask_id: str = ""
 
     @property
     def captions(self) -> tuple[str, ...]:
@@ -84,7 +89,8 @@ class Dataset:
     def id(self) -> str:
         """Names the pictures and captions by content."""
         lines = sorted(
-            "\0".join([sample.id, sample.caption, str(sample.repeats), *sample.templates]) for sample in self.samples
+            "\0".join([sample.id, sample.caption, f"{sample.repeats}{sample.mask_id}", *sample.templates])
+            for sample in self.samples
         )
         return hashlib.blake2b("\n".join(lines).encode(), digest_size=16).hexdigest()
 
@@ -98,7 +104,9 @@ class _Found:
     folder_caption: str = ""
 
 
-def read_dataset(folder: Path, *, caption: str = "", background: str = "white", strict: bool = False) -> Dataset:
+def read_dataset(
+    folder: Path, *, caption: str = "", background: str = "white", strict: bool = False, mask: str = ""
+) -> Dataset:
     """Audit a folder: find the pictures, decode every one, and give each its caption.
 
     Args:
@@ -106,12 +114,14 @@ def read_dataset(folder: Path, *, caption: str = "", background: str = "white", 
         caption: for pictures that have none.
         background: what transparent pixels show.
         strict: whether a damaged picture is an error.
+        mask: where masks are, see `masks`; empty for none.
 
     Raises:
         SdkitError: no picture is there (or only one level deeper), a caption has no picture, a picture has no caption,
-            or every picture is damaged.
+            every picture is damaged, or a mask is unusable.
     """
     check_background(background)
+    masks = mask_folder(folder, mask) if folder.is_dir() else None
     listed = _listed_captions(folder)
     found = _find(folder, listed)
     _check_captions_match(folder, found)
@@ -126,7 +136,28 @@ def read_dataset(folder: Path, *, caption: str = "", background: str = "white", 
         if not isinstance(size, str)
     ]
     _check_all_captioned(folder, samples)
-    return Dataset(tuple(_distinct(samples)), quarantined, tuple(_notes(folder, found, listed)))
+    samples = [_masked(sample, mask, masks) for sample in samples]
+    notes = [*_notes(folder, found, listed, masks), *_mask_notes(folder, samples, mask)]
+    return Dataset(tuple(_distinct(samples)), quarantined, tuple(notes))
+
+
+def _masked(sample: Sample, choice: str, folder: Path | None) -> Sample:
+    mask = find_mask(sample.path, choice, folder)
+    if mask is None:
+        return sample
+    check_mask(sample.path, mask, sample.size)
+    return replace(sample, mask=mask, mask_id="" if mask == sample.path else _content(mask))
+
+
+def _mask_notes(folder: Path, samples: list[Sample], choice: str) -> Iterator[str]:
+    if not choice:
+        unused = sum(is_mask(path, _pictures(folder)) for path in _pictures(folder))
+        if unused:
+            yield f"{unused} masks are not used; mask=files uses them"
+        return
+    without = sum(sample.mask is None for sample in samples)
+    if without:
+        yield f"{without} pictures have no mask: all of them counts"
 
 
 def split_dataset(dataset: Dataset, share: float) -> tuple[Dataset, Dataset]:
@@ -137,18 +168,18 @@ def split_dataset(dataset: Dataset, share: float) -> tuple[Dataset, Dataset]:
     Raises:
         SdkitError: there are no two different pictures.
     """
-    contents = sorted({_content(sample) for sample in dataset.samples}, key=_scattered)
+    contents = sorted({_picture(sample) for sample in dataset.samples}, key=_scattered)
     if len(contents) < 2:
         raise SdkitError("one picture cannot be trained on and held out", "name a folder of others with validation=")
     count = min(max(1, round(share * len(contents))), len(contents) - 1)
     chosen = frozenset(contents[:count])
-    train = tuple(sample for sample in dataset.samples if _content(sample) not in chosen)
-    held_out = tuple(sample for sample in dataset.samples if _content(sample) in chosen)
+    train = tuple(sample for sample in dataset.samples if _picture(sample) not in chosen)
+    held_out = tuple(sample for sample in dataset.samples if _picture(sample) in chosen)
     note = f"{len(held_out)} of {len(dataset.samples)} pictures are held out"
     return replace(dataset, samples=train, notes=(*dataset.notes, note)), Dataset(held_out, {})
 
 
-def _content(sample: Sample) -> str:
+def _picture(sample: Sample) -> str:
     return sample.id.partition("+")[0]
 
 
@@ -169,11 +200,11 @@ def prior_sample(path: Path, caption: str) -> Sample:
 def _find(folder: Path, listed: dict[Path, str]) -> list[_Found]:
     if not folder.is_dir():
         raise SdkitError(f"{folder}: no such folder", "--data names a folder of pictures")
-    found = {path: _Found(path) for path in [*_pictures(folder), *listed]}
+    found = {path: _Found(path) for path in [*_unmasking(_pictures(folder)), *listed]}
     for place in sorted(entry for entry in folder.iterdir() if entry.is_dir()):
         match = _KOHYA.fullmatch(place.name)
         if match:
-            found |= {path: _Found(path, int(match[1]), match[2]) for path in _pictures(place)}
+            found |= {path: _Found(path, int(match[1]), match[2]) for path in _unmasking(_pictures(place))}
     if not found:
         raise _nothing_found(folder)
     return [found[path] for path in sorted(found)]
@@ -182,6 +213,11 @@ def _find(folder: Path, listed: dict[Path, str]) -> list[_Found]:
 def _pictures(folder: Path) -> list[Path]:
     entries = (entry for entry in folder.iterdir() if not entry.name.startswith("."))
     return sorted(entry for entry in entries if entry.suffix.lower() in SUFFIXES and entry.is_file())
+
+
+def _unmasking(pictures: list[Path]) -> list[Path]:
+    """Those that are no masks of others."""
+    return [path for path in pictures if not is_mask(path, pictures)]
 
 
 def _nothing_found(folder: Path) -> SdkitError:
@@ -262,7 +298,11 @@ def _decode(found: list[_Found], background: str) -> list[tuple[_Found, Size | s
 
 
 def _identity(path: Path) -> tuple[str, Path]:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:32], path
+    return _content(path), path
+
+
+def _content(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:32]
 
 
 def _caption(entry: _Found, listed: dict[Path, str], default: str) -> tuple[str, str]:
@@ -306,8 +346,8 @@ def _distinct(samples: list[Sample]) -> Iterator[Sample]:
         yield sample if seen[sample.id] == 1 else replace(sample, id=f"{sample.id}+{seen[sample.id] - 1}")
 
 
-def _notes(folder: Path, found: list[_Found], listed: dict[Path, str]) -> Iterator[str]:
-    used = {entry.path.parent for entry in found}
+def _notes(folder: Path, found: list[_Found], listed: dict[Path, str], masks: Path | None) -> Iterator[str]:
+    used = {entry.path.parent for entry in found} | ({masks} if masks is not None else set())
     for place in sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")):
         unused = [] if place in used else _pictures(place)
         if unused:

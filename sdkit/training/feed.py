@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 
 from sdkit.core.errors import SdkitError
 from sdkit.runtime.backbone import Backbone, Cond, Latents
+from sdkit.runtime.losses import HeldOut
 from sdkit.runtime.rng import StepRNG
 from sdkit.training.batch import Batch
 from sdkit.training.buckets import Size, nearest_size
 from sdkit.training.cache import TensorCache, cache_key
 from sdkit.training.data import Sample
-from sdkit.training.images import fit, open_picture, pixels
+from sdkit.training.images import fit, frame_of, open_picture, pixels
+from sdkit.training.masks import latent_mask
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +31,7 @@ class FeedSettings:
         flip: mirror half of them, at random.
         caption_dropout: probability that a sample comes without its caption.
         background: what transparent pixels show.
+        unmasked_weight: how much those places count that a mask leaves out.
     """
 
     batch: int
@@ -36,6 +39,7 @@ class FeedSettings:
     flip: bool = False
     caption_dropout: float = 0.0
     background: str = "white"
+    unmasked_weight: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +104,19 @@ class Feed:
         mine = slots[rank::world]
         return self._make(mine, len(mine) / len(slots), rng)
 
-    def held_out(self, sample: Sample, size: Size) -> tuple[Latents | None, torch.Tensor | None]:
-        """Latents and pixels of a picture beside the run's, on the CPU, as far as the objective looks at them."""
+    def held_out(self, sample: Sample, size: Size) -> HeldOut:
+        """A picture beside the run's, on the CPU, as far as the objective looks at it."""
         slot = _Slot(sample, size, 0)
-        latents = self._latents(slot, False) if "latents" in self._inputs else None
-        return latents, self._pixels(slot, False)[None] if "pixels" in self._inputs else None
+        mask = self._mask(slot, False)
+        return HeldOut(
+            sample.id,
+            sample.caption,
+            size,
+            self._latents(slot, False) if "latents" in self._inputs else None,
+            self._pixels(slot, False)[None] if "pixels" in self._inputs else None,
+            frame_of(sample.size, size),
+            None if mask is None else mask[None],
+        )
 
     def all_pixels(self) -> Iterator[torch.Tensor]:
         """Every picture once, [1, 3, h, w], on the CPU."""
@@ -126,6 +138,7 @@ class Feed:
                 if "latents" in self._inputs:
                     for flipped in {False, self.settings.flip}:
                         self._latents(slot, flipped)
+                        self._mask(slot, flipped)
                 if "cond" in self._inputs and self._keep_text:
                     for caption in slot.sample.captions:
                         self._cond(caption, slot.size)
@@ -168,6 +181,7 @@ class Feed:
             pixels=self._stack_pixels(slots, flips) if "pixels" in self._inputs else None,
             latents=self._stack_latents(slots, flips) if "latents" in self._inputs else None,
             cond=self._stack_text(slots, rng) if "cond" in self._inputs else None,
+            mask=self._stack_masks(slots, flips) if "latents" in self._inputs else None,
         )
 
     def _stack_pixels(self, slots: Sequence[_Slot], flips: Sequence[bool]) -> torch.Tensor:
@@ -181,11 +195,34 @@ class Feed:
         joined = Latents.join([self._latents(slot, flip) for slot, flip in zip(slots, flips, strict=True)])
         return Latents(joined.mean.to(self._backbone.device), joined.std.to(self._backbone.device))
 
+    def _stack_masks(self, slots: Sequence[_Slot], flips: Sequence[bool]) -> torch.Tensor | None:
+        import torch
+
+        if all(slot.sample.mask is None for slot in slots):
+            return None
+        masks = [self._mask(slot, flip) for slot, flip in zip(slots, flips, strict=True)]
+        width, height = (side // self._backbone.pixels_per_latent for side in slots[0].size)
+        whole = torch.ones(1, height, width)
+        return torch.stack([whole if mask is None else mask for mask in masks]).to(self._backbone.device)
+
+    def _mask(self, slot: _Slot, flip: bool) -> torch.Tensor | None:
+        """How much each place of the latents counts, [1, h, w], on the CPU; None when all of them count alike."""
+        sample, scale = slot.sample, self._backbone.pixels_per_latent
+        if sample.mask is None:
+            return None
+        mask = sample.mask
+        key = cache_key("mask", sample.id.partition("+")[0], sample.mask_id, slot.size, scale)
+        stored = self._cache.get(key, lambda: {"mask": latent_mask(sample.path, mask, slot.size, scale)})["mask"]
+        weights = stored.clamp(min=self.settings.unmasked_weight)
+        return weights.flip(-1) if flip else weights
+
     def _stack_text(self, slots: Sequence[_Slot], rng: StepRNG) -> Cond:
         captions = [self._caption(slot, rng) for slot in slots]
         if self._keep_text:
-            return Cond.join([self._cond(caption, slot.size) for caption, slot in zip(captions, slots, strict=True)])
-        return self._backbone.encode_text(self._backbone.tokenize(captions), slots[0].size)
+            cond = Cond.join([self._cond(caption, slot.size) for caption, slot in zip(captions, slots, strict=True)])
+        else:
+            cond = self._backbone.encode_text(self._backbone.tokenize(captions), slots[0].size)
+        return self._backbone.framed(cond, [frame_of(slot.sample.size, slot.size) for slot in slots])
 
     def _caption(self, slot: _Slot, rng: StepRNG) -> str:
         if rng.chance(self.settings.caption_dropout, "caption", slot.id):

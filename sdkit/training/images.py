@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from sdkit.core.errors import SdkitError, UsageError
+from sdkit.runtime.backbone import Frame
 from sdkit.training.buckets import Size
 
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
+T = TypeVar("T")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
 _WIDE_GREY = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 
@@ -31,6 +34,30 @@ def open_picture(path: Path, background: str = "white") -> Image:
     Raises:
         BrokenPictureError: it is damaged, truncated, or of a size no picture has.
     """
+    return _decoded(path, lambda image: _opaque(_eight_bit(_srgb(image)), background))
+
+
+def open_alpha(path: Path) -> Image | None:
+    """How opaque a picture is, upright, in L; None when all of it is.
+
+    Raises:
+        BrokenPictureError: see `open_picture`.
+    """
+    alpha = _decoded(path, lambda image: image.convert("RGBA").getchannel("A") if _transparent(image) else None)
+    return alpha if alpha is not None and alpha.getextrema() != (255, 255) else None
+
+
+def open_grey(path: Path) -> Image:
+    """A picture file in L, upright.
+
+    Raises:
+        BrokenPictureError: see `open_picture`.
+    """
+    return _decoded(path, lambda image: _eight_bit(image).convert("L"))
+
+
+def _decoded(path: Path, convert: Callable[[Image], T]) -> T:
+    """What `convert` makes of a file's first frame, turned upright."""
     import PIL.Image
     from PIL import ImageOps
 
@@ -39,8 +66,7 @@ def open_picture(path: Path, background: str = "white") -> Image:
             if image.width * image.height > (PIL.Image.MAX_IMAGE_PIXELS or math.inf):
                 raise ValueError(f"{image.width} by {image.height} pixels are too many")
             image.load()
-            upright = ImageOps.exif_transpose(image)
-            return _opaque(_eight_bit(_srgb(upright)), background)
+            return convert(ImageOps.exif_transpose(image))
     except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
         raise BrokenPictureError(f"{path}: cannot be decoded: {error}") from None
 
@@ -61,6 +87,13 @@ def fit(image: Image, size: Size) -> Image:
     from PIL import ImageOps
 
     return image if image.size == size else ImageOps.fit(image, size, method=PIL.Image.Resampling.LANCZOS)
+
+
+def frame_of(original: Size, size: Size) -> Frame:
+    """What `fit` cuts out of a picture."""
+    scale = max(size[0] / original[0], size[1] / original[1])
+    left, top = (round((side * scale - shown) / 2) for side, shown in zip(original, size, strict=True))
+    return Frame(original, (left, top), size)
 
 
 def pixels(image: Image) -> torch.Tensor:
@@ -104,10 +137,14 @@ def _eight_bit(image: Image) -> Image:
     return PIL.Image.fromarray(np.clip(np.rint(values * 255.0 / full), 0, 255).astype(np.uint8), mode="L")
 
 
+def _transparent(image: Image) -> bool:
+    return image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
+
+
 def _opaque(image: Image, background: str) -> Image:
     import PIL.Image
 
-    if image.mode not in ("RGBA", "LA", "PA", "La", "RGBa") and "transparency" not in image.info:
+    if not _transparent(image):
         return image.convert("RGB")
     with_alpha = image.convert("RGBA")
     below = PIL.Image.new("RGBA", with_alpha.size, background)

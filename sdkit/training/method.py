@@ -30,7 +30,7 @@ COMMON = UNSEEN | frozenset(
     "max_grad_norm ema checkpointing compile flip background strict init save_every keep_states validation".split()
 )
 # Keys of methods that learn from captioned pictures by denoising.
-DENOISING = frozenset("caption caption_dropout token snr_gamma noise_offset prediction".split())
+DENOISING = frozenset("caption caption_dropout token snr_gamma noise_offset prediction mask unmasked_weight".split())
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,9 @@ class Save(Protocol):
 
 def read_captioned(folder: Path, options: TrainOptions) -> Dataset:
     """The pictures of a folder with their captions, as most methods take them."""
-    return read_dataset(folder, caption=options.caption, background=options.background, strict=options.strict)
+    return read_dataset(
+        folder, caption=options.caption, background=options.background, strict=options.strict, mask=options.mask
+    )
 
 
 @dataclass(frozen=True, slots=True)

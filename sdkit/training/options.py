@@ -53,6 +53,8 @@ class TrainOptions:
     )
     flip: bool = _option(False, "mirror half of the pictures")
     background: str = _option("white", "colour that transparent pixels show")
+    mask: str = _option("", "which parts count: alpha, files (NAME-masklabel.png beside) or a folder; white counts")
+    unmasked_weight: float = _option(0.0, "how much the masked-out parts count", minimum=0.0, maximum=1.0)
     strict: bool = _option(False, "stop at a damaged picture instead of leaving it out")
     token: str = _option("", "trigger word, noted in the file [default of an embedding: <NAME>]")
     as_: str = _option("weights", "what learns: weights (the base itself) or lora")

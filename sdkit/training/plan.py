@@ -71,6 +71,10 @@ def look_at_base(path: Path) -> Base:
         missing = [name for name in names if name not in configs]
         if missing:
             raise SdkitError(f"{path}: {missing[0]}/config.json is missing", "download the folder again")
+        if configs["unet"]["in_channels"] != configs["vae"]["latent_channels"]:
+            raise SdkitError(
+                f"{path}: {model.variant} models cannot be trained yet", "use a base that is given latents alone"
+            )
         count = sum(math.prod(place.shape) for name, place in model.places.items() if name.split(".")[0] in names)
         return Base(path, model, configs, 4 * count)
 

@@ -52,13 +52,6 @@ def has_kernel(shape: tuple[int, ...]) -> bool:
     return math.prod(shape[2:]) > 1
 
 
-def lora_size(shapes: dict[str, tuple[int, ...]], rank: int, conv_rank: int) -> int:
-    """Number of trained parameters beside weights of these shapes."""
-    return sum(
-        (conv_rank if has_kernel(shape) else rank) * (shape[0] + math.prod(shape[1:])) for shape in shapes.values()
-    )
-
-
 def lora_scale(alpha: float, rank: int, *, rank_stabilised: bool = False) -> float:
     """alpha / rank, or alpha / √rank (rsLoRA, arXiv:2312.03732), with an alpha that a file can hold exactly."""
     alpha = alpha * math.sqrt(rank) if rank_stabilised else alpha

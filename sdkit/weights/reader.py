@@ -42,7 +42,7 @@ class Weights:
         metadata: the ``__metadata__`` of a single file, or what all files of a folder say alike.
         configs: the JSON configurations of a folder by component (``unet``, ``scheduler``, ``model_index``, …).
         extra: what a pickled file holds beside tensors (plain values only); empty for safetensors.
-        sha256: of the file, where somebody has checked it; else empty.
+        known: what is known of it beside its content, for recipes: the ``name`` it goes by, a checked ``sha256``.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Weights:
         self.file_metadata = tuple(file_metadata) or (self.metadata,) * len(self.files)
         self.configs = dict(configs or {})
         self.extra = dict(extra or {})
-        self.sha256 = ""
+        self.known: dict[str, str] = {}
         self._descriptors: dict[int, int] = {}
         self._opening = threading.Lock()
 

@@ -88,6 +88,7 @@ def test_adapters_are_taken_out_of_the_text(text: str, tag: Tag) -> None:
         ("<lora:x:dyn=8>", "is no adapter"),
         ("(" * 9000 + "a", "is no finite number"),
         ("a" * (MAX_LENGTH + 1), "10001 characters"),
+        ("caf\udce9", "bytes that are no text"),
     ],
 )
 def test_what_would_be_drawn_wrongly_is_refused(text: str, message: str) -> None:

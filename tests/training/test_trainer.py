@@ -17,7 +17,6 @@ from sdkit.runtime.rng import StepRNG
 from sdkit.training.batch import Batch, Loss
 from sdkit.training.buckets import bucket_sizes
 from sdkit.training.cache import TensorCache
-from sdkit.training.data import read_dataset
 from sdkit.training.feed import Feed, FeedSettings
 from sdkit.training.method import load_method
 from sdkit.training.optimizers import lr_factor, make_optimizer
@@ -36,13 +35,13 @@ def make(tiny_base: Path, pictures: Path, tmp_path: Path) -> Make:
     def build(wrap: Any = None, folder: str = "state", should_stop: Any = lambda: False, **given: Any) -> Trainer:
         name, method = load_method(given.pop("method", "lora"))
         defaults = {"steps": 6, "batch": 2, "lr": 1e-2, "save_every": 2} | ({"rank": 2} if name == "lora" else {})
-        options = parse_options({**defaults, **given}, method.accepts, {}, name)
+        options = method.settle(parse_options({**defaults, **given}, method.accepts, {}, name), "run")
         backbone = load_backbone(tiny_base)
         trained = method.trainables(backbone, options, StepRNG(options.seed))
         objective = method.objective(options)
         settings = FeedSettings(options.batch, bucket_sizes(16, 4), options.flip, options.caption_dropout)
         feed = Feed(
-            read_dataset(pictures).samples,
+            method.dataset(pictures, options).samples,
             backbone,
             TensorCache(None),
             settings,
@@ -88,11 +87,12 @@ def losses(events: list[Event]) -> list[float]:
         {"optimizer": "adafactor", "schedule": "cosine", "warmup": 2},
         {"accumulate": 2, "optimizer": "sgd", "lora_plus": 4, "snr_gamma": 5},
         {"method": "hypernetwork", "activation": "relu", "layer_norm": True, "layer_dropout": 0.3},
+        {"method": "textual_inversion", "vectors": 2, "init": "ball", "caption": "{}", "ema": 0.9},
         {"algo": "dora", "conv_rank": 1},
         {"algo": "loha", "checkpointing": True},
         {"algo": "lokr", "factor": 4, "decompose_both": True, "text_encoder": True},
     ],
-    ids=["plain", "text", "adafactor", "accumulate", "hypernetwork", "dora", "loha", "lokr"],
+    ids=["plain", "text", "adafactor", "accumulate", "hypernetwork", "embedding", "dora", "loha", "lokr"],
 )
 def test_a_resumed_run_is_the_same_run_bit_for_bit(make: Make, given: dict[str, Any]) -> None:
     whole = make(folder="whole", **given)

@@ -100,15 +100,10 @@ def _error(error: float) -> str:
 
 def is_adapter(text: str) -> bool:
     """Whether an argument like ``lora.safetensors=0.8`` names an adapter and not a checkpoint."""
-    from sdkit.families import identify
-    from sdkit.formats import recognise
-    from sdkit.weights import open_weights
+    from sdkit.jobs import inputs
 
     path, _ = split_strength(text, None)
-    if not path.exists():
-        return False
-    with open_weights(path) as weights:
-        return "unet" not in identify(weights).components and recognise(weights)[0] is not None
+    return path.exists() and inputs.is_adapter(path)
 
 
 def combine_adapters(output: Output, adapters: list[str], target: Path | None, options: dict[str, Any]) -> None:

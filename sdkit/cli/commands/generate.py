@@ -12,11 +12,12 @@ import click
 
 from sdkit.cli.commands._algebra import split_strength
 from sdkit.cli.output import Output, output_options
+from sdkit.core.errors import UsageError
 from sdkit.core.human import human_seconds
 
 
 @click.command("generate", no_args_is_help=True)
-@click.option("--base", required=True, help="Checkpoint, diffusers folder, or tiny.")
+@click.option("--base", help="Checkpoint, diffusers folder, or tiny.")
 @click.option("-p", "--prompt", "prompts", multiple=True, help="What to draw; several times for several prompts.")
 @click.option("-n", "--negative", help="What not to draw.")
 @click.option("-o", "--output", "target", type=click.Path(path_type=Path), default="picture.png", show_default=True)
@@ -26,7 +27,7 @@ from sdkit.core.human import human_seconds
 @click.option("--width", type=int, help="[default: what the base was made for]")
 @click.option("--height", type=int, help="[default: what the base was made for]")
 @click.option("--count", type=click.IntRange(1), default=1, show_default=True, help="Pictures of every prompt.")
-@click.option("--sampler", help="As web UIs name them; `--sampler help` lists them [default: DPM++ 2M Karras].")
+@click.option("--sampler", help="As web UIs name them; see --list [default: DPM++ 2M Karras].")
 @click.option("--clip-skip", type=int, help="Layer of the text encoder, from the end: 1 is the last [default: 1].")
 @click.option("--like", type=click.Path(path_type=Path), help="Take prompt and settings from a picture.")
 @click.option("--lora", "--adapter", "adapters", multiple=True, metavar="FILE[=STRENGTH]", help="Put an adapter live.")
@@ -38,18 +39,27 @@ from sdkit.core.human import human_seconds
 @click.option("--prediction", help="epsilon or v_prediction, where BASE does not say or says it wrongly.")
 @click.option("--dry-run", is_flag=True, help="Check everything and say what would be drawn; write nothing.")
 @click.option("--force", is_flag=True, help="Replace existing pictures.")
+@click.option("--list", "show_list", is_flag=True, help="List the samplers and stop.")
 @output_options
 def command(
-    output: Output, base: str, prompts: tuple[str, ...], target: Path, adapters: tuple[str, ...], **options: Any
+    output: Output,
+    base: str | None,
+    prompts: tuple[str, ...],
+    target: Path,
+    adapters: tuple[str, ...],
+    show_list: bool,
+    **options: Any,
 ) -> None:
     """Draw pictures.
 
     A prompt may hold what people paste from web UIs: (word:1.2), [word], BREAK, <lora:name:0.8>, <hypernet:name:1>, and
     the names of embeddings. Pictures say what they were drawn with, as A1111's do.
     """
-    if options["sampler"] == "help":
+    if show_list:
         list_samplers(output)
         return
+    if base is None:
+        raise UsageError("no base is given", "name a checkpoint or a diffusers folder with --base")
     from sdkit.cli.progress import show_steps
     from sdkit.jobs.generate import generate
 

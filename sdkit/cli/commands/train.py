@@ -64,9 +64,7 @@ class _MethodCommand(click.Command):
 
 def _method_command(name: str, summary: str) -> click.Command:
     parameters = [
-        click.Option(
-            ["--base"], type=click.Path(path_type=Path), required=True, help="Checkpoint or diffusers folder."
-        ),
+        click.Option(["--base"], required=True, help="Checkpoint, diffusers folder, or tiny."),
         click.Option(
             ["--data"], type=click.Path(path_type=Path), required=True, help="Folder of pictures with captions."
         ),
@@ -83,7 +81,7 @@ def _method_command(name: str, summary: str) -> click.Command:
 
 def _recipe_command(path: Path) -> click.Command:
     parameters = [
-        click.Option(["--base"], type=click.Path(path_type=Path), help="Instead of the recipe's base."),
+        click.Option(["--base"], help="Instead of the recipe's base."),
         click.Option(["--data"], type=click.Path(path_type=Path), help="Instead of the recipe's data."),
         *_common(),
     ]

@@ -34,3 +34,6 @@ class SD1(Backbone):
         inputs = (noised.to(self.dtype), timesteps, cond.context.to(self.dtype))
         prediction: torch.Tensor = self.unet(*inputs, return_dict=False)[0]
         return prediction
+
+
+BACKBONE = SD1

@@ -16,9 +16,9 @@ from sdkit.formats import read_adapter, write_adapter
 from sdkit.formats.textual_inversion import SUFFIXES
 from sdkit.runtime.tokens import check_fits, token_widths
 from sdkit.training.captions import PLACE, naming, templates_of
-from sdkit.training.data import Dataset, read_dataset
+from sdkit.training.data import Dataset
 from sdkit.training.identifier import base_tokenizer, known_words
-from sdkit.training.method import COMMON, DENOISING, Method, Result, Size
+from sdkit.training.method import COMMON, DENOISING, Method, Result, Size, read_captioned
 from sdkit.training.options import TrainOptions
 from sdkit.weights import open_weights
 
@@ -39,9 +39,7 @@ def _settle(options: TrainOptions, name: str) -> TrainOptions:
 
 
 def _dataset(folder: Path, options: TrainOptions) -> Dataset:
-    dataset = read_dataset(
-        folder, caption=options.caption or PLACE, background=options.background, strict=options.strict
-    )
+    dataset = read_captioned(folder, replace(options, caption=options.caption or PLACE))
     return naming(dataset, options.token, templates_of(options.property_))
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sdkit.runtime.backbone import Backbone
+from sdkit.runtime.losses import masked_mean
 from sdkit.runtime.rng import StepRNG
 from sdkit.training.batch import Batch, Loss
 
@@ -44,7 +45,7 @@ class Denoising:
         noised = backbone.schedule.noise(clean, noise, timesteps)
         target = backbone.schedule.target(clean, noise, timesteps)
         error = (backbone.denoise(noised, timesteps, batch.cond).float() - target.float()).square()
-        losses = _masked_mean(error, batch.mask) * self._weights(backbone, timesteps)
+        losses = masked_mean(error, batch.mask) * self._weights(backbone, timesteps)
         return self._combine(losses, batch)
 
     def _combine(self, losses: torch.Tensor, batch: Batch) -> Loss:
@@ -80,11 +81,3 @@ class Denoising:
         snr = backbone.schedule.snr(timesteps)
         divisor = snr if backbone.schedule.prediction == "epsilon" else snr + 1
         return snr.clamp(max=self.snr_gamma) / divisor
-
-
-def _masked_mean(error: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """Mean over all but the first dimension; places count as the mask says."""
-    if mask is None:
-        return error.flatten(1).mean(1)
-    weights = mask.expand_as(error)
-    return (error * weights).flatten(1).sum(1) / weights.flatten(1).sum(1).clamp(min=1e-6)
