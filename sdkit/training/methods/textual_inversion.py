@@ -21,6 +21,7 @@ from sdkit.training.identifier import base_tokenizer, known_words
 from sdkit.training.method import COMMON, DENOISING, Method, Result, Size, read_captioned
 from sdkit.training.options import TrainOptions
 from sdkit.weights import open_weights
+from sdkit.weights.dtypes import parse_precision
 
 if TYPE_CHECKING:
     from sdkit.runtime.backbone import Backbone
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from sdkit.training.batch import Objective
     from sdkit.training.plan import Base
     from sdkit.training.trainable import Trainable
-
-_ITEM = {"fp32": 4, "fp16": 2, "bf16": 2}
 
 
 def _settle(options: TrainOptions, name: str) -> TrainOptions:
@@ -56,8 +55,7 @@ def _size(model: Model, options: TrainOptions) -> Size:
         raise UsageError(
             f"format={options.format}: no embedding is written in it", nearest_hint(options.format, SUFFIXES)
         )
-    if options.save_dtype not in _ITEM:
-        raise UsageError(f"save_dtype={options.save_dtype}: unknown", nearest_hint(options.save_dtype, _ITEM))
+    item = parse_precision(options.save_dtype).itemsize
     widths = token_widths(model)
     artifact = None
     if options.init_file is not None:
@@ -65,7 +63,7 @@ def _size(model: Model, options: TrainOptions) -> Size:
             artifact = read_adapter(weights, model)
         check_fits(artifact, widths, f"this {model.family} base")
     count = _vectors(options, artifact) * sum(widths.values())
-    return Size(count, len(widths), count * _ITEM[options.save_dtype] + 2500)
+    return Size(count, len(widths), count * item + 2500)
 
 
 def _notes(base: Base, dataset: Dataset, options: TrainOptions) -> list[str]:
