@@ -50,6 +50,19 @@ class Begun(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Encoding(Event):
+    """Pictures and captions are encoded before the first step, or found encoded.
+
+    Attributes:
+        done: pictures that are.
+        total: of this process.
+    """
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
 class Started(Event):
     """The loop begins, or goes on.
 
