@@ -176,8 +176,10 @@ def _class_lines(prior: Any) -> list[str]:
 def _fall(report: Any) -> str:
     if report.validation_fall is None:
         return ""
-    low, high = report.validation_fall
-    return f", fell by {report.validation_before - report.validation:.4f} (95 %: {low:.4f} to {high:.4f})"
+    fall = report.validation_before - report.validation
+    how, sign = ("fell", 1) if fall >= 0 else ("rose", -1)
+    low, high = sorted(sign * end for end in report.validation_fall)
+    return f", {how} by {abs(fall):.4f} (95 %: {low:.4f} to {high:.4f})"
 
 
 def plan_lines(plan: Any) -> list[str]:
