@@ -157,7 +157,8 @@ def describe(report: Any) -> list[str]:
     if report.dry_run:
         return [*lines, "nothing was trained"]
     if not report.finished:
-        return [*lines, f"interrupted at step {report.step}; the state is saved. Continue with:", f"  {report.resume}"]
+        kept = f"at step {report.step}; the state is saved" if report.step else "while drawing; what is drawn is kept"
+        return [*lines, f"interrupted {kept}. Continue with:", f"  {report.resume}"]
     if report.validation is not None:
         lines.append(f"held-out loss {report.validation_before:.4f} -> {report.validation:.4f}{_fall(report)}")
     loss = f", loss {report.loss:.4f}" if report.loss is not None else ""
