@@ -30,6 +30,7 @@ _LAZY = {
     "subtract": "sdkit.jobs.combine",
     "train": "sdkit.jobs.train",
     "unmerge": "sdkit.jobs.unmerge",
+    "xy": "sdkit.jobs.xy",
 }
 
 __all__ = [  # noqa: F822  (lazy: PEP 562)
@@ -50,6 +51,7 @@ __all__ = [  # noqa: F822  (lazy: PEP 562)
     "subtract",
     "train",
     "unmerge",
+    "xy",
 ]
 
 

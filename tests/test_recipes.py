@@ -69,8 +69,10 @@ def test_the_pages_recipes_pass_every_check(number: int, place: Path) -> None:
     assert any(step.state == "planned" for step in report.steps)
 
 
-def test_the_pages_python_runs(place: Path, patch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    patch.chdir(place / "models")
+def test_the_pages_python_runs(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(place / "models")
     Path("mix.yaml").write_text(YAML[0], encoding="utf-8")
     (code,) = PYTHON
     exec(compile(code, "recipes.md", "exec"), {})

@@ -10,7 +10,7 @@ from typing import Any
 
 from sdkit.streaming.expression import Read
 from sdkit.weights import DTYPES, TensorInfo, positional
-from sdkit.weights.atomic import AtomicFile
+from sdkit.weights.atomic import AtomicFile, check_space
 from sdkit.weights.hashes import WINDOW_START, WINDOW_STOP, library_data_start, library_order
 from sdkit.weights.header import build_header
 from sdkit.weights.metadata import STALE_KEYS
@@ -44,15 +44,17 @@ def write_adapter_file(
         writer.commit()
 
 
-def write_pickle(path: Path, contents: Mapping[Any, Any], *, overwrite: bool) -> None:
+def write_pickle(path: Path, contents: Mapping[Any, Any], nbytes: int, *, overwrite: bool) -> None:
     """Write what only web UIs' pickles can say, with ``torch.save``, whole or not at all.
 
     Args:
         contents: tensors, plain values, and tables of them: nothing that ``torch.load(weights_only=True)`` refuses.
+        nbytes: of the tensors.
     """
     import torch
 
     with AtomicFile(path, overwrite=overwrite) as file:
+        check_space(path, nbytes)
         with open(file.descriptor, "wb", closefd=False) as stream:
             torch.save(contents, stream)
         file.commit()

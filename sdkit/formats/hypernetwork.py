@@ -31,9 +31,9 @@ from sdkit.adapters.builder import ArtifactBuilder
 from sdkit.adapters.key_value import Hypernetwork, Structure, Tensors, attention_inputs
 from sdkit.core.errors import SdkitError
 from sdkit.families.family import Model
+from sdkit.formats._write import write_pickle
 from sdkit.formats.codec import Verdict
 from sdkit.weights import TensorInfo, Weights
-from sdkit.weights.atomic import AtomicFile, check_space
 
 _KEY = re.compile(r"(\d{1,6})\.([01kv])\.linear([12]|\.\d+)\.(weight|bias)")
 _SIDES = {"0": 0, "k": 0, "1": 1, "v": 1}
@@ -77,8 +77,6 @@ def write(
     artifact: Artifact, model: Model | None, path: Path, metadata: Mapping[str, str], *, overwrite: bool = False
 ) -> None:
     """See `formats.write_adapter`. The metadata stand among the settings, where A1111 leaves them alone."""
-    import torch
-
     hypernetwork = artifact.key_value
     if hypernetwork is None:
         raise SdkitError(f"{path}: a {artifact.kind} is no hypernetwork, so it cannot be written as one")
@@ -87,11 +85,8 @@ def write(
         for width, pair in hypernetwork.networks.items()
     }
     contents: dict[Any, Any] = {**networks, **metadata, **_written_settings(hypernetwork)}
-    with AtomicFile(path, overwrite=overwrite) as file:
-        check_space(path, sum(tensor.nbytes for pair in networks.values() for net in pair for tensor in net.values()))
-        with open(file.descriptor, "wb", closefd=False) as stream:
-            torch.save(contents, stream)
-        file.commit()
+    nbytes = sum(tensor.nbytes for pair in networks.values() for network in pair for tensor in network.values())
+    write_pickle(path, contents, nbytes, overwrite=overwrite)
 
 
 def _settings(weights: Weights) -> Mapping[str, Any]:

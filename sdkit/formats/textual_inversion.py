@@ -96,7 +96,7 @@ def write(
     rows = _one_word(artifact, path)
     dialect = dialect or ("a1111" if path.suffix == SUFFIXES["a1111"] else "diffusers")
     if dialect == "a1111":
-        write_pickle(path, _a1111(rows, metadata), overwrite=overwrite)
+        write_pickle(path, _a1111(rows, metadata), sum(part.info.nbytes for part in rows), overwrite=overwrite)
         return
     names = {"diffusers": rows[0].token, "kohya": _KOHYA}
     contents = {

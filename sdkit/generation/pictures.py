@@ -214,11 +214,7 @@ def _picture(backbone: Backbone, latent: torch.Tensor) -> Image:
 def _drawing(backbone: Backbone) -> Iterator[None]:
     """Have the components neither drop out nor train, and the latents stay in float32, while the context lasts."""
     with ExitStack() as stack:
-        for component in backbone.components.values():
-            for module in component.modules():
-                if module.training:
-                    stack.callback(setattr, module, "training", True)
-                    module.training = False
+        stack.enter_context(backbone.evaluating())
         for hook in (
             backbone.unet.register_forward_pre_hook(_to_own_type(backbone.dtype), with_kwargs=True),
             backbone.unet.register_forward_hook(_to_float32),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import sdkit
 from sdkit.core.errors import SdkitError, UsageError
-from sdkit.core.events import Begun, Drawn, Ended, Event, Interrupted, Note, Resumed, Step, Validation
+from sdkit.core.events import Begun, Drawn, Encoding, Ended, Event, Interrupted, Note, Resumed, Step, Validation
 from sdkit.core.hashing import quick_id
 from sdkit.core.memory import peak_memory_mib
 from sdkit.core.paths import cache_folder
@@ -360,8 +360,8 @@ class _Run:
         )
         return trainer, trained
 
-    @staticmethod
     def _feed(
+        self,
         backbone: Backbone,
         base: Base,
         samples: Sequence[Sample],
@@ -384,7 +384,12 @@ class _Run:
         keep_text = not any(trainable.trains_text for trainable in trained)
         cache = TensorCache(cache_folder() / "training")
         feed = Feed(samples, backbone, cache, settings, inputs, keep_text=keep_text)
-        feed.prepare()
+        feed.prepare(
+            lambda done, total: self._watch(Encoding(0, done, total)),
+            rank=self._processes.rank,
+            world=self._processes.count,
+        )
+        self._processes.wait()
         return feed
 
     def _updater(self, backbone: Backbone, trained: list[Trainable], options: TrainOptions) -> Updater:

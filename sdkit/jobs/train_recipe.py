@@ -8,6 +8,7 @@ from typing import Any
 from sdkit.core.errors import UsageError
 from sdkit.families.bases import TINY
 from sdkit.jobs.recipe.document import read_document
+from sdkit.training.options import init_file
 
 PATHS = ("base", "data", "output", "validation", "init", "class_data")
 
@@ -28,11 +29,16 @@ def read_recipe(path: Path) -> dict[str, Any]:
     if "method" not in fields:
         raise UsageError(f"{path}: names no method", "begin it with `method: lora`")
     for key in PATHS:
-        # A held-out share is a number, and tiny is a base's name.
-        if fields.get(key) and not isinstance(fields[key], float) and (key, fields[key]) != ("base", TINY):
+        if fields.get(key) and not _is_no_path(key, fields[key], path.parent):
             fields[key] = path.parent / str(fields[key])
     if str(fields.get("sample", "")).endswith(".txt"):
         fields["sample"] = path.parent / fields["sample"]
     if "output" in fields:
         fields["target"] = fields.pop("output")
     return fields
+
+
+def _is_no_path(key: str, value: Any, folder: Path) -> bool:
+    """A base may be the embedded one, validation a share, and an embedding may begin as a word."""
+    is_word = key == "init" and init_file(str(value)) is None and not (folder / str(value)).is_file()
+    return is_word or isinstance(value, float) or (key, value) == ("base", TINY)

@@ -18,6 +18,7 @@ from sdkit.core.events import Drawn, Event
 from sdkit.core.paths import cache_folder
 from sdkit.generation import pictures as drawing
 from sdkit.generation.pictures import draw
+from sdkit.generation.prompt import _pieces
 from sdkit.generation.request import Request
 from sdkit.jobs import class_pictures
 from sdkit.jobs.stop import StopRequest
@@ -122,6 +123,12 @@ def test_pictures_of_the_class_are_the_base_s_and_are_drawn_once(
     assert made == [3]
     train(tiny_base, pictures, tmp_path / "4", class_="cat", class_images=1)
     assert made == [3, 0] and len(drawn()) == 5
+
+
+def test_a_class_is_drawn_as_it_is_written() -> None:
+    pictures = class_pictures.ClassPictures("a dog (small) [old]", 1, 64, "base", "cpu")
+    (piece,) = _pieces(pictures.request(0).prompt)
+    assert (piece.text, piece.weight) == ("a dog (small) [old]", 1.0)
 
 
 def test_pictures_of_the_class_may_be_given(tiny_base: Path, pictures: Path, tmp_path: Path) -> None:

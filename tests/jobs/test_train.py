@@ -30,6 +30,7 @@ def train(base: Path, data: Path, out: Path, **options: Any) -> TrainReport:
 
 KEYS = {
     "lora": ["rank=2", "text_encoder=yes"],
+    "textual-inversion": ["token=<b>", "vectors=2", "init=ball", "caption_dropout=0.2"],
     "hypernetwork": ["activation=relu", "layer_dropout=0.3", "lr=1e-3"],
 }
 
@@ -144,7 +145,10 @@ def test_a_file_that_is_named_is_the_result(tiny_base: Path, pictures: Path, tmp
     assert any(name.startswith("lora_te_") for name in read_tensors(Path(report.output)))
 
 
-@pytest.mark.parametrize(("method", "result"), [("lora", "x.safetensors"), ("hypernetwork", "x.pt")])
+@pytest.mark.parametrize(
+    ("method", "result"),
+    [("lora", "x.safetensors"), ("hypernetwork", "x.pt"), ("textual-inversion", "x.safetensors")],
+)
 def test_killed_and_resumed_is_the_same_run_bit_for_bit(
     tiny_base: Path, pictures: Path, tmp_path: Path, method: str, result: str
 ) -> None:
@@ -291,7 +295,7 @@ def test_what_is_wrong_is_named_before_anything_is_computed(
     refused("4 steps are fewer than warmup=9", warmup=9)
     refused("unknown optimizer", optimizer="adamv")
     refused("format=cloneofsimo: no LoRA is written in it", format="cloneofsimo")
-    refused("save_dtype=fp61: unknown", save_dtype="fp61")
+    refused("unknown number format 'fp61'", save_dtype="fp61")
     refused("matches no layer", targets="nonsense")
     refused("no such folder", data=tmp_path / "nowhere")
     refused("no such file or folder", base=tmp_path / "nothing.safetensors")
@@ -357,7 +361,8 @@ def test_two_processes_train_what_one_trains(tiny_base: Path, pictures: Path, tm
     for count in ("1", "2"):
         out = tmp_path / count / "x"
         words = command(tiny_base, pictures, out, "steps=3", "optimizer=sgd", "lr=0.1", "save_dtype=fp32")
-        subprocess.run([*launch, count, *words[1:]], check=True, capture_output=True)
+        done = subprocess.run([*launch, count, *words[1:], "--json"], check=True, capture_output=True)
+        assert json.loads(done.stdout)["step"] == 3  # one report, whoever else took part
         tensors = read_tensors(out / "x.safetensors")
         results.append({name: value for name, value in tensors.items() if name.endswith("lora_up.weight")})
     one, two = results

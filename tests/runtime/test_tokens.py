@@ -209,6 +209,16 @@ def test_an_embedding_of_another_family_is_refused(
             pass
 
 
+def test_words_beside_what_cannot_be_live_are_not_installed_alone(backbone: Backbone, tmp_path: Path) -> None:
+    name = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
+    tensors = {name: torch.ones(64, 24), "modifier_token.<new1>": torch.ones(24)}
+    with open_weights(file_of(tmp_path / "x.safetensors", tensors)) as weights:
+        artifact = read_adapter(weights, backbone.model)
+        assert artifact.kind == "custom-diffusion" and artifact.tokens
+        with pytest.raises(SdkitError, match="absolute cross-attention weights"), install(artifact, backbone):
+            pass
+
+
 @pytest.mark.parametrize("suffix", ["safetensors", "pt"])
 def test_diffusers_loads_what_we_write_and_reads_the_same_text(tmp_path: Path, suffix: str) -> None:
     from diffusers import DDIMScheduler, StableDiffusionPipeline

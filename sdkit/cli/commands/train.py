@@ -6,6 +6,8 @@ sdkit train recipe.yaml
 
 from __future__ import annotations
 
+import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -142,12 +144,18 @@ def _run(output: Output, method: str, options: dict[str, Any]) -> None:
     for name, value in (("base", base), ("data", data)):
         if value is None:
             raise UsageError(f"no {name} is given", f"name one with --{name}, or as `{name}:` in the recipe")
-    stop = StopRequest()
-    with stop.on_signals(), show_training(output) as watch:
+    stop, first = StopRequest(), is_first_process()
+    with stop.on_signals(), show_training(output) if first else nullcontext() as watch:
         report = train(method, base, data, target, watch=watch, should_stop=stop, **options)
-    output.result(report.as_dict(), describe(report), [report.output])
+    if first:  # of several processes one speaks
+        output.result(report.as_dict(), describe(report), [report.output])
     if not report.finished and not report.dry_run:
         raise click.exceptions.Exit(INTERRUPTED)
+
+
+def is_first_process() -> bool:
+    """Whether this is the only process, or the first of those ``accelerate launch`` or ``torchrun`` started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def describe(report: Any) -> list[str]:

@@ -18,6 +18,7 @@ from sdkit.training.method import COMMON, DENOISING, Method, Result, Size
 from sdkit.training.options import TrainOptions
 from sdkit.training.targets import has_kernel, lora_scale, lora_targets
 from sdkit.weights import open_weights
+from sdkit.weights.dtypes import parse_precision
 
 if TYPE_CHECKING:
     from sdkit.runtime.backbone import Backbone
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from sdkit.training.batch import Objective
     from sdkit.training.trainable import Trainable
 
-_ITEM = {"fp32": 4, "fp16": 2, "bf16": 2}
 _FORMATS = ("kohya", "peft")
 
 
@@ -61,15 +61,13 @@ def _size(model: Model, options: TrainOptions) -> Size:
         shapes = _shapes(model, options, load_algorithm(options))
         count = sum(math.prod(shape) for module in shapes.values() for shape in module.shapes.values())
         modules = len(shapes)
-    return Size(count, modules, count * _ITEM[options.save_dtype] + 500 * modules)
+    return Size(count, modules, count * parse_precision(options.save_dtype).itemsize + 500 * modules)
 
 
 def _check(options: TrainOptions) -> None:
     algorithm = load_algorithm(options)
     if options.format not in _FORMATS:
         raise UsageError(f"format={options.format}: no LoRA is written in it", nearest_hint(options.format, _FORMATS))
-    if options.save_dtype not in _ITEM:
-        raise UsageError(f"save_dtype={options.save_dtype}: unknown", nearest_hint(options.save_dtype, _ITEM))
     if options.lora_plus != 1.0 and not algorithm.raised:
         raise UsageError(f"lora_plus= says nothing of algo={options.algo}", "use it with algo=lora or algo=dora")
 

@@ -21,6 +21,7 @@ from sdkit.training.identifier import base_tokenizer, known_words
 from sdkit.training.method import COMMON, DENOISING, Method, Result, Size, read_captioned
 from sdkit.training.options import TrainOptions
 from sdkit.weights import open_weights
+from sdkit.weights.dtypes import parse_precision
 
 if TYPE_CHECKING:
     from sdkit.runtime.backbone import Backbone
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from sdkit.training.batch import Objective
     from sdkit.training.plan import Base
     from sdkit.training.trainable import Trainable
-
-_ITEM = {"fp32": 4, "fp16": 2, "bf16": 2}
 
 
 def _settle(options: TrainOptions, name: str) -> TrainOptions:
@@ -56,8 +55,7 @@ def _size(model: Model, options: TrainOptions) -> Size:
         raise UsageError(
             f"format={options.format}: no embedding is written in it", nearest_hint(options.format, SUFFIXES)
         )
-    if options.save_dtype not in _ITEM:
-        raise UsageError(f"save_dtype={options.save_dtype}: unknown", nearest_hint(options.save_dtype, _ITEM))
+    item = parse_precision(options.save_dtype).itemsize
     widths = token_widths(model)
     artifact = None
     if options.init_file is not None:
@@ -65,7 +63,7 @@ def _size(model: Model, options: TrainOptions) -> Size:
             artifact = read_adapter(weights, model)
         check_fits(artifact, widths, f"this {model.family} base")
     count = _vectors(options, artifact) * sum(widths.values())
-    return Size(count, len(widths), count * _ITEM[options.save_dtype] + 2500)
+    return Size(count, len(widths), count * item + 2500)
 
 
 def _notes(base: Base, options: TrainOptions) -> list[str]:
@@ -131,7 +129,8 @@ METHOD = Method(
     trainables=_trainables,
     objective=_objective,
     save=_save,
-    # No decay: it would pull the word to the origin, where no word of the vocabulary is.
+    # AdamW's decay keeps the vectors as short as the vocabulary's, but Adam and SGD add theirs to the gradient, and
+    # beside a word's gradient that is large: so nobody gets a decay who does not ask for one.
     defaults={"lr": 5e-3, "weight_decay": 0.0, "format": "diffusers", "save_dtype": "fp32"},
     suffix=lambda options: SUFFIXES.get(options.format, ".safetensors"),
     modelspec="textual-inversion",

@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import sdkit
+from sdkit.core.errors import SdkitError, UsageError
+from sdkit.formats import read_adapter
+from sdkit.jobs.train import TrainReport
+from sdkit.runtime.install import install
+from sdkit.runtime.load import load_backbone
+from sdkit.runtime.tokens import installed_words
+from sdkit.weights import open_weights
+
+
+def train(base: Path, data: Path, out: Path, **options: Any) -> TrainReport:
+    report: TrainReport = sdkit.train("textual-inversion", base, data, out, **{"steps": 2, **options})
+    return report
+
+
+@pytest.fixture
+def bare(pictures: Path) -> Path:
+    """Pictures without captions, whose names say nothing of what they show."""
+    for number in range(5):
+        (pictures / f"{number}.txt").unlink()
+        (pictures / f"{number}.png").rename(pictures / f"photographer-{number}.png")
+    return pictures
+
+
+def test_a_run_leaves_a_word_that_can_be_used(tiny_base: Path, bare: Path, tmp_path: Path) -> None:
+    report = train(tiny_base, bare, tmp_path / "my ball", vectors=2, validation=str(bare))
+    assert report.finished and report.parameters == 2 * 24
+    assert report.plan.caption_sources == {"templates": 5} and "begins as noise" in report.plan.notes[-1]
+    assert report.plan.examples["photographer-0.png"] == "a photo of <my-ball>"
+    ((name, rows),) = load_file(report.output).items()
+    assert name == "<my-ball>" and rows.shape == (2, 24) and rows.dtype == torch.float32
+    with open_weights(report.output) as weights:
+        assert weights.metadata["modelspec.architecture"] == "stable-diffusion-v1/textual-inversion"
+        assert json.loads(weights.metadata["sdkit.trigger_words"]) == ["<my-ball>"]
+        backbone = load_backbone(tiny_base)
+        with install(read_adapter(weights, backbone.model), backbone):
+            assert installed_words(backbone, "text_encoder") == {"<my-ball>": (-1, -2)}
+    assert 0.5 < report.output_bytes / report.plan.output_bytes < 1.5
+    found = sdkit.inspect(report.output)
+    assert found.kind == "textual-inversion" and found.trigger_words == ("<my-ball>",)
+
+
+@pytest.mark.parametrize(("format", "suffix"), [("a1111", ".pt"), ("kohya", ".safetensors")])
+def test_formats(tiny_base: Path, bare: Path, tmp_path: Path, format: str, suffix: str) -> None:
+    report = train(tiny_base, bare, tmp_path / "ball", format=format, token="sks")
+    assert report.output == str(tmp_path / "ball" / f"ball{suffix}")
+    if format == "kohya":
+        assert list(load_file(report.output)) == ["emb_params"]
+        return
+    contents = torch.load(report.output, weights_only=True)
+    assert contents["string_to_param"]["*"].shape == (1, 24)
+    assert (contents["name"], contents["step"], contents["sd_checkpoint_name"]) == ("sks", 2, "base")
+
+
+def test_captions_of_their_own_get_the_word(tiny_base: Path, pictures: Path, tmp_path: Path) -> None:
+    (pictures / "0.txt").write_text("a {} in the sun")
+    plan = train(tiny_base, pictures, tmp_path / "x", dry_run=True, init="ball").plan
+    assert plan.examples["0.png"] == "a <x> in the sun" and plan.examples["1.png"] == "<x>, a ball, 1"
+    assert "4 captions do not name <x>: it is put in front of them" in plan.notes
+    assert "init=ball has 4 tokens, of which vectors=1 are used" in plan.notes
+
+
+def test_a_word_the_base_knows_is_said(tiny_base: Path, bare: Path, tmp_path: Path) -> None:
+    notes = train(tiny_base, bare, tmp_path / "x", dry_run=True, token="a", init="b").plan.notes
+    assert len(notes) == 1 and "token=a: the base knows a" in notes[0]
+
+
+def test_training_goes_on_from_a_word_or_a_file(tiny_base: Path, bare: Path, tmp_path: Path) -> None:
+    still = {"lr": 0.0, "steps": 1}
+    first = train(tiny_base, bare, tmp_path / "a", init="ball", vectors=4, **still)
+    letters = load_backbone(tiny_base)
+    table = letters.module("text_encoder.text_model.embeddings.token_embedding").weight
+    rows = load_file(first.output)["<a>"]
+    assert torch.equal(rows, table[letters.token_ids("text_encoder", "ball")])
+    second = train(tiny_base, bare, tmp_path / "b", init=first.output, format="a1111", **still)
+    third = train(tiny_base, bare, tmp_path / "c", init=second.output, vectors=6, token="<d>", **still)
+    assert torch.equal(load_file(third.output)["<d>"], rows[[0, 1, 2, 3, 0, 1]])
+    assert second.parameters == first.parameters == 96
+    recipes = []
+    for report in (first, third):
+        with open_weights(report.output) as weights:
+            recipes.append(json.loads(weights.metadata["sdkit.recipe"]))
+    assert recipes[0]["options"]["init"] == "ball" and len(recipes[0]["parents"]) == 1
+    assert [entry["role"] for entry in recipes[1]["parents"]] == ["base", "init"]
+    assert "init" not in recipes[1]["options"]
+
+
+def test_the_rate_grows_with_the_pictures_in_a_step_if_asked(tiny_base: Path, bare: Path, tmp_path: Path) -> None:
+    """Adam's first step is as long as the rate, whatever the gradient."""
+    steps = {}
+    for scaled in (False, True):
+        options = {"steps": 1, "batch": 2, "accumulate": 3, "lr": 1e-3, "init": "b", "scale_lr": scaled}
+        rows = load_file(train(tiny_base, bare, tmp_path / f"{scaled}", token="<w>", **options).output)["<w>"]
+        start = load_file(train(tiny_base, bare, tmp_path / f"{scaled}0", token="<w>", **options | {"lr": 0.0}).output)
+        steps[scaled] = float((rows - start["<w>"]).abs().median())
+    assert steps[False] == pytest.approx(1e-3, rel=1e-3) and steps[True] == pytest.approx(6e-3, rel=1e-3)
+
+
+def test_a_resume_keeps_the_word(tiny_base: Path, bare: Path, tmp_path: Path) -> None:
+    train(tiny_base, bare, tmp_path / "x", save_every=1)
+    (tmp_path / "x").rename(tmp_path / "y")
+    resumed = train(tiny_base, bare, tmp_path / "y", steps=3, resume=True)
+    assert resumed.step == 3 and list(load_file(resumed.output)) == ["<x>"]
+
+
+def test_what_is_wrong_is_named_before_anything_is_computed(tiny_base: Path, bare: Path, tmp_path: Path) -> None:
+    def refused(message: str, out: str = "x", **options: Any) -> SdkitError:
+        with pytest.raises(SdkitError, match=message) as error:
+            train(tiny_base, bare, tmp_path / out, **options)
+        assert not (tmp_path / out).exists()
+        return error.value
+
+    refused("vectors=17: must be at most 16", vectors=17)
+    refused("format=peft: no embedding is written in it", format="peft")
+    refused("save_dtype=keep: unknown", save_dtype="keep")
+    assert "style" in refused("property=stile: unknown", property="stile").hint
+    refused("unknown option rank=", rank=4)
+    refused("no such file", init="nothing.safetensors")
+    assert "x.pt" in refused("a .pt file is written", out="x.safetensors", format="a1111").hint
+    torch.save({"string_to_param": {"*": torch.ones(1, 768)}, "name": "cat"}, tmp_path / "cat.pt")
+    refused(r"cat is made of 768 .* this sd1 base reads 24", init=str(tmp_path / "cat.pt"))
+
+
+def test_a_recipe_s_word_is_no_path(tmp_path: Path) -> None:
+    from sdkit.jobs.train_recipe import read_recipe
+
+    (tmp_path / "x.yaml").write_text("method: textual-inversion\ninit: ball\n")
+    assert read_recipe(tmp_path / "x.yaml")["init"] == "ball"
+    (tmp_path / "ball.pt").touch()
+    (tmp_path / "x.yaml").write_text("method: textual-inversion\ninit: ball.pt\n")
+    assert read_recipe(tmp_path / "x.yaml")["init"] == tmp_path / "ball.pt"
+
+
+def test_the_same_run_gives_the_same_file(tiny_base: Path, bare: Path, tmp_path: Path) -> None:
+    contents = [
+        Path(train(tiny_base, bare, tmp_path / str(n) / "x", seed=n % 2, steps=1, format="a1111").output).read_bytes()
+        for n in range(3)
+    ]
+    assert contents[0] == contents[2] != contents[1]
+
+
+def test_an_unknown_method_s_name_is_guessed(tiny_base: Path, bare: Path) -> None:
+    with pytest.raises(UsageError) as error:
+        sdkit.train("textual_inversoin", tiny_base, bare)
+    assert error.value.hint == "did you mean textual-inversion?"
