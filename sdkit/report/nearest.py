@@ -51,7 +51,7 @@ def _laid_on(drawing: Image, background: tuple[float, float, float]) -> numpy.nd
 
     pixels = np.asarray(drawing.convert("RGBA"), dtype=np.float32)
     alpha = pixels[..., 3:] / 255
-    laid: numpy.ndarray = pixels[..., :3] * alpha + np.float32(background) * (1 - alpha)
+    laid: numpy.ndarray = pixels[..., :3] * alpha + np.asarray(background, dtype=np.float32) * (1 - alpha)
     return laid
 
 
