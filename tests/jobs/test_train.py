@@ -338,7 +338,9 @@ def test_a_wrong_recipe_is_named(tmp_path: Path, text: str, message: str) -> Non
         read_recipe(tmp_path / "x.yaml")
 
 
-@pytest.mark.parametrize("words", [["train", "--help"], ["train", "lora", "--help"], ["train", "nonsense"]])
+@pytest.mark.parametrize(
+    "words", [["train", "--help"], ["train", "lora", "--help"], ["train", "nonsense"], ["report", "nowhere"]]
+)
 def test_help_needs_no_torch(words: list[str]) -> None:
     program = f"""
 import sys
