@@ -425,14 +425,16 @@ class _Run:
         report = self._call(step, given, **controls)
         if not getattr(report, "finished", True):
             return told(state="interrupted", report=report)
-        result = Path(getattr(report, "output", output))
-        write_record(output, finished_record(step.name, fingerprint, output, result))
-        self._keep(step, result)
+        results = [Path(path) for path in getattr(report, "outputs", (getattr(report, "output", output),))]
+        write_record(output, finished_record(step.name, fingerprint, output, results))
+        self._keep(step, results[0])
         return told(state="done", replaces=controls["force"], report=report)
 
     def _call(self, step: Step, given: Mapping[str, Any], **controls: Any) -> Any:
         """Call the step's job with what it takes of the controls."""
         known = {key: value for key, value in {**self._hooks, **controls}.items() if key in step.verb.controls}
+        if step.verb.name != "train":
+            known.pop("watch", None)  # events are a training's
         return step.verb.function(output=step.output, **bound(given, step.verb), **known)
 
     def _plans(self, step: Step) -> bool:

@@ -189,7 +189,7 @@ class _Reader:
             raise self._error(where, f"{verb.name} needs {' and '.join(missing)}", f"it takes {', '.join(verb.words)}")
         arguments: dict[str, Any] = {}
         for key, (value, spot) in given.items():
-            if key == "init" and not self._exists(value):  # a word, not a file
+            if key in more_paths and not self._names_file(key, value):
                 arguments[key] = value
             elif key == "base" and value == TINY:
                 arguments[key] = Source(spot, resolve_base(TINY))
@@ -203,10 +203,16 @@ class _Reader:
             raise self._error(where, f"{name}: a {verb.name} step writes files", "give it an `output:`")
         return step
 
-    def _exists(self, value: Any) -> bool:
-        return isinstance(value, dict) or (
-            isinstance(value, str) and (self._reference(value) is not None or self._path(value).exists())
-        )
+    def _names_file(self, key: str, value: Any) -> bool:
+        """Whether an option of a training that may be several things is a path here.
+
+        `init` may be a word, `sample` prompts, and `validation` a share of the pictures.
+        """
+        if not isinstance(value, str):
+            return isinstance(value, dict)
+        if key == "sample":
+            return value.endswith(".txt")
+        return key != "init" or self._reference(value) is not None or self._path(value).exists()
 
     def _inputs(self, value: Any, where: Where, verb: Verb, key: str) -> Any:
         if key not in verb.several:
@@ -278,7 +284,7 @@ class _Reader:
         return word if word in self._tables else None
 
     def _path(self, word: str) -> Path:
-        return self._document.folder / word
+        return resolve_base(word) if word == TINY else self._document.folder / word
 
     def _number(self, value: Any, where: Where) -> float:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
