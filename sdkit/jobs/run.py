@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -35,6 +36,7 @@ PathLike = str | os.PathLike[str]
 
 # Jobs whose dry run would calculate everything: they are only checked, not planned.
 _DEAR_PLANS = frozenset({"combine", "extract", "resize", "scale", "subtract"})
+_OPTION = re.compile(r"(?:--)?([\w-]+)[=:]")
 # What says which adapters are added up.
 SUMMANDS = frozenset({"base", "adapters", "alpha", "adapter", "factor", "first", "second"})
 
@@ -431,7 +433,8 @@ class _Run:
             yield
         except SdkitError as error:
             kind = UsageError if error.exit_code == UsageError.exit_code else SdkitError
-            place = self._recipe.document.place(step.where)
+            option = _OPTION.match(error.message)  # a job begins what it says of an option with its name
+            place = self._recipe.document.place((*step.where, option[1]) if option else step.where)
             raise kind(f"{place}: {step.name}: {error.message}", error.hint) from error
 
 
