@@ -145,6 +145,23 @@ def run(
     return RunReport(document.name, tuple(reports), finished and not dry_run, seconds, dry_run)
 
 
+def plan_model(recipe: PathLike | Mapping[str, Any], stack: ExitStack, settings: Mapping[str, Any]) -> LazyWeights:
+    """The model that a recipe's last blend or merge computes, as an expression. Nothing is written.
+
+    Args:
+        recipe: as `run` takes it.
+        stack: keeps the files open that it is computed from.
+        settings: changed options, as `run` takes them.
+
+    Raises:
+        SdkitError: whatever is wrong; or no step computes a model from files that are there.
+    """
+    steps = read_recipe(_document(recipe, settings), None)
+    hooks = {"threads": None, "progress": NoProgress(), "watch": lambda event: None, "should_stop": StopRequest()}
+    _check_pins(steps, NoProgress())
+    return _Run(steps, hooks, force=True, dry_run=True).plan(stack)
+
+
 def _document(recipe: PathLike | Mapping[str, Any], settings: Mapping[str, Any]) -> Document:
     """The recipe with its changed options; a training run as a recipe of one step."""
     document = Document("recipe", Path(), dict(recipe)) if isinstance(recipe, Mapping) else read_document(Path(recipe))
@@ -211,13 +228,28 @@ class _Run:
         self._stack = ExitStack()
 
     def go(self) -> list[StepReport]:
-        reports: list[StepReport] = []
         with self._stack:
-            for step in self._recipe.steps:
-                with self._located(step):
-                    reports.append(self._step(step))
-                if reports[-1].state == "interrupted":
-                    break
+            return self._steps()
+
+    def plan(self, stack: ExitStack) -> LazyWeights:
+        """The last model that is computed, and not read from a file; `stack` closes what it is computed from."""
+        stack.enter_context(self._stack)
+        self._steps()
+        models = [value for value in self._values.values() if isinstance(value, LazyWeights)]
+        if not models:
+            raise UsageError(
+                f"{self._recipe.document.name}: no step computes a model from files that are there",
+                "it needs a blend, or a merge into a checkpoint",
+            )
+        return models[-1]
+
+    def _steps(self) -> list[StepReport]:
+        reports: list[StepReport] = []
+        for step in self._recipe.steps:
+            with self._located(step):
+                reports.append(self._step(step))
+            if reports[-1].state == "interrupted":
+                break
         return reports
 
     def _step(self, step: Step) -> StepReport:

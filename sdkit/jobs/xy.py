@@ -20,6 +20,7 @@ from sdkit.generation.request import Request
 from sdkit.jobs.blend import blend
 from sdkit.jobs.generate import ignore
 from sdkit.jobs.inputs import Unwritten
+from sdkit.jobs.run import plan_model
 from sdkit.report.sheet import contact_sheet
 from sdkit.weights.atomic import check_target, write_file
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from sdkit.streaming.lazy import LazyWeights
+
+    _Blends = tuple[list[LazyWeights], tuple[str, ...], str]
 
 PathLike = str | os.PathLike[str]
 MAX_COLUMNS = 64
@@ -38,8 +41,8 @@ class XYReport(Report):
 
     Attributes:
         output: the picture.
-        models: names of the models, the base last.
-        method: the merge method.
+        models: names of the models, the base last; of a recipe its own.
+        method: the merge method, or ``recipe``.
         alphas: strengths, from left to right.
         rows: what stands left of the rows.
         seconds: wall time.
@@ -56,7 +59,7 @@ class XYReport(Report):
 
 
 def xy(
-    models: Sequence[PathLike],
+    models: PathLike | Sequence[PathLike],
     prompt: str | Sequence[str],
     output: PathLike = "xy.png",
     *,
@@ -64,6 +67,7 @@ def xy(
     method: str = "weighted_sum",
     base: PathLike | None = None,
     parameters: Mapping[str, Any] | None = None,
+    step: str = "",
     count: int = 1,
     device: str = "auto",
     precision: str = "auto",
@@ -75,13 +79,14 @@ def xy(
     """Draw the same pictures with a blend at each of several strengths.
 
     Args:
-        models: as `sdkit.blend` takes them.
+        models: as `sdkit.blend` takes them, or a recipe as `sdkit.run` takes it.
         prompt: one or several; each is a row.
         output: the picture, a PNG file.
         alphas: the strengths; each is a column.
         method: the merge method, one that has the option ``alpha``.
         base: what differences are taken from, for methods that need it.
         parameters: the method's other options.
+        step: of the recipe, whose alpha it is; may be left out where there is one step.
         count: seeds of every prompt; each is a row.
         device: ``auto`` or a device's name.
         precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
@@ -103,26 +108,51 @@ def xy(
         raise UsageError(f"{target}: pictures are written as PNG files", f"use -o {target.with_suffix('.png')}")
     check_target(target, overwrite=force)
     with ExitStack() as stack:
-        blends = []
-        for alpha in alphas:
-            step = Unwritten(f"alpha {alpha:g}", stack)
-            given = {**(parameters or {}), "alpha": alpha}
-            report = blend(models, step, method=method, base=base, parameters=given)
-            assert step.model is not None, "an unwritten blend leaves its model"
-            blends.append(step.model)
+        given = [models] if isinstance(models, (str, os.PathLike)) else list(models)
+        if len(given) == 1:
+            blends, names, rule = _of_recipe(Path(given[0]), alphas, step, stack)
+        else:
+            blends, names, rule = _of_models(given, alphas, stack, method=method, base=base, parameters=parameters)
         if not dry_run:
-            picture, first = _sheet(blends, rows, device, precision, watch or ignore)
-            said = Parameters(first, model=f"{' + '.join(report.models)} by {report.method}")
+            picture, first = _sheet(blends, alphas, rows, device, precision, watch or ignore)
+            said = Parameters(first, model=f"{' + '.join(names)} by {rule}")
             write_file(target, png(picture, str(said)), overwrite=force)
     return XYReport(
         output=str(target),
-        models=report.models,
-        method=report.method,
+        models=names,
+        method=rule,
         alphas=tuple(alphas),
         rows=tuple(label for label, _ in rows),
         seconds=time.perf_counter() - began,
         dry_run=dry_run,
     )
+
+
+def _of_models(
+    models: Sequence[PathLike],
+    alphas: Sequence[float],
+    stack: ExitStack,
+    *,
+    method: str,
+    base: PathLike | None,
+    parameters: Mapping[str, Any] | None,
+) -> _Blends:
+    """The blends of models, what they are blends of, and by which method."""
+    blends = []
+    for alpha in alphas:
+        step = Unwritten("blend", stack)
+        report = blend(models, step, method=method, base=base, parameters={**(parameters or {}), "alpha": alpha})
+        assert step.model is not None, "an unwritten blend leaves its model"
+        blends.append(step.model)
+    return blends, report.models, report.method
+
+
+def _of_recipe(recipe: Path, alphas: Sequence[float], step: str, stack: ExitStack) -> _Blends:
+    """The same of a recipe, with the alpha of one step changed."""
+    if recipe.suffix not in (".yaml", ".yml"):
+        raise UsageError(f"{recipe}: a single model is no blend", "name two models, or a recipe (.yaml)")
+    key = f"{step}.alpha" if step else "alpha"
+    return [plan_model(recipe, stack, {key: alpha}) for alpha in alphas], (recipe.name,), "recipe"
 
 
 def _rows(prompts: Sequence[str], count: int, settings: Mapping[str, Any]) -> list[tuple[str, Request]]:
@@ -141,6 +171,7 @@ def _rows(prompts: Sequence[str], count: int, settings: Mapping[str, Any]) -> li
 
 def _sheet(
     blends: Sequence[LazyWeights],
+    alphas: Sequence[float],
     rows: Sequence[tuple[str, Request]],
     device: str,
     precision: str,
@@ -165,4 +196,4 @@ def _sheet(
         first = checked(requests[0], backbone)
     pictures = [[column[number] for column in columns] for number in range(len(rows))]
     labels = [label for label, _ in rows]
-    return contact_sheet([model.name for model in blends], list(zip(labels, pictures, strict=True))), first
+    return contact_sheet([f"alpha {alpha:g}" for alpha in alphas], list(zip(labels, pictures, strict=True))), first

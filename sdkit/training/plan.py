@@ -196,7 +196,7 @@ def make_plan(
         memory_bytes=estimate.memory_bytes + state,
         seconds=estimate.step_seconds * steps + (prior.seconds if prior else 0.0),
         class_pictures=prior,
-        notes=(*_notes(dataset), *size.notes, *method.notes(base, options)),
+        notes=(*_notes(dataset), *size.notes, *method.notes(base, dataset, options)),
     )
 
 

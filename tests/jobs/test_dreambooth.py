@@ -135,7 +135,11 @@ def test_pictures_of_the_class_may_be_given(tiny_base: Path, pictures: Path, tmp
     folder = tmp_path / "class"
     folder.mkdir()
     Image.new("RGB", (16, 16), "blue").save(folder / "img1.png")
-    report = train(tiny_base, pictures, tmp_path / "x", class_="ball", class_data=str(folder), steps=2, save_every=1)
+    own = {"class_": "ball", "class_data": str(folder), "as_": "lora"}
+    report = train(tiny_base, pictures, tmp_path / "x", **own)
+    with open_weights(report.output) as weights:
+        assert str(tmp_path) not in json.dumps(weights.metadata)  # nor in what others are shown
+    assert str(folder) not in (tmp_path / "x" / "report.html").read_text()
     assert report.plan.class_pictures is not None
     assert (report.plan.class_pictures.pictures, report.plan.class_pictures.to_draw) == (1, 0)
     assert report.plan.pictures == 5 and not drawn()

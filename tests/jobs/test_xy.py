@@ -64,6 +64,24 @@ def test_strength_zero_is_the_first_model(tiny_base: Path, other: Path, tmp_path
     assert at_zero.tobytes() == drawn.tobytes() != at_one.tobytes()
 
 
+def test_a_recipe_is_drawn_at_several_strengths_of_one_step(
+    tiny_base: Path, other: Path, tmp_path: Path, cells: list
+) -> None:
+    recipe = tmp_path / "mix.yaml"
+    first = f"  half: {{blend: [{tiny_base}, {other}], alpha: 0.5}}\n"
+    recipe.write_text(f"steps:\n{first}  mix: {{blend: [half, {other}], method: slerp, output: mix}}\n")
+    report = sdkit.xy(recipe, "a", tmp_path / "xy.png", alphas=[0.2, 0.9], step="mix", **FEW)
+    assert (report.models, report.method) == (("mix.yaml",), "recipe")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mix.yaml", "xy.png"]
+    sdkit.run(recipe, settings={"mix.alpha": 0.9})
+    written = draw(load_backbone(tmp_path / "mix"), [Request("a", **FEW)])[0]
+    assert cells[0][1][0][1][1].tobytes() == written.tobytes()
+    with pytest.raises(UsageError, match="names no option of a step"):
+        sdkit.xy(recipe, "a", tmp_path / "xy2.png", alphas=[0.5])
+    with pytest.raises(UsageError, match="a single model is no blend"):
+        sdkit.xy(tiny_base, "a", tmp_path / "xy2.png", alphas=[0.5])
+
+
 def test_nothing_is_loaded_before_everything_is_checked(
     tiny_base: Path, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

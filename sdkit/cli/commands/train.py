@@ -165,7 +165,8 @@ def describe(report: Any) -> list[str]:
     if report.dry_run:
         return [*lines, "nothing was trained"]
     if not report.finished:
-        return [*lines, f"interrupted at step {report.step}; the state is saved. Continue with:", f"  {report.resume}"]
+        kept = f"at step {report.step}; the state is saved" if report.step else "while drawing; what is drawn is kept"
+        return [*lines, f"interrupted {kept}. Continue with:", f"  {report.resume}"]
     if report.validation is not None:
         lines.append(f"held-out loss {report.validation_before:.4f} -> {report.validation:.4f}{_fall(report)}")
     loss = f", loss {report.loss:.4f}" if report.loss is not None else ""
@@ -184,8 +185,10 @@ def _class_lines(prior: Any) -> list[str]:
 def _fall(report: Any) -> str:
     if report.validation_fall is None:
         return ""
-    low, high = report.validation_fall
-    return f", fell by {report.validation_before - report.validation:.4f} (95 %: {low:.4f} to {high:.4f})"
+    fall = report.validation_before - report.validation
+    how, sign = ("fell", 1) if fall >= 0 else ("rose", -1)
+    low, high = sorted(sign * end for end in report.validation_fall)
+    return f", {how} by {abs(fall):.4f} (95 %: {low:.4f} to {high:.4f})"
 
 
 def plan_lines(plan: Any) -> list[str]:

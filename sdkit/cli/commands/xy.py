@@ -1,6 +1,7 @@
 """Draw what a blend makes of the same prompts at several strengths.
 
 sdkit xy a.safetensors b.safetensors --alpha 0:1:0.25 --prompt "a cat" -o xy.png
+sdkit xy mix.yaml --step mix --alpha 0,0.5,1 --prompt "a cat"
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from sdkit.core.human import human_seconds
 
 
 @click.command("xy", no_args_is_help=True)
-@click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="A B [C]")
+@click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="A B [C] | RECIPE")
 @click.option("--alpha", required=True, metavar="FROM:TO:STEP", help="Strengths: 0:1:0.25, or 0,0.3,1.")
 @click.option("-p", "--prompt", "prompts", multiple=True, required=True, help="What to draw; each is a row.")
 @click.option("-n", "--negative", help="What not to draw.")
@@ -25,6 +26,7 @@ from sdkit.core.human import human_seconds
 @click.option("-m", "--method", default="weighted-sum", show_default=True, help="The merge method; see `sdkit blend`.")
 @click.option("--base", type=click.Path(path_type=Path), help="What differences are taken from.")
 @click.option("--parameter", "parameters", multiple=True, metavar="NAME=VALUE", help="Another option of the method.")
+@click.option("--step", default="", help="Of RECIPE: the step whose alpha it is [default: the only one].")
 @click.option("--count", type=click.IntRange(1), default=1, show_default=True, help="Seeds of every prompt; rows too.")
 @click.option("--seed", type=int, help="The first seed [default: 0].")
 @click.option("--steps", type=int, help="Steps of the sampler [default: 25].")
@@ -48,9 +50,9 @@ def command(
     parameters: tuple[str, ...],
     **options: Any,
 ) -> None:
-    """Draw the same prompts with a blend of A and B at several strengths, as one labelled picture.
+    """Draw the same prompts with a blend of A and B, or what RECIPE makes, at several strengths of it.
 
-    Strengths are columns, prompts and seeds are rows. No blended model is written.
+    One labelled picture: strengths are columns, prompts and seeds are rows. No blended model is written.
     """
     from sdkit.cli.commands.blend import named_values, parsed
     from sdkit.cli.progress import show_drawing

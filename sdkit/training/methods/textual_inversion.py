@@ -15,7 +15,7 @@ from sdkit.families.family import Model
 from sdkit.formats import read_adapter, write_adapter
 from sdkit.formats.textual_inversion import SUFFIXES
 from sdkit.runtime.tokens import check_fits, token_widths
-from sdkit.training.captions import PLACE, naming, templates_of
+from sdkit.training.captions import PLACE, cut_off, naming, templates_of
 from sdkit.training.data import Dataset
 from sdkit.training.identifier import base_tokenizer, known_words
 from sdkit.training.method import COMMON, DENOISING, Method, Result, Size, read_captioned
@@ -66,9 +66,11 @@ def _size(model: Model, options: TrainOptions) -> Size:
     return Size(count, len(widths), count * item + 2500)
 
 
-def _notes(base: Base, options: TrainOptions) -> list[str]:
-    notes = []
+def _notes(base: Base, dataset: Dataset, options: TrainOptions) -> list[str]:
     tokenizer = base_tokenizer(base.path, base.configs["text_encoder"])
+    length = int(base.configs["text_encoder"]["max_position_embeddings"])
+    cut = cut_off(dataset, tokenizer, options.token, options.vectors or 1, length)
+    notes = [f"in {cut} captions {options.token} comes after the {length} tokens that are read"] if cut else []
     known = known_words(tokenizer, options.token)
     if known:
         notes.append(
