@@ -128,8 +128,9 @@ def run(
         SdkitError: whatever is wrong, with file and line, before the first byte is written as far as it can be known.
     """
     began = time.perf_counter()
-    document = _document(recipe, settings or {})
-    steps = read_recipe(document, Path(output) if output is not None else None)
+    folder = Path(output) if output is not None else None
+    document = _document(recipe, settings or {}, folder)
+    steps = read_recipe(document, folder)
     hooks = {
         "threads": threads,
         "progress": progress or NoProgress(),
@@ -162,24 +163,26 @@ def plan_model(recipe: PathLike | Mapping[str, Any], stack: ExitStack, settings:
     return _Run(steps, hooks, force=True, dry_run=True).plan(stack)
 
 
-def _document(recipe: PathLike | Mapping[str, Any], settings: Mapping[str, Any]) -> Document:
+def _document(
+    recipe: PathLike | Mapping[str, Any], settings: Mapping[str, Any], folder: Path | None = None
+) -> Document:
     """The recipe with its changed options; a training run as a recipe of one step."""
     document = Document("recipe", Path(), dict(recipe)) if isinstance(recipe, Mapping) else read_document(Path(recipe))
     if "method" in document.value:
-        document = _training_run(document)
+        document = _training_run(document, Path("runs").absolute() if folder is None else Path())
     value = document.value
     for key, setting in settings.items():
         value = _changed(document, value, key, setting)
     return replace(document, value=value)
 
 
-def _training_run(document: Document) -> Document:
+def _training_run(document: Document, runs: Path) -> Document:
     """``method: lora`` and what follows it as the one step of a recipe."""
     given = dict(document.value)
     method, name = given.pop("method"), Path(document.name).stem
     if "output" not in given and given.get("data"):
         data = (document.folder / str(given["data"])).absolute().name
-        given["output"] = str(Path("runs", f"{data}-{method}").absolute())
+        given["output"] = str(runs / f"{data}-{method}")
     step = "train" if not name.isidentifier() else name
     lines = {("steps", step, *where): line for where, line in document.lines.items()}
     return replace(document, value={"steps": {step: {"train": method, **given}}}, lines=lines)
