@@ -34,7 +34,7 @@ WRONG = {
     "training method": ("steps:\n  x:\n    train: lroa\n", "unknown training method 'lroa'", "lora"),
     "value out of range": (
         MIX + "    method: tensor_sum\n    alpha: 2\n    output: o.safetensors\n",
-        "mix.yaml:2: mix: alpha=2",
+        "mix.yaml:5: mix: alpha=2",
         "",
     ),
     "missing file": (
@@ -76,7 +76,7 @@ WRONG = {
     "not text": ("steps: \x00", "no YAML", ""),
     "stochastic without output": (
         MIX + "    stochastic: 1\n  o:\n    merge: [mix, lora.safetensors]\n    output: o.safetensors\n",
-        "mix.yaml:2: mix: stochastic: the step mix writes nothing",
+        "mix.yaml:4: mix: stochastic: the step mix writes nothing",
         "",
     ),
     "adapter among models": (
