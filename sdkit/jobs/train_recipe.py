@@ -8,7 +8,7 @@ from typing import Any
 from sdkit.core.errors import UsageError
 from sdkit.families.bases import TINY
 from sdkit.jobs.recipe.document import read_document
-from sdkit.training.options import init_file
+from sdkit.training.options import init_file, may_be_adapter
 
 PATHS = ("base", "data", "output", "validation", "init", "class_data")
 
@@ -40,5 +40,5 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
 def _is_no_path(key: str, value: Any, folder: Path) -> bool:
     """A base may be the embedded one, validation a share, and an embedding may begin as a word."""
-    is_word = key == "init" and init_file(str(value)) is None and not (folder / str(value)).is_file()
+    is_word = key == "init" and init_file(str(value)) is None and not may_be_adapter(folder / str(value))
     return is_word or isinstance(value, float) or (key, value) == ("base", TINY)

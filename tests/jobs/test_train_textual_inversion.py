@@ -142,11 +142,15 @@ def test_what_is_wrong_is_named_before_anything_is_computed(tiny_base: Path, bar
 def test_a_recipe_s_word_is_no_path(tmp_path: Path) -> None:
     from sdkit.jobs.train_recipe import read_recipe
 
-    (tmp_path / "x.yaml").write_text("method: textual-inversion\ninit: ball\n")
-    assert read_recipe(tmp_path / "x.yaml")["init"] == "ball"
-    (tmp_path / "ball.pt").touch()
-    (tmp_path / "x.yaml").write_text("method: textual-inversion\ninit: ball.pt\n")
-    assert read_recipe(tmp_path / "x.yaml")["init"] == tmp_path / "ball.pt"
+    def init(value: str) -> Any:
+        (tmp_path / "x.yaml").write_text(f"method: textual-inversion\ninit: {value}\n")
+        return read_recipe(tmp_path / "x.yaml")["init"]
+
+    (tmp_path / "ball").mkdir()
+    assert init("ball") == "ball"  # a folder of pictures
+    (tmp_path / "ball" / "adapter_config.json").touch()
+    assert init("ball") == tmp_path / "ball"
+    assert init("cat.pt") == tmp_path / "cat.pt"
 
 
 def test_the_same_run_gives_the_same_file(tiny_base: Path, bare: Path, tmp_path: Path) -> None:

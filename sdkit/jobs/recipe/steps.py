@@ -16,6 +16,7 @@ from sdkit.core.plugins import nearest_hint
 from sdkit.families.bases import TINY, resolve_base
 from sdkit.jobs.recipe.document import Document, Where
 from sdkit.jobs.recipe.verbs import Verb, load_verb, verb_names
+from sdkit.training.options import init_file, may_be_adapter
 
 _REFERENCE = re.compile(r"\$\{([^}]*)\}")
 _NAME = re.compile(r"[A-Za-z_][\w-]*")
@@ -210,7 +211,9 @@ class _Reader:
             return isinstance(value, dict)
         if key == "sample":
             return value.endswith(".txt")
-        return key != "init" or self._reference(value) is not None or self._path(value).exists()
+        if key != "init" or self._reference(value) is not None:
+            return True
+        return init_file(value) is not None or may_be_adapter(self._path(value))
 
     def _inputs(self, value: Any, where: Where, verb: Verb, key: str) -> Any:
         if key not in verb.several:
