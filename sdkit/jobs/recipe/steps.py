@@ -191,8 +191,6 @@ class _Reader:
         for key, (value, spot) in given.items():
             if key in more_paths and not self._names_file(key, value):
                 arguments[key] = value
-            elif key == "base" and value == TINY:
-                arguments[key] = Source(spot, resolve_base(TINY))
             elif key in verb.paths | more_paths and value is not None:
                 arguments[key] = self._inputs(value, spot, verb, key)
             else:
