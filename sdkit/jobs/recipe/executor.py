@@ -295,8 +295,6 @@ class Executor:
     def _call(self, step: Step, given: Mapping[str, Any], **controls: Any) -> Any:
         """Call the step's job with what it takes of the controls."""
         known = {key: value for key, value in {**self._hooks, **controls}.items() if key in step.verb.controls}
-        if step.verb.name != "train":
-            known.pop("watch", None)  # events are a training's
         return step.verb.function(output=step.output, **bound(given, step.verb), **known)
 
     def _plans(self, step: Step) -> bool:
