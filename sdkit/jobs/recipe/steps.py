@@ -15,6 +15,7 @@ from sdkit.core.errors import SdkitError, UsageError
 from sdkit.core.plugins import nearest_hint
 from sdkit.jobs.recipe.document import Document, Where
 from sdkit.jobs.recipe.verbs import Verb, load_verb, verb_names
+from sdkit.registry.names import resolve
 
 _REFERENCE = re.compile(r"\$\{([^}]*)\}")
 _NAME = re.compile(r"[A-Za-z_][\w-]*")
@@ -275,7 +276,13 @@ class _Reader:
         return word if word in self._tables else None
 
     def _path(self, word: str) -> Path:
-        return self._document.folder / word
+        """A path relative to the recipe; where nothing is or will be there, the file of the model of that name."""
+        path = self._document.folder / word
+        written = any(isinstance(table, dict) and table.get("output") == word for table in self._tables.values())
+        if written or path.exists():
+            return path
+        found = resolve(word)
+        return path if found == Path(word) else found
 
     def _number(self, value: Any, where: Where) -> float:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
