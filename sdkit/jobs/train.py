@@ -18,6 +18,7 @@ from sdkit.core.paths import cache_folder
 from sdkit.core.report import Report
 from sdkit.families.bases import resolve_base
 from sdkit.jobs.class_pictures import STEPS, ClassPictures, class_pictures, given_pictures
+from sdkit.jobs.record import recorded
 from sdkit.jobs.report import report
 from sdkit.jobs.run_facts import begun, ended, without_places, written_bytes
 from sdkit.jobs.samples import Samples, sample_prompts, sample_requests
@@ -142,9 +143,9 @@ def train(
     folder = RunFolder.of(target, suffix)
     settled = kind.settle(parsed, folder.result.stem)
     request = _Request(name, kind, found, Path(data), folder, settled, dict(options), target)
-    return _Run(request, watch or (lambda event: None), should_stop or StopRequest()).go(
-        resume=resume, force=force, dry_run=dry_run
-    )
+    run = _Run(request, watch or (lambda event: None), should_stop or StopRequest())
+    report = run.go(resume=resume, force=force, dry_run=dry_run)
+    return recorded(report, [base]) if run.is_main else report
 
 
 class _StoppedEarlyError(Exception):
@@ -166,6 +167,11 @@ class _Run:
         self._class_pictures: ClassPictures | None = None
         self._priors: list[Sample] = []
         self._processes = Processes()
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process, of several, is the one that writes."""
+        return self._processes.is_main
 
     def go(self, *, resume: bool, force: bool, dry_run: bool) -> TrainReport:
         request = self._request

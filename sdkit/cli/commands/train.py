@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from sdkit.cli.errors import INTERRUPTED
+from sdkit.cli.names import BASE
 from sdkit.cli.output import Output, output_options
 from sdkit.core.errors import UsageError
 from sdkit.core.human import human_bytes, human_seconds
@@ -66,7 +67,7 @@ class _MethodCommand(click.Command):
 
 def _method_command(name: str, summary: str) -> click.Command:
     parameters = [
-        click.Option(["--base"], required=True, help="Checkpoint, diffusers folder, or tiny."),
+        click.Option(["--base"], type=BASE, required=True, help="Checkpoint, diffusers folder, or tiny."),
         click.Option(
             ["--data"], type=click.Path(path_type=Path), required=True, help="Folder of pictures with captions."
         ),
@@ -83,7 +84,7 @@ def _method_command(name: str, summary: str) -> click.Command:
 
 def _recipe_command(path: Path) -> click.Command:
     parameters = [
-        click.Option(["--base"], help="Instead of the recipe's base."),
+        click.Option(["--base"], type=BASE, help="Instead of the recipe's base."),
         click.Option(["--data"], type=click.Path(path_type=Path), help="Instead of the recipe's data."),
         *_common(),
     ]

@@ -16,6 +16,7 @@ from sdkit.core.plugins import nearest_hint
 from sdkit.families.bases import TINY, resolve_base
 from sdkit.jobs.recipe.document import Document, Where
 from sdkit.jobs.recipe.verbs import Verb, load_verb, verb_names
+from sdkit.registry.names import resolve
 from sdkit.training.options import init_file, may_be_adapter
 
 _REFERENCE = re.compile(r"\$\{([^}]*)\}")
@@ -285,7 +286,15 @@ class _Reader:
         return word if word in self._tables else None
 
     def _path(self, word: str) -> Path:
-        return resolve_base(word) if word == TINY else self._document.folder / word
+        """A path relative to the recipe; where nothing is or will be there, the file of the model of that name."""
+        if word == TINY:
+            return resolve_base(word)
+        path = self._document.folder / word
+        written = any(isinstance(table, dict) and table.get("output") == word for table in self._tables.values())
+        if written or path.exists():
+            return path
+        found = resolve(word)
+        return path if found == Path(word) else found
 
     def _number(self, value: Any, where: Where) -> float:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
