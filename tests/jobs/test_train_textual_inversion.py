@@ -130,7 +130,7 @@ def test_what_is_wrong_is_named_before_anything_is_computed(tiny_base: Path, bar
 
     refused("vectors=17: must be at most 16", vectors=17)
     refused("format=peft: no embedding is written in it", format="peft")
-    refused("save_dtype=keep: unknown", save_dtype="keep")
+    refused("unknown number format 'keep'", save_dtype="keep")
     assert "style" in refused("property=stile: unknown", property="stile").hint
     refused("unknown option rank=", rank=4)
     refused("no such file", init="nothing.safetensors")
