@@ -24,6 +24,7 @@ _LAZY = {
     "inspect": "sdkit.jobs.inspect",
     "merge": "sdkit.jobs.merge",
     "open": "sdkit.jobs.lazy_model",
+    "open_registry": "sdkit.registry",
     "reproduce": "sdkit.jobs.reproduce",
     "resize": "sdkit.jobs.combine",
     "run": "sdkit.jobs.run",
@@ -31,6 +32,7 @@ _LAZY = {
     "subtract": "sdkit.jobs.combine",
     "train": "sdkit.jobs.train",
     "unmerge": "sdkit.jobs.unmerge",
+    "xy": "sdkit.jobs.xy",
 }
 
 __all__ = [  # noqa: F822  (lazy: PEP 562)
@@ -45,6 +47,7 @@ __all__ = [  # noqa: F822  (lazy: PEP 562)
     "inspect",
     "merge",
     "open",
+    "open_registry",
     "reproduce",
     "resize",
     "run",
@@ -52,6 +55,7 @@ __all__ = [  # noqa: F822  (lazy: PEP 562)
     "subtract",
     "train",
     "unmerge",
+    "xy",
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -72,6 +73,16 @@ def real_header() -> Callable[[str], dict[str, Any]]:
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing a test computes goes into the cache of the person who runs it."""
     monkeypatch.setenv("SDKIT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test has a registry of its own, made when something is registered."""
+    monkeypatch.setenv("SDKIT_HOME", str(tmp_path_factory.getbasetemp() / f"home-{next(_HOMES)}"))
+    monkeypatch.delenv("SDKIT_REGISTRY", raising=False)
+
+
+_HOMES = itertools.count()
 
 
 @pytest.fixture(scope="session")

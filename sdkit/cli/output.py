@@ -85,6 +85,8 @@ def output_options(function: Callable[..., None]) -> Callable[..., None]:
 
 def clean(text: str) -> str:
     """One line of text that came from anywhere, safe to print: no escape sequences, no control or invisible signs."""
+    if text.isprintable():
+        return text
     text = _ESCAPE_SEQUENCES.sub("", text)
     return "".join(sign if sign.isprintable() else " " if sign in "\n\r\t\N{NO-BREAK SPACE}" else "?" for sign in text)
 

@@ -1,4 +1,4 @@
-"""Folders of the person who runs sdkit."""
+"""Folders of the person who runs sdkit. ``SDKIT_HOME`` moves all of them."""
 
 from __future__ import annotations
 
@@ -6,14 +6,32 @@ import os
 import sys
 from pathlib import Path
 
+_NAME = "sdkit-studio"  # the name `sdkit` belongs to another program, which keeps files of its own
 
-def cache_folder() -> Path:
-    """Where things go that can be made again: ``SDKIT_CACHE``, else the system's cache folder."""
-    chosen = os.environ.get("SDKIT_CACHE")
+
+def data_folder() -> Path:
+    """Where things stay that are worth keeping: ``SDKIT_HOME``, else the system's folder for a program's data."""
+    chosen = os.environ.get("SDKIT_HOME")
     if chosen:
         return Path(chosen)
     if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "sdkit" / "cache"
+        return _local_app_data() / _NAME
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "sdkit"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sdkit"
+        return Path.home() / "Library" / "Application Support" / _NAME
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / _NAME
+
+
+def cache_folder() -> Path:
+    """Where things go that can be made again: ``SDKIT_CACHE``, else below ``SDKIT_HOME``, else the system's folder."""
+    chosen = os.environ.get("SDKIT_CACHE")
+    if chosen:
+        return Path(chosen)
+    if os.environ.get("SDKIT_HOME") or sys.platform == "win32":
+        return data_folder() / "cache"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / _NAME
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / _NAME
+
+
+def _local_app_data() -> Path:
+    return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")

@@ -30,6 +30,7 @@ from sdkit.jobs.inputs import (
     with_earlier_steps,
 )
 from sdkit.jobs.merge_checks import check_is_not_input, check_not_rounded
+from sdkit.jobs.record import recorded
 from sdkit.merging.align import Source, structural
 from sdkit.merging.blend import Ema, Missing, Plan, Policy, plan_blend
 from sdkit.merging.blocks import VAE, BlockSpec, given_blocks
@@ -194,7 +195,8 @@ def blend(
         force,
     )
     with input_stack(request.output) as stack:
-        return _Blend(request, stack, progress or NoProgress(), threads).run(dry_run=dry_run)
+        report = _Blend(request, stack, progress or NoProgress(), threads).run(dry_run=dry_run)
+        return recorded(report, [*request.models, base, vae])
 
 
 class _Blend:

@@ -43,6 +43,7 @@ from sdkit.jobs.algebra import (
     stem,
 )
 from sdkit.jobs.merge_checks import check_is_not_input
+from sdkit.jobs.record import recorded
 from sdkit.streaming.expression import torch_dtype
 from sdkit.weights import DType, open_weights
 from sdkit.weights.dtypes import parse_dtype
@@ -200,7 +201,8 @@ class _Sum:
             check_is_not_input(target, [path for path, _ in self._pairs])
             check_result(target, format, force=self._options.force)
             result = self._result(opened, format)
-            return finish(result, target, self._began, force=self._options.force, dry_run=self._options.dry_run)
+            report = finish(result, target, self._began, force=self._options.force, dry_run=self._options.dry_run)
+            return recorded(report, [*self._pairs, self._options.base])
 
     def _open(self, stack: ExitStack) -> Opened:
         options, paths = self._options, [path for path, _ in self._pairs]

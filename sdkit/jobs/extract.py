@@ -32,6 +32,7 @@ from sdkit.jobs.algebra import (
     stem,
 )
 from sdkit.jobs.merge_checks import check_is_not_input, known_model
+from sdkit.jobs.record import recorded
 from sdkit.merging.bake import quantisation_scale
 from sdkit.streaming.expression import torch_dtype
 from sdkit.weights import Weights, open_weights
@@ -126,7 +127,8 @@ def extract(
     with ExitStack() as stack:
         job = _Extract(Path(tuned), Path(base), stack, _rule(rank, ratio, error), dtype)
         result = job.run(conv_rank, tucker, diffs, format, threads, progress or NoProgress())
-        return finish(result, target, job.began, force=force, dry_run=dry_run)
+        report = finish(result, target, job.began, force=force, dry_run=dry_run)
+        return recorded(report, [tuned, base])
 
 
 def _rule(rank: int | None, ratio: float | None, error: float | None) -> RankRule:

@@ -40,6 +40,7 @@ from sdkit.jobs.merge_checks import (
     unmatched_error,
 )
 from sdkit.jobs.merge_report import MergeReport, adapter_report
+from sdkit.jobs.record import recorded
 from sdkit.merging.bake import Bake, Dose, bake
 from sdkit.merging.blocks import BlockSpec, block_strengths
 from sdkit.merging.strengths import Strengths
@@ -147,7 +148,8 @@ def merge(
         force,
     )
     with input_stack(request.output) as stack:
-        return _Merge(request, stack, progress or NoProgress(), threads).run(dry_run=dry_run)
+        report = _Merge(request, stack, progress or NoProgress(), threads).run(dry_run=dry_run)
+        return recorded(report, [base, *pairs])
 
 
 class _Merge:

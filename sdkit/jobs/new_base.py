@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdkit.core.report import Report
+from sdkit.jobs.record import recorded
 
 PathLike = str | os.PathLike[str]
 
@@ -37,4 +38,4 @@ def new_base(
     from sdkit.runtime.create import create_base
 
     count = create_base(Path(configs), Path(output), seed=seed, dtype=dtype, overwrite=force)
-    return NewBase(str(output), count)
+    return recorded(NewBase(str(output), count))

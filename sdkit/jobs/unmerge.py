@@ -19,6 +19,7 @@ from sdkit.formats import read_adapter
 from sdkit.jobs.merge import merge
 from sdkit.jobs.merge_checks import check_is_not_input
 from sdkit.jobs.merge_report import MergeReport
+from sdkit.jobs.record import recorded
 from sdkit.merging.undo import restored_outputs
 from sdkit.streaming import OutputFile, Stream
 from sdkit.weights import open_weights
@@ -81,7 +82,8 @@ def unmerge(
     if undo is not None:
         if adapters:
             raise UsageError("an undo file needs no adapters", "give either --undo or the adapters")
-        return _restore(merged, Path(undo), target, force=force, threads=threads, progress=progress or NoProgress())
+        progress = progress or NoProgress()
+        return recorded(_restore(merged, Path(undo), target, force=force, threads=threads, progress=progress), [merged])
     return _subtract(merged, adapters, target, force=force, threads=threads, progress=progress)
 
 

@@ -7,6 +7,7 @@ there. So every container and naming takes one path, and no pickle is ever execu
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,18 +34,18 @@ if TYPE_CHECKING:
 Configs = Mapping[str, Mapping[str, Any]]
 
 
-def load_backbone(path: Path | str, *, prediction: str | None = None) -> Backbone:
+def load_backbone(source: Path | str | Weights, *, prediction: str | None = None) -> Backbone:
     """Load a base, on the CPU and in float32.
 
     Args:
-        path: a diffusers folder or a single checkpoint file.
+        source: a diffusers folder or a single checkpoint file, or weights that are open or computed (they stay open).
         prediction: ``epsilon`` or ``v_prediction``, where the base does not say or says it wrongly.
 
     Raises:
         SdkitError: it is no base of a family that can be run, a component is missing, or its weights do not fit its
             configuration.
     """
-    with open_weights(path) as weights:
+    with nullcontext(source) if isinstance(source, Weights) else open_weights(source) as weights:
         model = identify(weights)
         kind = backbone_class(weights.path, model)
         configs = base_configs(weights, model)

@@ -53,6 +53,13 @@ def test_a_run_leaves_a_file_that_says_all_about_itself(tiny_base: Path, picture
     assert "train: base" in found.lineage[0]
 
 
+def test_on_sdxl(tiny_sdxl: Path, pictures: Path, tmp_path: Path) -> None:
+    report = train(tiny_sdxl, pictures, tmp_path / "x", steps=1, validation=str(pictures))
+    text = json.loads((tiny_sdxl / "unet" / "config.json").read_text())["cross_attention_dim"]
+    assert text in networks(report.output) and report.validation != report.validation_before
+    assert torch.load(report.output, weights_only=True)["modelspec.architecture"].startswith("stable-diffusion-xl")
+
+
 def test_some_widths_only_and_what_is_left_is_said(tiny_base: Path, pictures: Path, tmp_path: Path) -> None:
     report = train(tiny_base, pictures, tmp_path / "x", widths="24", save_dtype="fp16")
     assert list(networks(report.output)) == [24]
@@ -104,7 +111,7 @@ def test_another_kind_or_another_base_cannot_be_continued(tiny_base: Path, pictu
         ({"layer_dropout": "0,0.1"}, "has not the 3 entries"),
         ({"widths": "24,768"}, "widths=24,768: no attention of this base reads anything 768 wide"),
         ({"weight_init": "Zero"}, "weight_init=Zero: unknown"),
-        ({"save_dtype": "keep"}, "save_dtype=keep: unknown"),
+        ({"save_dtype": "keep"}, "unknown number format 'keep'"),
         ({"rank": 4}, "it is not one of hypernetwork"),
     ],
 )

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from sdkit.cli.names import MODEL, model_path
 from sdkit.cli.output import Output, columns
 from sdkit.core.errors import UsageError
 from sdkit.core.human import human_bytes
@@ -21,9 +22,7 @@ def algebra_options(function: Callable[..., None]) -> Callable[..., None]:
         click.option("-o", "--output", "target", type=click.Path(path_type=Path), help="File to write."),
         click.option("--format", "format", help="kohya, peft or diffusers [default: as the first adapter]."),
         click.option("--dtype", metavar="TYPE", help="fp16, bf16 or fp32 [default: the widest of the inputs]."),
-        click.option(
-            "--base", type=click.Path(path_type=Path), help="The model, if the adapter does not tell its family."
-        ),
+        click.option("--base", type=MODEL, help="The model, if the adapter does not tell its family."),
         click.option("--allow-unmatched", is_flag=True, help="Leave out tensors that belong to no module."),
         click.option(
             "--threads", type=click.IntRange(1), help="Workers; never changes the result [default: per core]."
@@ -125,15 +124,15 @@ Strength = TypeVar("Strength", float, None)
 
 
 def split_strength(text: str, alpha: Strength) -> tuple[Path, float | Strength]:
-    """``lora.safetensors=0.8`` → path and strength; a file that really has ``=`` in its name wins.
+    """``lora.safetensors=0.8`` → path and strength; a file that has ``=`` in its name wins; names of models will do.
 
     Raises:
         UsageError: what stands behind ``=`` is no number.
     """
     path, sign, strength = text.rpartition("=")
     if not sign or Path(text).exists():
-        return Path(text), alpha
+        return model_path(text), alpha
     try:
-        return Path(path), float(strength)
+        return model_path(path), float(strength)
     except ValueError:
         raise UsageError(f"{text}: {strength!r} is no strength", "write ADAPTER=0.8") from None

@@ -12,16 +12,17 @@ from typing import Any
 import click
 
 from sdkit.cli.commands._algebra import split_strength
+from sdkit.cli.names import MODEL, complete_models
 from sdkit.cli.output import Output, columns, output_options
 from sdkit.core.errors import UsageError
 from sdkit.core.human import human_bytes
 
 
 @click.command("blend", no_args_is_help=True)
-@click.argument("models", nargs=-1, metavar="A[=WEIGHT] B[=WEIGHT] ...")
+@click.argument("models", nargs=-1, metavar="A[=WEIGHT] B[=WEIGHT] ...", shell_complete=complete_models)
 @click.option("-m", "--method", default="weighted-sum", show_default=True, help="The merge method; see --list.")
 @click.option("-o", "--output", "target", type=click.Path(path_type=Path), help="File to write.")
-@click.option("--base", type=click.Path(path_type=Path), help="What differences are taken from (TIES, DARE, …).")
+@click.option("--base", type=MODEL, help="What differences are taken from (TIES, DARE, …).")
 @click.option("--alpha", metavar="NUMBER", help="Strength; 0,0.5,1 is a gradient over depth.")
 @click.option("--beta", metavar="NUMBER", help="Second strength of methods that have one.")
 @click.option(
@@ -33,7 +34,7 @@ from sdkit.core.human import human_bytes
 )
 @click.option("--unet-alpha", type=float, default=1.0, show_default=True, help="Multiplies alpha in the UNet.")
 @click.option("--te-alpha", type=float, default=1.0, show_default=True, help="Multiplies alpha in text encoders.")
-@click.option("--vae", type=click.Path(path_type=Path), help="Take the autoencoder from this file [default: A's].")
+@click.option("--vae", type=MODEL, help="Take the autoencoder from this file [default: A's].")
 @click.option("--blend-vae", is_flag=True, help="Blend the autoencoders too.")
 @click.option(
     "--missing",
@@ -81,7 +82,7 @@ def command(
     from sdkit.jobs.blend import blend
 
     texts = {
-        **_pairs(parameters),
+        **named_values(parameters),
         **{name: text for name, text in (("alpha", alpha), ("beta", beta)) if text is not None},
     }
     pairs = [split_strength(text, None) for text in models]
@@ -106,7 +107,8 @@ def parsed(method: str, texts: dict[str, str]) -> dict[str, Any]:
     return {name: known[name].parse(text) if name in known else text for name, text in texts.items()}
 
 
-def _pairs(parameters: tuple[str, ...]) -> dict[str, str]:
+def named_values(parameters: tuple[str, ...]) -> dict[str, str]:
+    """``density=0.3`` and the like as a table."""
     pairs = [text.partition("=") for text in parameters]
     for name, sign, _ in pairs:
         if not sign:

@@ -8,12 +8,13 @@ from typing import Any
 import click
 
 from sdkit.cli.commands._algebra import describe
+from sdkit.cli.names import MODEL
 from sdkit.cli.output import Output, output_options
 
 
 @click.command("extract", no_args_is_help=True)
-@click.argument("tuned", type=click.Path(path_type=Path))
-@click.argument("base", type=click.Path(path_type=Path))
+@click.argument("tuned", type=MODEL)
+@click.argument("base", type=MODEL)
 @click.option("-o", "--output", "target", type=click.Path(path_type=Path), help="[default: TUNED-lora.safetensors]")
 @click.option(
     "--rank", type=click.IntRange(1), help="Rank of every module [default: 32], or the largest allowed [128]."

@@ -11,13 +11,14 @@ from typing import Any
 import click
 
 from sdkit.cli.commands._algebra import split_strength
+from sdkit.cli.names import BASE, complete_models
 from sdkit.cli.output import Output, output_options
 from sdkit.core.errors import UsageError
 from sdkit.core.human import human_seconds
 
 
 @click.command("generate", no_args_is_help=True)
-@click.option("--base", help="Checkpoint, diffusers folder, or tiny.")
+@click.option("--base", type=BASE, help="Checkpoint, diffusers folder, or tiny.")
 @click.option("-p", "--prompt", "prompts", multiple=True, help="What to draw; several times for several prompts.")
 @click.option("-n", "--negative", help="What not to draw.")
 @click.option("-o", "--output", "target", type=click.Path(path_type=Path), default="picture.png", show_default=True)
@@ -30,7 +31,15 @@ from sdkit.core.human import human_seconds
 @click.option("--sampler", help="As web UIs name them; see --list [default: DPM++ 2M Karras].")
 @click.option("--clip-skip", type=int, help="Layer of the text encoder, from the end: 1 is the last [default: 1].")
 @click.option("--like", type=click.Path(path_type=Path), help="Take prompt and settings from a picture.")
-@click.option("--lora", "--adapter", "adapters", multiple=True, metavar="FILE[=STRENGTH]", help="Put an adapter live.")
+@click.option(
+    "--lora",
+    "--adapter",
+    "adapters",
+    multiple=True,
+    metavar="FILE[=STRENGTH]",
+    help="Put an adapter live.",
+    shell_complete=complete_models,
+)
 @click.option("--adapters", "folder", type=click.Path(path_type=Path), help="Folder of adapters that prompts name.")
 @click.option("--grid", is_flag=True, help="Write one picture of all, with labels.")
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Pictures drawn at once.")
@@ -43,7 +52,7 @@ from sdkit.core.human import human_seconds
 @output_options
 def command(
     output: Output,
-    base: str | None,
+    base: Path | str | None,
     prompts: tuple[str, ...],
     target: Path,
     adapters: tuple[str, ...],
@@ -60,11 +69,11 @@ def command(
         return
     if base is None:
         raise UsageError("no base is given", "name a checkpoint or a diffusers folder with --base")
-    from sdkit.cli.progress import show_steps
+    from sdkit.cli.progress import show_drawing
     from sdkit.jobs.generate import generate
 
     pairs = [split_strength(text, 1.0) for text in adapters]
-    with show_steps(output) as watch:
+    with show_drawing(output) as watch:
         report = generate(base, prompts, target, adapters=pairs, watch=watch, **options)
     output.result(report.as_dict(), describe(report), report.outputs)
 

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import click
 
+from sdkit.cli.names import MODEL
 from sdkit.cli.output import Output, columns, output_options
 from sdkit.weights.hashes import FileHashes
 
 
 @click.command("hash")
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
+@click.argument("files", nargs=-1, required=True, type=MODEL, metavar="FILE...")
 @output_options
 def command(output: Output, files: tuple[Path, ...]) -> None:
     """Print every hash by which hubs and web UIs know each FILE, reading it once.

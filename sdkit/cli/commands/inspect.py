@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sdkit.cli.names import MODEL
 from sdkit.cli.output import Output, columns, output_options
 from sdkit.core.human import human_bytes
 
@@ -68,7 +69,7 @@ _PLAIN_NUMBER = 10_000
 
 
 @click.command("inspect", no_args_is_help=True)
-@click.argument("path", type=click.Path(path_type=Path), metavar="FILE|DIR")
+@click.argument("path", type=MODEL, metavar="FILE|DIR")
 @output_options
 def command(output: Output, path: Path) -> None:
     """Say what FILE or DIR is: a checkpoint or an adapter, of which family and why, what is in it, what is doubtful.

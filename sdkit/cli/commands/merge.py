@@ -8,14 +8,15 @@ from typing import Any
 import click
 
 from sdkit.cli.commands._algebra import combine_adapters, is_adapter, split_strength
+from sdkit.cli.names import MODEL, complete_models
 from sdkit.cli.output import Output, output_options
 from sdkit.core.errors import UsageError
 from sdkit.core.human import human_bytes
 
 
 @click.command("merge", no_args_is_help=True)
-@click.argument("base", type=click.Path(path_type=Path))
-@click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER[=STRENGTH]...")
+@click.argument("base", type=MODEL)
+@click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER[=STRENGTH]...", shell_complete=complete_models)
 @click.option("-o", "--output", "target", type=click.Path(path_type=Path), help="[default: BASE+ADAPTER.safetensors]")
 @click.option("--alpha", type=float, default=1.0, show_default=True, help="Strength of adapters given without one.")
 @click.option("--unet-alpha", type=float, default=1.0, show_default=True, help="Multiplies strengths in the UNet.")

@@ -10,11 +10,12 @@ from typing import Any
 
 import click
 
+from sdkit.cli.names import MODEL
 from sdkit.cli.output import Output, output_options
 
 
 @click.command("reproduce", no_args_is_help=True)
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=MODEL)
 @click.option(
     "--models",
     "folders",

@@ -12,12 +12,13 @@ from typing import Any
 import click
 
 from sdkit.cli.commands._algebra import algebra_options, describe, rank_options, take_rule
+from sdkit.cli.names import MODEL
 from sdkit.cli.output import Output, output_options
 from sdkit.core.errors import UsageError
 
 
 @click.command("resize", no_args_is_help=True)
-@click.argument("adapter", type=click.Path(path_type=Path))
+@click.argument("adapter", type=MODEL)
 @rank_options
 @algebra_options
 @output_options

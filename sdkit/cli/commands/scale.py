@@ -11,11 +11,12 @@ from typing import Any
 import click
 
 from sdkit.cli.commands._algebra import algebra_options, describe
+from sdkit.cli.names import MODEL
 from sdkit.cli.output import Output, output_options
 
 
 @click.command("scale", no_args_is_help=True, context_settings={"ignore_unknown_options": True})
-@click.argument("adapter", type=click.Path(path_type=Path))
+@click.argument("adapter", type=MODEL)
 @click.argument("factor", type=float)
 @algebra_options
 @output_options

@@ -11,12 +11,13 @@ from typing import Any
 import click
 
 from sdkit.cli.commands._algebra import algebra_options, describe, rank_options, split_strength, take_rule
+from sdkit.cli.names import MODEL, complete_models
 from sdkit.cli.output import Output, output_options
 
 
 @click.command("subtract", no_args_is_help=True)
-@click.argument("first", type=click.Path(path_type=Path))
-@click.argument("second", metavar="SECOND[=STRENGTH]")
+@click.argument("first", type=MODEL)
+@click.argument("second", metavar="SECOND[=STRENGTH]", shell_complete=complete_models)
 @rank_options
 @algebra_options
 @output_options

@@ -7,13 +7,14 @@ from pathlib import Path
 import click
 
 from sdkit.cli.commands._algebra import split_strength
+from sdkit.cli.names import MODEL, complete_models
 from sdkit.cli.output import Output, output_options
 from sdkit.core.human import human_bytes
 
 
 @click.command("unmerge", no_args_is_help=True)
-@click.argument("merged", type=click.Path(path_type=Path))
-@click.argument("adapters", nargs=-1, metavar="[ADAPTER[=STRENGTH]]...")
+@click.argument("merged", type=MODEL)
+@click.argument("adapters", nargs=-1, metavar="[ADAPTER[=STRENGTH]]...", shell_complete=complete_models)
 @click.option("-o", "--output", "target", type=click.Path(path_type=Path), help="[default: MERGED-unmerged]")
 @click.option("--undo", type=click.Path(path_type=Path), help="What `sdkit merge --undo` wrote: restores every bit.")
 @click.option("--threads", type=click.IntRange(1), help="Workers; never changes the result [default: one per core].")

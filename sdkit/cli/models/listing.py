@@ -1,0 +1,66 @@
+"""``sdkit models list``."""
+
+from __future__ import annotations
+
+import click
+
+from sdkit.cli.output import Mode, Output, columns, output_options
+from sdkit.core.human import human_bytes
+
+_SHOWN = 100
+
+
+@click.command("list")
+@click.argument("words", nargs=-1, metavar="[WORD]...")
+@click.option("--kind", default="", help="checkpoint, component, lora, textual-inversion, hypernetwork, …")
+@click.option("--family", default="", help="sd1, sd2, sdxl, …")
+@click.option("--tag", default="", help="Only with this tag.")
+@click.option("--missing", is_flag=True, help="Only those whose files are gone.")
+@click.option("--all", "everything", is_flag=True, help="Also models that are only known as parents of others.")
+@click.option("-n", "--limit", type=click.IntRange(0), help=f"How many to show; 0 is all [default: {_SHOWN}].")
+@output_options
+def list_(
+    output: Output,
+    words: tuple[str, ...],
+    kind: str,
+    family: str,
+    tag: str,
+    missing: bool,
+    everything: bool,
+    limit: int | None,
+) -> None:
+    """List models, the newest first. With -q: their names; with --json: all that match."""
+    from sdkit.jobs.models import list_models
+
+    models = list_models(words, kind=kind, family=family, tag=tag, everything=everything).models
+    models = tuple(model for model in models if model.missing or not missing)
+    if output.mode is not Mode.TEXT:
+        shown = models[:limit] if limit else models
+        table = [_as_dict(model) for model in shown] if output.mode is Mode.JSON else []
+        output.result({"models": table, "total": len(models)}, brief=[model.name for model in shown])
+        return
+    shown = models if limit == 0 else models[: limit or _SHOWN]
+    rows = [
+        (
+            model.name,
+            model.kind or "parent",
+            model.family,
+            human_bytes(model.size) if model.size else "-",
+            "missing" if model.missing else "",
+            ", ".join((*model.triggers, *(f"#{tag}" for tag in model.tags)))[:60],
+        )
+        for model in shown
+    ]
+    output.result({}, columns(rows) if rows else [])
+    if len(shown) < len(models):
+        output.say(f"{len(models) - len(shown):,} more; --limit 0 shows all, words and --kind show fewer")
+    elif not models:
+        output.say("no model matches" if words or kind or family or tag or missing else _EMPTY)
+
+
+_EMPTY = "nothing is registered yet: `sdkit models scan DIR` registers what lies in a folder"
+
+
+def _as_dict(model: object) -> dict[str, object]:
+    """`dataclasses.asdict` copies deeply, which takes as long as everything else together."""
+    return {name: getattr(model, name) for name in model.__slots__}  # type: ignore[attr-defined]

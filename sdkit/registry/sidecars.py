@@ -1,0 +1,184 @@
+"""The files other programs keep beside a model: what they know of it, and its preview.
+
+    NAME.civitai.info   a model version as Civitai's API gives it (Civitai Helper)
+    NAME.json           a person's notes in A1111's web UI (modules/ui_extra_networks_user_metadata.py)
+    NAME.preview.png    its picture; also NAME.png and other suffixes
+
+They come from strangers: every value is checked, none is believed about the file's content.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sdkit.registry.facts import unique
+from sdkit.registry.registry import SIDECAR, Model, Registry, Source
+
+INFO, NOTES, PREVIEW = ".civitai.info", ".json", ".preview.png"
+_PREVIEWS = (".preview.png", ".preview.jpg", ".preview.jpeg", ".preview.webp", ".png", ".jpg", ".jpeg", ".webp")
+_LARGEST = 4 << 20  # bytes; a real one is a few hundred kilobytes
+_LONGEST = 4000
+_TAG = re.compile(r"<[^>]*>")
+_WEBUI_FAMILIES = {"sd1": "SD1", "sd2": "SD2", "sdxl": "SDXL"}
+_CIVITAI_FAMILIES = {"sd1": "SD 1.5", "sd2": "SD 2.1", "sdxl": "SDXL 1.0"}
+_CIVITAI_KINDS = {
+    "checkpoint": "Checkpoint",
+    "lora": "LORA",
+    "textual-inversion": "TextualInversion",
+    "hypernetwork": "Hypernetwork",
+    "aesthetic": "AestheticGradient",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Sidecar:
+    """What lies beside a model.
+
+    Attributes:
+        triggers: words that call it up.
+        notes: descriptions and a person's notes.
+        sources: where it was downloaded.
+        licence: what its maker allows, as Civitai words it.
+        files: which files told.
+    """
+
+    triggers: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    sources: tuple[Source, ...] = ()
+    licence: str = ""
+    files: tuple[Path, ...] = field(default=())
+
+
+def read_sidecars(path: Path) -> Sidecar | None:
+    """What lies beside the model at `path`; None where nothing readable does."""
+    info, notes = _table(beside(path, INFO)), _table(beside(path, NOTES))
+    if not _is_civitai(info):
+        info = {}
+    if not notes.keys() & {"activation text", "description", "notes", "sd version", "preferred weight"}:
+        notes = {}
+    if not (info or notes):
+        return None
+    words = [word for word in info.get("trainedWords") or [] if isinstance(word, str)]
+    told = [_text(info.get("description")), _text(notes.get("description")), _text(notes.get("notes"))]
+    return Sidecar(
+        unique([*words, *_text(notes.get("activation text")).split(",")]),
+        tuple(dict.fromkeys(text for text in told if text)),
+        _sources(info),
+        _licence(info),
+        tuple(beside(path, suffix) for suffix, table in ((INFO, info), (NOTES, notes)) if table),
+    )
+
+
+def take_sidecars(registry: Registry, artifact: int, path: Path) -> bool:
+    """Register what lies beside a model; returns whether anything did."""
+    sidecar = read_sidecars(path)
+    if sidecar is None:
+        return False
+    with registry.writing():
+        registry.renew_words("triggers", artifact, sidecar.triggers, SIDECAR)
+        registry.renew_words("notes", artifact, sidecar.notes, SIDECAR)
+        registry.renew_words("licences", artifact, [sidecar.licence] if sidecar.licence else [], SIDECAR)
+        for source in sidecar.sources:
+            registry.add_source(artifact, source, SIDECAR)
+    return True
+
+
+def sidecar_texts(model: Model, path: Path) -> dict[Path, str]:
+    """The sidecars that tell other programs what is known of a model: path → text."""
+    entry = model.entry
+    civitai = next((source for source in model.sources if source.hub == "civitai"), None)
+    numbers = re.fullmatch(r"(\d+)@(\d+)", civitai.reference) if civitai else None
+    sha256 = next((file.sha256 for file in model.files if file.path == str(path)), None)
+    info: dict[str, Any] = {
+        "name": model.details.get("title") or entry.name,
+        "model": {"name": entry.name, "type": _CIVITAI_KINDS.get(entry.kind, "Other")},
+        "baseModel": _CIVITAI_FAMILIES.get(entry.family, "Other"),
+        "trainedWords": list(entry.triggers),
+        "description": "\n\n".join(model.notes),
+        "files": [
+            {
+                "name": path.name,
+                "sizeKB": entry.size / 1024,
+                "primary": True,
+                "hashes": {"SHA256": sha256.upper()} if sha256 else {},
+            }
+        ],
+    }
+    if numbers:
+        info |= {"id": int(numbers[2]), "modelId": int(numbers[1])}
+    notes = {
+        "description": str(model.details.get("title", "")),
+        "sd version": _WEBUI_FAMILIES.get(entry.family, "Unknown"),
+        "activation text": ", ".join(entry.triggers),
+        "notes": "\n\n".join(model.notes),
+    }
+    return {beside(path, INFO): _json(info), beside(path, NOTES): _json(notes)}
+
+
+def find_previews(path: Path) -> list[Path]:
+    """Pictures of the model at `path`: those beside it, else the last its training run has drawn."""
+    found = [picture for suffix in _PREVIEWS if (picture := beside(path, suffix)).is_file()]
+    samples = path.parent / "samples"
+    if found or not samples.is_dir():
+        return found
+    return sorted(samples.glob("*.png"))[-1:]
+
+
+def beside(path: Path, suffix: str) -> Path:
+    """The file beside a model that ends in `suffix`."""
+    return path.with_name(f"{path.name if path.is_dir() else path.stem}{suffix}")
+
+
+def _sources(info: Mapping[str, Any]) -> tuple[Source, ...]:
+    model, version = info.get("modelId"), info.get("id")
+    if type(model) is not int or type(version) is not int:
+        return ()
+    url = f"https://civitai.com/models/{model}?modelVersionId={version}"
+    return (Source("civitai", f"{model}@{version}", str(version), url),)
+
+
+def _licence(info: Mapping[str, Any]) -> str:
+    """What Civitai's four switches say, where a sidecar has them."""
+    model = info.get("model")
+    terms = {**(model if isinstance(model, dict) else {}), **info}
+    if "allowDerivatives" not in terms and "allowCommercialUse" not in terms:
+        return ""
+    uses = terms.get("allowCommercialUse") or []
+    words = [uses] if isinstance(uses, str) else [use for use in uses if isinstance(use, str)]
+    parts = [
+        f"commercial use: {', '.join(words) or 'none'}",
+        f"derivatives: {'yes' if terms.get('allowDerivatives') else 'no'}",
+        f"credit: {'optional' if terms.get('allowNoCredit') else 'needed'}",
+    ]
+    return "Civitai; " + "; ".join(parts)
+
+
+def _is_civitai(info: Mapping[str, Any]) -> bool:
+    return bool(info.keys() & {"modelId", "trainedWords", "baseModel"})
+
+
+def _table(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > _LARGEST:
+            return {}
+        value = json.loads(path.read_text(encoding="utf-8", errors="replace"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _text(value: object) -> str:
+    """A text without the HTML Civitai's have."""
+    if not isinstance(value, str):
+        return ""
+    return html.unescape(_TAG.sub(" ", value)).strip()[:_LONGEST]
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
