@@ -106,9 +106,7 @@ def _warnings(chosen: Checkpoint) -> list[str]:
     warnings = []
     for name, layout in chosen.layouts.items():
         if isinstance(layout, TextLayout) and chosen.is_folder and known_tokenizer(layout.vocabulary) is None:
-            warnings.append(
-                f"the tokenizer of its {name} is its own, and a single file cannot carry it: keep the folder"
-            )
+            warnings.append(f"its {name} has a tokenizer of its own, which a single file cannot carry: keep the folder")
     if str(chosen.configs.get("scheduler", {}).get("_class_name", "")).startswith("EDM"):
         warnings.append("it is sampled in the EDM way, which only sdkit's metadata say")
     return warnings
