@@ -93,7 +93,7 @@ def sort_rest(
             what, why = DROPPED, "not asked for"
         else:
             what, why = fate(name)
-            if prune and what != DROPPED and name not in MARKERS:
+            if prune and what != DROPPED and not _is_read(name, what, chosen):
                 what, why = DROPPED, "pruned: no pipeline reads them"
         if what == KEPT:
             rest.kept.append(info)
@@ -106,6 +106,11 @@ def sort_rest(
     _check_explained(chosen, strange)
     rest.dropped = [_dropped(why, infos) for why, infos in reasons.items()]
     return rest
+
+
+def _is_read(name: str, fate: str, checkpoint: Checkpoint) -> bool:
+    """Whether some pipeline reads it: markers, and a folder's other components."""
+    return name in MARKERS or (fate == KEPT and checkpoint.is_folder)
 
 
 def _unchosen(component: str, chosen: Checkpoint) -> str:

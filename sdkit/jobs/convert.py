@@ -190,7 +190,7 @@ def _check_is_checkpoint(weights: Weights) -> None:
     if format is not None:
         raise SdkitError(
             f"{weights.path}: is an adapter ({format}); this version converts checkpoints",
-            "`sdkit resize` and `sdkit scale` write adapters in other formats (--format)",
+            f"sdkit scale {weights.path} 1 --format kohya (or peft, diffusers) writes an adapter in another format",
         )
 
 

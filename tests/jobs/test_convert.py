@@ -185,13 +185,15 @@ def test_an_sd2_file_that_does_not_say_what_it_predicts_is_asked(tmp_path: Path)
     from sdkit.families.vae import vae_parameters
 
     unet = replace(models.SD1_UNET, linear=True, channels=(64,) * 4, time_dim=256, cross_dim=64)
-    text = TextLayout(64, 128, 3, 49408, 77)
+    text = TextLayout(64, 128, 24, 49408, 77, projection=64)  # the 24th layer and the projection are never read
     tables = {
         models.UNET: unet_parameters(unet),
         "cond_stage_model.model.": text_parameters(text, "openclip"),
         models.VAE: vae_parameters(models.AUTOENCODER),
     }
-    source = models.save(models._tensors(tables, 0, torch.float16), tmp_path / "sd2.safetensors")
+    tensors = models._tensors(tables, 0, torch.float16)
+    tensors |= {name: t[:, :, None, None] for name, t in tensors.items() if ".attn_1." in name and t.ndim == 2}
+    source = models.save(tensors, tmp_path / "sd2.safetensors")
     with pytest.raises(SdkitError, match="noise or the velocity") as caught:
         sdkit.convert(source, "diffusers", tmp_path / "out")
     assert "--prediction" in caught.value.hint
@@ -199,6 +201,10 @@ def test_an_sd2_file_that_does_not_say_what_it_predicts_is_asked(tmp_path: Path)
     scheduler = json.loads((tmp_path / "out/scheduler/scheduler_config.json").read_text())
     assert scheduler["prediction_type"] == report.prediction == "epsilon"
     assert len(report.warnings) == 2 and all("the file does not say" in warning for warning in report.warnings)
+    assert json.loads((tmp_path / "out/text_encoder/config.json").read_text())["num_hidden_layers"] == 23
+    assert report.kept_beside == 13  # one layer and the projection
+    back = load_file(sdkit.convert(tmp_path / "out", "single", tmp_path / "back.safetensors").output)
+    assert back.keys() == tensors.keys() and all(torch.equal(back[name], tensors[name]) for name in tensors)
 
 
 def test_what_cannot_be_converted_is_refused_before_anything_is_written(
@@ -252,3 +258,38 @@ def test_private_paths_stay_private(tmp_path: Path, tiny_base: Path) -> None:
     config.write_text(json.dumps({**json.loads(config.read_text()), "_name_or_path": "/home/ada/secret"}))
     sdkit.convert(tmp_path / "base", "single", tmp_path / "single.safetensors")
     assert b"/home/ada" not in (tmp_path / "single.safetensors").read_bytes()
+
+
+def test_a_safety_checker_stays_in_a_folder_and_is_dropped_from_a_file(tmp_path: Path, tiny_base: Path) -> None:
+    from shutil import copytree
+
+    base = copytree(tiny_base, tmp_path / "base")
+    index = json.loads((base / "model_index.json").read_text())
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    (base / "model_index.json").write_text(json.dumps(index))
+    (base / "safety_checker").mkdir()
+    save_file({"concept_embeds": torch.rand(3, 4)}, base / "safety_checker/model.safetensors")
+    (base / "safety_checker/config.json").write_text("{}")
+
+    sdkit.convert(base, "diffusers", tmp_path / "copy", prune=True)
+    kept = load_file(tmp_path / "copy/safety_checker/model.safetensors")
+    assert torch.equal(kept["concept_embeds"], load_file(base / "safety_checker/model.safetensors")["concept_embeds"])
+    assert json.loads((tmp_path / "copy/model_index.json").read_text())["safety_checker"] == index["safety_checker"]
+    report = sdkit.convert(base, "single", tmp_path / "one.safetensors")
+    assert [(drop.reason.partition(",")[0], drop.names) for drop in report.dropped] == [
+        ("the safety_checker", ("safety_checker/concept_embeds",))
+    ]
+    sdkit.convert(report.output, "diffusers", tmp_path / "back", configs=base)
+    assert json.loads((tmp_path / "back/model_index.json").read_text())["safety_checker"] == [None, None]
+
+
+def test_the_component_folder_of_a_unet_becomes_a_file(tmp_path: Path, tiny_base: Path) -> None:
+    report = sdkit.convert(tiny_base / "unet", "single", tmp_path / "unet.safetensors")
+    after, before = load_file(report.output), load_file(tiny_base / "unet/diffusion_pytorch_model.safetensors")
+    assert torch.equal(after[f"{PREFIX}input_blocks.0.0.weight"], before["conv_in.weight"])
+    assert len(after) == len(before) and report.prediction is None
+    back = sdkit.convert(report.output, "diffusers", tmp_path / "unet")
+    again = load_file(tmp_path / "unet/diffusion_pytorch_model.safetensors")
+    assert again.keys() == before.keys() and back.components == ("unet",)
+    config = json.loads((tmp_path / "unet/config.json").read_text())
+    assert config == json.loads((tiny_base / "unet/config.json").read_text())

@@ -37,7 +37,7 @@ def plan(whole: Checkpoint, chosen: Checkpoint, settings: Settings) -> Plan:
     tensors += [_kept(chosen, info.name, settings.dtype) for info in rest.kept]
     metadata, prediction = {}, chosen.model.prediction
     configs = _public_configs(chosen)
-    if "unet" in chosen.parts and not _stays(chosen, settings):
+    if "unet" in chosen.parts and not _keeps_silent(chosen, settings):
         sampling = sampling_of(chosen, settings.prediction)
         prediction = sampling.prediction
         markers = markers_for(chosen, sampling)
@@ -61,9 +61,11 @@ def _parts(chosen: Checkpoint, settings: Settings) -> dict[str, Part]:
     return spelled(chosen.family, chosen.layouts, "ldm")
 
 
-def _stays(chosen: Checkpoint, settings: Settings) -> bool:
-    """Whether a single file stays one: what it says of its sampling, or does not, it goes on saying."""
-    return chosen.is_single and settings.prediction is None and settings.only is None
+def _keeps_silent(chosen: Checkpoint, settings: Settings) -> bool:
+    """Whether nothing new is said of the sampling: a single file stays one, or a component does not know it."""
+    if settings.prediction is not None:
+        return False
+    return chosen.model.prediction is None if chosen.is_component else chosen.is_single
 
 
 def _kept(chosen: Checkpoint, name: str, dtype: DType | None) -> Output:
