@@ -75,10 +75,11 @@ def filled(folder: Path) -> None:
 
 def test_damage_found_while_working_brings_the_backup_back(tmp_path: Path) -> None:
     filled(tmp_path)
+    with closing(sqlite3.connect(tmp_path / NAME)) as connection:
+        (page,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'roots'").fetchone()
     with open(tmp_path / NAME, "r+b") as file:
-        size = file.seek(0, 2)
-        file.seek(4096)
-        file.write(b"\xa5" * (size - 4096))
+        file.seek((page - 1) * 4096)
+        file.write(b"\xa5" * 4096)
     with pytest.raises(SdkitError, match="its backup of .* is back"), open_registry(tmp_path) as registry:
         registry.roots()
     with open_registry(tmp_path) as registry:
