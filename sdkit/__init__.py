@@ -17,6 +17,7 @@ _LAZY = {
     "SdkitError": "sdkit.core.errors",
     "blend": "sdkit.jobs.blend",
     "combine": "sdkit.jobs.combine",
+    "convert": "sdkit.jobs.convert",
     "extract": "sdkit.jobs.extract",
     "generate": "sdkit.jobs.generate",
     "hash": "sdkit.jobs.hash",
@@ -31,6 +32,7 @@ _LAZY = {
     "subtract": "sdkit.jobs.combine",
     "train": "sdkit.jobs.train",
     "unmerge": "sdkit.jobs.unmerge",
+    "xy": "sdkit.jobs.xy",
 }
 
 __all__ = [  # noqa: F822  (lazy: PEP 562)
@@ -38,6 +40,7 @@ __all__ = [  # noqa: F822  (lazy: PEP 562)
     "__version__",
     "blend",
     "combine",
+    "convert",
     "extract",
     "generate",
     "hash",
@@ -52,6 +55,7 @@ __all__ = [  # noqa: F822  (lazy: PEP 562)
     "subtract",
     "train",
     "unmerge",
+    "xy",
 ]
 
 

@@ -174,11 +174,11 @@ def _tokenizer() -> dict[str, object]:
 def write_single_file(folder: Path) -> Path:
     """A pipeline with CLIP's vocabulary, `folder`/base, and the same as an LDM checkpoint, whose path comes back."""
     from sdkit.families.clip import text_parameters
-    from sdkit.families.configs import text_layout, unet_layout, vae_layout
+    from sdkit.families.configs import CONFIG_KEY, text_layout, unet_layout, vae_layout
     from sdkit.families.unet import unet_parameters
     from sdkit.families.vae import vae_parameters
     from sdkit.runtime.create import create_base
-    from sdkit.runtime.load import CONFIG_KEY, load_backbone
+    from sdkit.runtime.load import load_backbone
     from sdkit.runtime.tensors import write_tensors
 
     text = {**TEXT, "vocab_size": 49408, "bos_token_id": 49406, "eos_token_id": 49407}

@@ -7,6 +7,7 @@ folder named:
 
 - ``autoencoder/`` and ``autoencoder-held-out/``: every drawing once, on a background that follows from its name;
 - ``base/``: the concepts of concepts.txt in two styles on every background, with captions;
+- ``styles/noto/``, ``styles/twemoji/``: the same, each style alone;
 - ``subjects/NAME/``: the concepts of held-out.txt, which the base never sees;
 - ``fluent/`` and ``fluent-held-out/``: a style the base never sees;
 - ``reference/``: every concept in all styles with transparent backgrounds, for measuring what a model draws.
@@ -179,6 +180,8 @@ def main() -> None:
     write(output / "autoencoder", once(everything))
     write(output / "autoencoder-held-out", once(draw(unseen, "noto", "twemoji")))
     write(output / "base", everywhere(draw(seen, "noto", "twemoji")))
+    for style in ("noto", "twemoji"):
+        write(output / "styles" / style, everywhere(draw(seen, style)))
     for name, concept in unseen.items():
         write(output / "subjects" / concept.replace(" ", "-"), everywhere(draw({name: concept}, "noto", "twemoji")))
     write(output / "fluent", once(chosen))

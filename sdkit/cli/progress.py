@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
 from sdkit.cli.output import Mode, Output, clean, write_line
+from sdkit.core.events import Drawing, Event
 from sdkit.core.human import human_bytes
 from sdkit.core.progress import Progress
 
@@ -120,10 +121,10 @@ def _bar(stream: TextIO, label: str, total: int) -> rich.progress.Progress:
 
 
 @contextmanager
-def show_steps(output: Output) -> Iterator[Callable[[int, int], None]]:
-    """What counts steps, called with those done and of all, while the context lasts: a bar on a terminal only."""
+def show_drawing(output: Output) -> Iterator[Callable[[Event], None]]:
+    """What the events of drawing should be given to, while the context lasts: a bar on a terminal only."""
     if output.mode is not Mode.TEXT or not sys.stderr.isatty():
-        yield lambda done, total: None
+        yield lambda event: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
@@ -131,4 +132,9 @@ def show_steps(output: Output) -> Iterator[Callable[[int, int], None]]:
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("")
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+        def show(event: Event) -> None:
+            if isinstance(event, Drawing):
+                bar.update(task, completed=event.step, total=event.steps)
+
+        yield show

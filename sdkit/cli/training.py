@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from sdkit.cli.output import Mode, Output
-from sdkit.core.events import Drawn, Event, Note, Paused, Resumed, RolledBack, Started, Step, Validation
+from sdkit.core.events import Drawn, Encoding, Event, Note, Paused, Resumed, RolledBack, Started, Step, Validation
 from sdkit.core.human import human_seconds
 
 if TYPE_CHECKING:
@@ -42,7 +42,9 @@ class Narrator:
 
     def __call__(self, event: Event) -> None:
         """Tell one event."""
-        if isinstance(event, Started):
+        if isinstance(event, Encoding):
+            self._encoding(event)
+        elif isinstance(event, Started):
             self._started = event
         elif isinstance(event, Step):
             self._step(event)
@@ -52,6 +54,12 @@ class Narrator:
             self._output.warn(describe_event(event))
         elif describe_event(event):
             self._output.say(describe_event(event))
+
+    def _encoding(self, event: Encoding) -> None:
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, total=event.total, completed=event.done, loss="encoding pictures")
+        else:
+            self._say_now_and_then(f"encoding pictures: {event.done} of {event.total}")
 
     def _step(self, event: Step) -> None:
         if event.skipped:

@@ -50,6 +50,19 @@ class Begun(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Encoding(Event):
+    """Pictures and captions are encoded before the first step, or found encoded.
+
+    Attributes:
+        done: pictures that are.
+        total: of this process.
+    """
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
 class Started(Event):
     """The loop begins, or goes on.
 
@@ -169,6 +182,17 @@ class Interrupted(Event):
     """The run was asked to stop; its state is saved."""
 
     path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing(Event):
+    """A step of drawing pictures is finished; the steps of all pictures count.
+
+    Attributes:
+        steps: where it ends.
+    """
+
+    steps: int
 
 
 @dataclass(frozen=True, slots=True)

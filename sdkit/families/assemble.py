@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from sdkit.families.clip import TextLayout, text_parameters
+from sdkit.families.clip import TextLayout
 from sdkit.families.family import Place
 from sdkit.families.kohya import flat_modules
 from sdkit.families.parameter import Parameter, Shape
@@ -51,18 +51,19 @@ def components_of(family: Family, parts: Parts) -> list[Component]:
     for encoder in family.text_encoders:
         for part in parts.texts:
             if part.prefix in encoder.prefixes() and all(component.name != encoder.component for component in found):
-                found.append(Component(encoder.component, part, _text_parameters(part, encoder)))
+                used = _used(part, encoder)
+                found.append(Component(encoder.component, used, used.parameters()))
     found += [Component(name, part, part.parameters()) for name, part in _image_parts(parts)]
     return sorted(found, key=lambda component: component.name)
 
 
-def _text_parameters(part: Part, encoder: TextEncoder) -> list[Parameter]:
+def _used(part: Part, encoder: TextEncoder) -> Part:
+    """The part of a text encoder that the family's pipeline runs."""
     layout = part.layout
     if not isinstance(layout, TextLayout):
-        return part.parameters()
+        return part
     layers = min(layout.layers, encoder.max_layers or layout.layers)
-    used = replace(layout, layers=layers, projection=layout.projection if encoder.projects else 0)
-    return text_parameters(used, part.naming)
+    return replace(part, layout=replace(layout, layers=layers, projection=layout.projection if encoder.projects else 0))
 
 
 def anonymous_components(parts: Parts) -> list[Component]:

@@ -1,15 +1,47 @@
-"""Layouts from the configurations diffusers and transformers publish beside their weights."""
+"""Configurations as diffusers and transformers publish them beside their weights, and the layouts they describe."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sdkit.families.clip import TextLayout
 from sdkit.families.unet import UNetLayout
 from sdkit.families.vae import VaeLayout
+from sdkit.weights import Weights
+from sdkit.weights.header import DamagedFileError
 
 Config = Mapping[str, Any]
+CONFIG_KEY = "sdkit.config"  # metadata of a single file: {component: configuration}, as a folder would hold them
+
+
+def stated_configs(weights: Weights) -> dict[str, dict[str, Any]]:
+    """The configurations beside the weights: a folder's own, or those in a single file's metadata; else none.
+
+    Raises:
+        DamagedFileError: the metadata hold something else in their place.
+    """
+    if weights.configs or CONFIG_KEY not in weights.metadata:
+        return weights.configs
+    try:
+        configs = json.loads(weights.metadata[CONFIG_KEY])
+    except (ValueError, RecursionError):
+        configs = None
+    if not isinstance(configs, dict) or not all(isinstance(config, dict) for config in configs.values()):
+        raise DamagedFileError(weights.path, f"the metadata {CONFIG_KEY} is no table of configurations")
+    return configs
+
+
+def layout_of(component: str, config: Config) -> UNetLayout | VaeLayout | TextLayout:
+    """The layout that a component's configuration describes.
+
+    Raises:
+        KeyError, TypeError, ValueError: it lacks what decides the layout.
+    """
+    if component.startswith("text_encoder"):
+        return text_layout(config)
+    return unet_layout(config) if component == "unet" else vae_layout(config)
 
 
 def unet_layout(config: Config) -> UNetLayout:

@@ -12,8 +12,9 @@ from sdkit.families.assemble import block_names, components_of, kohya_modules
 from sdkit.families.configs import text_layout, unet_layout, vae_layout
 from sdkit.families.family import Model, Place
 from sdkit.families.identify import FAMILIES
-from sdkit.families.parts import Part, Parts
+from sdkit.families.parts import Parts
 from sdkit.families.rules import Family
+from sdkit.families.spell import Layout, spelled
 
 
 @lru_cache(maxsize=16)
@@ -71,18 +72,12 @@ def _published_parts(family: Family, variant: str, naming: str) -> Parts:
     if variant not in channels:
         raise UsageError(f"{family.title} has no variant {variant!r}", f"its variants are {', '.join(channels)}")
     folder = family.configs.get(variant, family.configs["base"])
-    ldm = naming == "ldm"
     # A variant without a configuration of its own differs from the base in the first convolution only.
-    layout = replace(unet_layout(published_config(folder, "unet")), in_channels=channels[variant])
-    unet = Part(naming, "model.diffusion_model." if ldm else "unet/", layout)
-    vae = Part(naming, "first_stage_model." if ldm else "vae/", vae_layout(published_config(folder, "vae")))
-    return Parts(unet, vae, tuple(_published_texts(family, folder, ldm)))
-
-
-def _published_texts(family: Family, folder: str, ldm: bool) -> list[Part]:
-    texts = []
+    layouts: dict[str, Layout] = {
+        "unet": replace(unet_layout(published_config(folder, "unet")), in_channels=channels[variant]),
+        "vae": vae_layout(published_config(folder, "vae")),
+    }
     for encoder in family.text_encoders:
-        source = (encoder.folders or (encoder.component,))[-1]
-        style, prefix = (encoder.style, encoder.prefix) if ldm else ("hf", f"{encoder.component}/")
-        texts.append(Part(style, prefix, text_layout(published_config(folder, source))))
-    return texts
+        layouts[encoder.component] = text_layout(published_config(folder, encoder.published))
+    parts = spelled(family, layouts, naming)
+    return Parts(parts["unet"], parts["vae"], tuple(parts[encoder.component] for encoder in family.text_encoders))

@@ -30,6 +30,11 @@ class TextEncoder:
     max_layers: int | None = None
     folders: tuple[str, ...] = ()
 
+    @property
+    def published(self) -> str:
+        """The folder its published configuration lies in."""
+        return (self.folders or (self.component,))[-1]
+
     def prefixes(self) -> tuple[str, ...]:
         """All prefixes it may have in a checkpoint."""
         return (self.prefix, *(f"{folder}/" for folder in self.folders or (self.component,)))

@@ -96,6 +96,12 @@ def _resnet(hub: str, ldm: str, into: int, out: int) -> list[Parameter]:
     return table
 
 
+def is_attention_projection(hub: str) -> bool:
+    """Whether it is a weight of the middle attention that is a linear layer in diffusers, a 1×1 convolution in LDM."""
+    name, _, kind = hub.partition(".attentions.0.")[2].rpartition(".")
+    return name in _ATTENTION and kind == "weight"
+
+
 def old_attention_name(hub: str) -> str:
     """How diffusers before 0.18 called a parameter of the middle attention; other names come back unchanged."""
     stem, mark, rest = hub.partition(".attentions.0.")

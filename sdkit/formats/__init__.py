@@ -16,7 +16,16 @@ from sdkit.formats._verify import verify
 from sdkit.formats.codec import Codec, Verdict, WritingCodec
 from sdkit.weights import Weights, open_weights
 
-__all__ = ["Verdict", "adapter_family", "formats", "read_adapter", "recognise", "write_adapter", "writing_codec"]
+__all__ = [
+    "Verdict",
+    "adapter_family",
+    "check_writable",
+    "formats",
+    "read_adapter",
+    "recognise",
+    "write_adapter",
+    "writing_codec",
+]
 
 
 def formats() -> dict[str, Plugin]:
@@ -90,6 +99,17 @@ def write_adapter(
     for part in _written_parts(path):
         with open_weights(part) as weights:
             verify(artifact, codec.read(weights, model), part)
+
+
+def check_writable(artifact: Artifact, model: Model | None, format: str) -> None:
+    """Refuse what a format cannot hold, before anything is computed. No tensor is read.
+
+    Raises:
+        SdkitError: there is no such format, or it cannot hold this adapter.
+    """
+    codec = writing_codec(format)
+    if hasattr(codec, "check"):
+        codec.check(artifact, model)
 
 
 def writing_codec(format: str) -> WritingCodec:

@@ -30,7 +30,7 @@ from sdkit.core.errors import SdkitError
 from sdkit.families.family import Model
 from sdkit.formats._lycoris import LOHA, LOKR, changes, refuse
 from sdkit.formats._peft_write import component_files
-from sdkit.formats._write import write_adapter_file
+from sdkit.formats._write import Content, write_adapter_file
 from sdkit.formats.codec import Verdict
 from sdkit.weights import TensorInfo, Weights
 from sdkit.weights.atomic import write_file
@@ -174,16 +174,28 @@ def write(
     Raises:
         SdkitError: also when PEFT cannot hold a change.
     """
-    components = by_component(artifact, "PEFT")
+    files = _files(artifact, model)
     with AtomicFolder(path, overwrite=overwrite, signs=_SIGNS) as folder:
-        for component, modules in components.items():
-            place = folder.work / component if len(components) > 1 else folder.work
+        for component, (contents, config) in files.items():
+            place = folder.work / component if len(files) > 1 else folder.work
             place.mkdir(exist_ok=True)
-            shapes = {name: _weight_shape(model, f"{component}.{name}", delta) for name, delta in modules.items()}
-            contents, config = component_files(modules, shapes)
             write_adapter_file(place / "adapter_model.safetensors", contents, metadata, overwrite=False)
             write_file(place / f"{CONFIG}.json", json.dumps(config, indent=2, sort_keys=True).encode() + b"\n")
         folder.commit()
+
+
+def check(artifact: Artifact, model: Model | None) -> None:
+    """See `formats.check_writable`."""
+    _files(artifact, model)
+
+
+def _files(artifact: Artifact, model: Model | None) -> dict[str, tuple[dict[str, Content], dict[str, object]]]:
+    """Component → tensors and configuration."""
+    files = {}
+    for component, modules in by_component(artifact, "PEFT").items():
+        shapes = {name: _weight_shape(model, f"{component}.{name}", delta) for name, delta in modules.items()}
+        files[component] = component_files(modules, shapes)
+    return files
 
 
 def _weight_shape(model: Model | None, module: str, delta: Delta) -> tuple[int, ...]:

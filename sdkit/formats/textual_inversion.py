@@ -12,6 +12,7 @@ they are put behind the text encoder, so they are left. arXiv:2208.01618.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -61,7 +62,11 @@ def detect(weights: Weights) -> Verdict:
 
 
 def read(weights: Weights, model: Model | None) -> Artifact:
-    """An artifact of tokens. `model` is not needed: nothing refers to a module."""
+    """An artifact of tokens. `model` is not needed: nothing refers to a module.
+
+    Raises:
+        SdkitError: what should be rows is something else, or a text encoder has two sets of rows for one word.
+    """
     builder = ArtifactBuilder(weights, model, "textual-inversion")
     for name, info in weights.tensors.items():
         if name.endswith(_OUTPUT) and name.removesuffix(_OUTPUT) in _NAMELESS:
@@ -73,7 +78,9 @@ def read(weights: Weights, model: Model | None) -> Artifact:
             builder.add_tokens(_token(weights, name), encoder_of(name, info), info)
         else:
             builder.leave(name)
-    return replace(builder.build(), kind="textual-inversion")
+    artifact = replace(builder.build(), kind="textual-inversion")
+    _check_one_each(artifact)
+    return artifact
 
 
 def write(
@@ -104,6 +111,13 @@ def write(
         for part in rows
     }
     write_adapter_file(path, contents, metadata, overwrite=overwrite)
+
+
+def _check_one_each(artifact: Artifact) -> None:
+    for (word, component), count in Counter((rows.token, rows.component) for rows in artifact.tokens).items():
+        if count > 1:
+            path = artifact.source.path
+            raise SdkitError(f"{path}: holds {word} {count} times for the {component}", "ask its author which is meant")
 
 
 def _one_word(artifact: Artifact, path: Path) -> tuple[TokenRows, ...]:

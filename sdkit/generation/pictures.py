@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Watch = Callable[[int, int], None]
 
 SIZE_STEP = 8  # diffusers' pipelines take no other sizes
+SIDES = range(SIZE_STEP, 16384 + 1)
 SEEDS = range(-(1 << 63), 1 << 64)  # what torch's generators take
 
 
@@ -89,10 +90,9 @@ def check_request(request: Request) -> None:
     """
     sampler_name(request.sampler)
     for name, length in (("width", request.width), ("height", request.height)):
-        if length is not None and (length < SIZE_STEP or length % SIZE_STEP):
-            raise UsageError(
-                f"{name} {length} is no multiple of {SIZE_STEP}", f"use {max(round(length / SIZE_STEP), 1) * SIZE_STEP}"
-            )
+        if length is not None and (length not in SIDES or length % SIZE_STEP):
+            near = min(max(round(length / SIZE_STEP) * SIZE_STEP, SIDES.start), SIDES.stop - 1)
+            raise UsageError(f"{name} {length} is no multiple of {SIZE_STEP} up to {SIDES.stop - 1}", f"use {near}")
     for name, least in (("steps", request.steps), ("clip skip", request.clip_skip)):
         if least < 1:
             raise UsageError(f"{name} {least} is less than 1")

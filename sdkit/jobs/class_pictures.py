@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -51,7 +52,8 @@ class ClassPictures:
 
     def request(self, number: int) -> Request:
         """What one of them is drawn from; its seed is its number, so more of them begin with the same."""
-        return Request(self.prompt, seed=number, steps=STEPS, cfg=CFG, width=self.side, height=self.side)
+        literal = re.sub(r"([()\[\]\\])", r"\\\1", self.prompt)  # a caption knows no weights
+        return Request(literal, seed=number, steps=STEPS, cfg=CFG, width=self.side, height=self.side)
 
     def path(self, number: int) -> Path:
         """Where one of them lies."""

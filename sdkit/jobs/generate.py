@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdkit.core.errors import SdkitError, UsageError
+from sdkit.core.events import Drawing, Event
 from sdkit.core.memory import peak_memory_mib
 from sdkit.core.report import Report
 from sdkit.families import identify
@@ -60,7 +61,8 @@ class GenerateReport(Report):
     """What was drawn, or with `dry_run` would be.
 
     Attributes:
-        outputs: the files.
+        output: the file, or the first of several.
+        outputs: all files.
         base: the base's name.
         family: its family.
         pictures: in order of prompts, then seeds.
@@ -71,6 +73,7 @@ class GenerateReport(Report):
         dry_run: whether nothing was drawn.
     """
 
+    output: str
     outputs: tuple[str, ...]
     base: str
     family: str
@@ -106,7 +109,7 @@ def generate(
     prediction: str | None = None,
     force: bool = False,
     dry_run: bool = False,
-    watch: Watch | None = None,
+    watch: Callable[[Event], None] | None = None,
 ) -> GenerateReport:
     """Draw pictures and write them as PNG files that say what they were drawn with.
 
@@ -135,7 +138,7 @@ def generate(
         prediction: ``epsilon`` or ``v_prediction``, where the base does not say or says it wrongly.
         force: replace files that are there.
         dry_run: stop when everything has been checked that can be without loading the base.
-        watch: called after every step with the number of steps done and of all steps.
+        watch: called with a `Drawing` event after every step.
 
     Raises:
         SdkitError: whatever is wrong, most of it before the base is loaded.
@@ -148,7 +151,7 @@ def generate(
     prompts = _prompts(prompt, settings.pop("prompt", None))
     if count < 1 or batch < 1:
         raise UsageError(f"{'count' if count < 1 else 'batch'} must be at least 1")
-    job = _Job(resolve_base(base), Request("", **settings), count, Path(output), grid, force, batch, watch)
+    job = _Job(resolve_base(base), Request("", **settings), count, Path(output), grid, force, batch, watch or ignore)
     with ExitStack() as stack:
         plan = job.plan(stack, prompts, _pairs(adapters), open_shelf(Path(folder) if folder is not None else None))
         if not dry_run:
@@ -157,6 +160,7 @@ def generate(
         else:
             pictures = job.imagined(plan)
     return GenerateReport(
+        output=pictures[0].path,
         outputs=tuple(dict.fromkeys(picture.path for picture in pictures)),
         base=job.base.name,
         family=plan.model.family,
@@ -167,6 +171,10 @@ def generate(
         peak_memory_mib=peak_memory_mib(),
         dry_run=dry_run,
     )
+
+
+def ignore(event: Event) -> None:
+    """Watch nothing."""
 
 
 def _prompts(prompt: str | Sequence[str] | None, like: str | None) -> list[str]:
@@ -240,7 +248,7 @@ class _Job:
     grid: bool
     force: bool
     batch: int
-    watch: Watch | None
+    watch: Callable[[Event], None]
 
     def plan(
         self, stack: ExitStack, prompts: Sequence[str], adapters: Sequence[tuple[str, float]], shelf: Shelf
@@ -327,8 +335,8 @@ class _Job:
 
     def _watch(self, before: int, total: int) -> Callable[[int], Watch]:
         """What watches the pictures from the n-th of a prompt on, of `total` in all, when `before` are drawn."""
-        steps, watch = self.request.steps, self.watch or (lambda done, total: None)
-        return lambda start: lambda done, _: watch((before + start) * steps + done, total * steps)
+        steps = self.request.steps
+        return lambda start: lambda done, _: self.watch(Drawing((before + start) * steps + done, total * steps))
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from sdkit.core.errors import UsageError
 from sdkit.core.hashing import quick_id
 from sdkit.families import identify
 from sdkit.formats import recognise
@@ -21,7 +22,13 @@ Input = PathLike | Weights
 
 def open_input(stack: ExitStack, source: Input) -> Weights:
     """The opened weights; those opened here are closed with `stack`."""
-    return source if isinstance(source, Weights) else stack.enter_context(open_weights(Path(source)))
+    if isinstance(source, Weights):
+        return source
+    given: object = source
+    if not isinstance(given, (str, os.PathLike)):
+        hint = "what `sdkit.open` gives has methods of its own: a.blend(b, method='slerp').save(…)"
+        raise UsageError(f"{type(given).__name__} is no path of a model", hint)
+    return stack.enter_context(open_weights(Path(given)))
 
 
 def parent_of(weights: Weights, **facts: object) -> dict[str, object]:

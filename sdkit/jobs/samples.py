@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sdkit.core.errors import SdkitError, UsageError
 from sdkit.core.events import Event, Note, Sampled
@@ -54,24 +54,22 @@ def sample_requests(prompts: Sequence[str], options: TrainOptions, backbone: Bac
     Raises:
         UsageError: something cannot be drawn as the options have it.
     """
+    import torch
+
+    from sdkit.generation.conditioning import encode_texts
     from sdkit.generation.pictures import checked
 
     step = backbone.size_step
     side = options.resolution // step * step if options.resolution else None
-    return [
-        checked(
-            Request(
-                prompt,
-                seed=options.sample_seed + number,
-                steps=options.sample_steps,
-                cfg=options.sample_cfg,
-                width=side,
-                height=side,
-            ),
-            backbone,
-        )
+    settings: dict[str, Any] = {"steps": options.sample_steps, "cfg": options.sample_cfg, "width": side, "height": side}
+    requests = [
+        checked(Request(prompt, seed=options.sample_seed + number, **settings), backbone)
         for number, prompt in enumerate(prompts)
     ]
+    with torch.no_grad():
+        for request in requests:
+            encode_texts(backbone, request)  # whether its prompt can be read
+    return requests
 
 
 @dataclass(frozen=True, slots=True)

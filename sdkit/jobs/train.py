@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-import sdkit
 from sdkit.core.errors import SdkitError, UsageError
-from sdkit.core.events import Begun, Drawn, Ended, Event, Interrupted, Note, Resumed, Step, Validation
+from sdkit.core.events import Drawn, Encoding, Event, Interrupted, Note, Resumed, Step, Validation
 from sdkit.core.hashing import quick_id
 from sdkit.core.memory import peak_memory_mib
 from sdkit.core.paths import cache_folder
@@ -21,6 +20,7 @@ from sdkit.families.bases import resolve_base
 from sdkit.jobs.class_pictures import STEPS, ClassPictures, class_pictures, given_pictures
 from sdkit.jobs.record import recorded
 from sdkit.jobs.report import report
+from sdkit.jobs.run_facts import begun, ended, without_places, written_bytes
 from sdkit.jobs.samples import Samples, sample_prompts, sample_requests
 from sdkit.jobs.stop import StopRequest
 from sdkit.report.tensorboard import Board, check_tensorboard, tensorboard
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 PathLike = str | os.PathLike[str]
 Watch = Callable[[Event], None]
 
-FILES = frozenset("validation init class_data sample".split())  # keys that may name files
 # What a resume may change: how long, how fast, and what is kept; everything else is the run itself.
 CHANGEABLE = UNSEEN | frozenset("steps epochs lr te_lr save_every keep_states device".split())
 
@@ -250,10 +249,11 @@ class _Run:
         trainer, trained = self._trainer(backbone, base, dataset, options)
         states = complete_states(self._request.folder.states)
         first = int(states[-1].name.rpartition("-")[2]) if states and resume else 0
-        interrupted = False
+        interrupted, size = False, None
         with self._log(first) as log, self._board(first, options) as board:
-            for event in self._first_events(first, backbone, plan, options):
-                write_event(log, event)
+            write_event(log, begun(first, plan, self._request.method, options, self._request.data, backbone))
+            for note in (*plan.notes, *self._notes):
+                write_event(log, Note(first, note))
             try:
                 for event in trainer.run(resume=resume):
                     self._take(event)
@@ -262,11 +262,12 @@ class _Run:
                     interrupted = interrupted or isinstance(event, Interrupted)
                 if not interrupted and self._processes.is_main:
                     self._save(Result(trained, backbone, base.path, options, trainer.feed), trainer, dataset)
+                    size = written_bytes(self._request.folder.result)
             except SdkitError as error:
                 write_event(log, Note(trainer.step, f"stopped: {error.message}"))
                 raise
             finally:
-                write_event(log, self._ended(trainer.step, backbone, finished=not interrupted))
+                write_event(log, ended(trainer.step, time.perf_counter() - self._began, backbone.device, size))
                 self._make_page()
         return self._report(plan, trainer.step, finished=not interrupted)
 
@@ -275,28 +276,6 @@ class _Run:
         with trainer.averaged():
             self._request.folder.result.parent.mkdir(parents=True, exist_ok=True)
             self._request.method.save(result, self._request.folder.result, metadata)
-
-    def _first_events(self, step: int, backbone: Backbone, plan: Plan, options: TrainOptions) -> Iterator[Event]:
-        """What a log begins with, in every process of a run."""
-        from sdkit.runtime.precision import describe_device
-
-        method = self._request.method
-        usual = parse_options({}, method.accepts, method.defaults, self._request.name).as_dict()
-        accepted = {key: _name(key, value) for key, value in options.as_dict().items() if key in method.accepts}
-        changed = {key: value for key, value in accepted.items() if value != usual[key]}
-        facts = {**plan.as_dict(), "output": self._request.folder.result.name}
-        data = self._request.data.absolute().name
-        device = describe_device(backbone.device, backbone.dtype)
-        yield Begun(step, facts, accepted, changed, data, device, package_versions())
-        for note in (*plan.notes, *self._notes):
-            yield Note(step, note)
-
-    def _ended(self, step: int, backbone: Backbone, *, finished: bool) -> Ended:
-        from sdkit.runtime.precision import peak_device_mib
-
-        result = self._request.folder.result
-        size = written_bytes(result) if finished and result.exists() else None
-        return Ended(step, time.perf_counter() - self._began, peak_memory_mib(), peak_device_mib(backbone.device), size)
 
     def _make_page(self) -> None:
         """The run's page. A run that has done its work does not fail for want of a page."""
@@ -366,8 +345,8 @@ class _Run:
         )
         return trainer, trained
 
-    @staticmethod
     def _feed(
+        self,
         backbone: Backbone,
         base: Base,
         samples: Sequence[Sample],
@@ -390,7 +369,12 @@ class _Run:
         keep_text = not any(trainable.trains_text for trainable in trained)
         cache = TensorCache(cache_folder() / "training")
         feed = Feed(samples, backbone, cache, settings, inputs, keep_text=keep_text)
-        feed.prepare()
+        feed.prepare(
+            lambda done, total: self._watch(Encoding(0, done, total)),
+            rank=self._processes.rank,
+            world=self._processes.count,
+        )
+        self._processes.wait()
         return feed
 
     def _updater(self, backbone: Backbone, trained: list[Trainable], options: TrainOptions) -> Updater:
@@ -426,7 +410,7 @@ class _Run:
         if wanted is None:
             return
         began = time.perf_counter()
-        mine = wanted.missing[self._processes.rank :: self._processes.count]
+        mine = [number for number in wanted.missing if number % self._processes.count == self._processes.rank]
         for done, _ in enumerate(wanted.draw(backbone, mine), 1):
             self._watch(Drawn(0, done, len(mine), time.perf_counter() - began))
             if self._stop():
@@ -481,9 +465,10 @@ class _Run:
     def _metadata(self, backbone: Backbone, options: TrainOptions, dataset: Dataset) -> dict[str, str]:
         request = self._request
         name = request.folder.result.stem
-        changed = {key: value for key, value in options.as_dict().items() if key in request.method.accepts}
+        given = {key: value for key, value in options.as_dict().items() if key in request.method.accepts}
+        made_with = {**without_places(given), "init": options.init}
         kind = request.method.modelspec
-        return training_metadata(request.name, name, backbone, dataset, changed, kind)
+        return training_metadata(request.name, name, backbone, dataset, made_with, kind)
 
     def _take(self, event: Event) -> None:
         if isinstance(event, Step):
@@ -526,26 +511,6 @@ class _Run:
         if not complete_states(request.folder.states):  # nothing is saved that would know the options
             words += [f"{spelled(key)}={value}" for key, value in request.given.items()]
         return shlex.join(words)
-
-
-def written_bytes(result: Path) -> int:
-    """Size of a file, or of all files of a folder."""
-    files = result.rglob("*") if result.is_dir() else [result]
-    return sum(file.stat().st_size for file in files if file.is_file())
-
-
-def _name(key: str, value: Any) -> Any:
-    """A value without the place of the file it may name: a page is shown to others."""
-    return Path(value).name if key in FILES and value and Path(value).exists() else value
-
-
-def package_versions() -> dict[str, str]:
-    """The versions that decide what a run computes."""
-    import platform
-    from importlib.metadata import version
-
-    names = ("torch", "diffusers", "transformers")
-    return {"sdkit": sdkit.__version__, **{name: version(name) for name in names}, "python": platform.python_version()}
 
 
 def _files(base: Path) -> tuple[Path, ...]:

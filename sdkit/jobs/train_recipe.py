@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sdkit.core.errors import SdkitError, UsageError
+from sdkit.core.errors import UsageError
 from sdkit.families.bases import TINY
-from sdkit.training.options import init_file
+from sdkit.jobs.recipe.document import read_document
+from sdkit.training.options import init_file, may_be_adapter
 
-MAX_BYTES = 1_000_000
-_PATHS = ("base", "data", "output", "validation", "init", "class_data")
+PATHS = ("base", "data", "output", "validation", "init", "class_data")
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
@@ -22,26 +22,13 @@ def read_recipe(path: Path) -> dict[str, Any]:
         SdkitError: there is no such file.
         UsageError: it is no table of plain values, or names no method.
     """
-    import yaml
-
-    if not path.is_file():
-        raise SdkitError(f"{path}: no such recipe")
-    if path.stat().st_size > MAX_BYTES:
-        raise UsageError(f"{path}: too large for a recipe")
-    try:
-        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f":{mark.line + 1}" if mark else ""
-        raise UsageError(f"{path}{where}: no YAML: {getattr(error, 'problem', error)}") from None
-    if not isinstance(fields, dict) or not all(isinstance(key, str) for key in fields):
-        raise UsageError(f"{path}: not a table of keys and values")
+    fields = read_document(path).value
     nested = next((key for key, value in fields.items() if isinstance(value, (dict, list))), None)
     if nested is not None:
         raise UsageError(f"{path}: {nested} should be one value")
     if "method" not in fields:
         raise UsageError(f"{path}: names no method", "begin it with `method: lora`")
-    for key in _PATHS:
+    for key in PATHS:
         if fields.get(key) and not _is_no_path(key, fields[key], path.parent):
             fields[key] = path.parent / str(fields[key])
     if str(fields.get("sample", "")).endswith(".txt"):
@@ -53,5 +40,5 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
 def _is_no_path(key: str, value: Any, folder: Path) -> bool:
     """A base may be the embedded one, validation a share, and an embedding may begin as a word."""
-    is_word = key == "init" and init_file(str(value)) is None and not (folder / str(value)).is_file()
+    is_word = key == "init" and init_file(str(value)) is None and not may_be_adapter(folder / str(value))
     return is_word or isinstance(value, float) or (key, value) == ("base", TINY)

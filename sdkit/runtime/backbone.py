@@ -180,7 +180,8 @@ class Backbone(ABC):
             digest.update(name.encode())
             digest.update(tensor_bytes(parameter.cpu()))
         if component in self.tokenizers:
-            digest.update(repr(sorted(self.tokenizers[component].get_vocab().items())).encode())
+            tokenizer = self.tokenizers[component]
+            digest.update(repr((sorted(tokenizer.get_vocab().items()), tokenizer.pad_token_id)).encode())
         return digest.hexdigest()
 
     # Modules by hub name

@@ -1,4 +1,8 @@
-"""What a training step will cost, from configurations alone: the model is run without memory, on shapes."""
+"""What a training step will cost, from configurations alone: the model is run without memory, on shapes.
+
+A step's time is that of its arithmetic and that of its calls, which on a small model or a fast device is the larger.
+How fast the machine is at either is measured in half a second, on a small U-Net at two sizes.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,33 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+MEASURING_SECONDS = 0.2
+CALLS_OF_A_LAYER = 4  # of an adapter: two products, a scale and a sum
+_MEASURED = {
+    "attention_head_dim": 4,  # how many heads, whatever the name says
+    "block_out_channels": (128, 256),
+    "cross_attention_dim": 64,
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "in_channels": 4,
+    "layers_per_block": 1,
+    "out_channels": 4,
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+}
+_SIDES = (2, 16)
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What a device does in a second, under the load it has now.
+
+    Attributes:
+        operations: multiplications and additions of a U-Net, with what lies between the large products.
+        calls: of the library.
+    """
+
+    operations: float
+    calls: float
+
 
 @dataclass(frozen=True, slots=True)
 class StepCost:
@@ -22,19 +53,25 @@ class StepCost:
         operations: multiplications and additions of one forward pass.
         activation_bytes: what the forward pass keeps for the backward pass, in float32.
         weights: parameters of the model.
+        calls: of the library in a forward pass, however many samples it takes.
     """
 
     operations: int
     activation_bytes: int
     weights: int
+    calls: int
 
-    def seconds(self, speed: float, *, frozen: bool, checkpointing: bool) -> float:
-        """Wall time at `speed` operations a second.
+    def seconds(self, machine: Machine, *, batch: int, frozen: bool, checkpointing: bool, layers: int = 0) -> float:
+        """Wall time of a batch, forward and backward.
 
         A step computes the outputs and their gradients by the inputs, and by the weights unless those are frozen (what
         trains beside them is small). With checkpointing the outputs are computed twice.
+
+        Args:
+            layers: layers something trains beside, each of which makes calls of its own.
         """
-        return self.operations * (3 - frozen + checkpointing) / speed
+        calls = self.calls + CALLS_OF_A_LAYER * layers
+        return (3 - frozen + checkpointing) * (batch * self.operations / machine.operations + calls / machine.calls)
 
 
 def step_cost(config: Mapping[str, Any], latent: tuple[int, int, int], tokens: int) -> StepCost:
@@ -65,7 +102,17 @@ def autoencoder_cost(config: Mapping[str, Any], size: tuple[int, int]) -> StepCo
 
 def _measure(model: nn.Module, run: Callable[[], object]) -> StepCost:
     import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils.flop_counter import FlopCounterMode
+
+    class Calls(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        """Counts the calls that are no mere views."""
+
+        count = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.count += not func.is_view
+            return func(*args, **(kwargs or {}))
 
     model.requires_grad_(False)
     kept: dict[int, int] = {}
@@ -75,11 +122,12 @@ def _measure(model: nn.Module, run: Callable[[], object]) -> StepCost:
         return tensor
 
     weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-    counter = FlopCounterMode(display=False)
-    with torch.device("meta"), counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    counter, calls = FlopCounterMode(display=False), Calls()  # type: ignore[no-untyped-call]
+    with torch.device("meta"), calls, counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         run()
     activations = sum(size for key, size in kept.items() if key not in weights)
-    return StepCost(counter.get_total_flops(), activations, sum(p.numel() for p in model.parameters()))
+    count = sum(parameter.numel() for parameter in model.parameters())
+    return StepCost(counter.get_total_flops(), activations, count, calls.count)
 
 
 def _added(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,18 +140,37 @@ def _added(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"added_cond_kwargs": {"text_embeds": torch.empty(1, pooled), "time_ids": torch.empty(1, 6)}}
 
 
-def measured_speed(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second of convolutions as a U-Net has them, measured in a fraction of a second."""
+def measured_machine(device: torch.device, dtype: torch.dtype) -> Machine:
+    """What a device does in numbers of a type: a small U-Net at a size where its calls count, and where they do not."""
     import torch
 
-    layer = torch.nn.Conv2d(64, 64, 3, padding=1, device=device, dtype=dtype)
-    picture = torch.zeros(8, 64, 32, 32, device=device, dtype=dtype)
-    operations = 2 * 64 * 64 * 9 * 8 * 32 * 32
-    with torch.no_grad():
-        layer(picture)
-        began, runs = time.perf_counter(), 0
-        while time.perf_counter() - began < 0.2:
-            layer(picture).sum().item()
-            runs += 1
-    # Between the large products lie normalisations and copies: about half of the speed is lost there.
-    return 0.5 * operations * runs / (time.perf_counter() - began)
+    unet: Any = build_component("unet", _MEASURED)
+    torch.nn.Module.to(unet.requires_grad_(False), dtype).to_empty(device=device)
+    for parameter in unet.parameters():
+        torch.nn.init.zeros_(parameter)  # whatever lies in empty memory may be slow to compute with
+    small, large = (_one_pass(unet, side, device, dtype) for side in _SIDES)
+    costs = [step_cost(_MEASURED, (4, side, side), 8) for side in _SIDES]
+    operations = (costs[1].operations - costs[0].operations) / max(large - small, 1e-9)
+    calls = costs[0].calls / max(small - costs[0].operations / operations, 0.1 * small)
+    return Machine(operations, calls)
+
+
+def _one_pass(unet: Any, side: int, device: torch.device, dtype: torch.dtype) -> float:
+    """Seconds of a forward pass, as half of a forward and a backward pass."""
+    import torch
+
+    latents = torch.zeros(1, 4, side, side, device=device, dtype=dtype, requires_grad=True)
+    text = torch.zeros(1, 8, 64, device=device, dtype=dtype, requires_grad=True)
+    timestep = torch.zeros(1, device=device)
+
+    def run() -> None:
+        out = unet(latents, timestep, text, return_dict=False)[0].sum()
+        out.backward()
+        out.item()  # waits for the device
+
+    run()
+    began, runs = time.perf_counter(), 0
+    while time.perf_counter() - began < MEASURING_SECONDS:
+        run()
+        runs += 1
+    return (time.perf_counter() - began) / runs / 2

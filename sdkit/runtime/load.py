@@ -6,8 +6,8 @@ there. So every container and naming takes one path, and no pickle is ever execu
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +15,13 @@ from sdkit.core.errors import SdkitError
 from sdkit.core.hashing import quick_id
 from sdkit.core.plugins import find_plugins
 from sdkit.families import identify
+from sdkit.families.configs import stated_configs
+from sdkit.families.describe import describe, published_folder
 from sdkit.families.family import Model, Place
 from sdkit.families.identify import FAMILIES
 from sdkit.families.reference import published_config
+from sdkit.families.spell import layouts_in
+from sdkit.families.tokenizers import is_clip, known_tokenizer
 from sdkit.runtime.backbone import Backbone, hub_name
 from sdkit.runtime.schedule import noise_schedule
 from sdkit.streaming.expression import Read
@@ -27,22 +31,21 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-CONFIG_KEY = "sdkit.config"  # metadata of a single file whose layout is nobody's published one: {component: config}
 Configs = Mapping[str, Mapping[str, Any]]
 
 
-def load_backbone(path: Path | str, *, prediction: str | None = None) -> Backbone:
+def load_backbone(source: Path | str | Weights, *, prediction: str | None = None) -> Backbone:
     """Load a base, on the CPU and in float32.
 
     Args:
-        path: a diffusers folder or a single checkpoint file.
+        source: a diffusers folder or a single checkpoint file, or weights that are open or computed (they stay open).
         prediction: ``epsilon`` or ``v_prediction``, where the base does not say or says it wrongly.
 
     Raises:
         SdkitError: it is no base of a family that can be run, a component is missing, or its weights do not fit its
             configuration.
     """
-    with open_weights(path) as weights:
+    with nullcontext(source) if isinstance(source, Weights) else open_weights(source) as weights:
         model = identify(weights)
         kind = backbone_class(weights.path, model)
         configs = base_configs(weights, model)
@@ -92,32 +95,19 @@ def component_names(model: Model) -> list[str]:
 
 
 def base_configs(weights: Weights, model: Model) -> Configs:
-    """The configurations of a base: the folder's own, those in the file's metadata, or the family's published ones.
+    """The configurations of a base: its own, or those that its header and its family's published ones give.
 
     Raises:
-        SdkitError: a single file says nothing and is not of its family's published layout.
+        SdkitError: a single file says nothing, and its shapes do not say enough.
     """
-    if weights.configs:
-        return {**weights.configs, "scheduler": weights.configs.get("scheduler", {})}
-    if CONFIG_KEY in weights.metadata:
-        return _stated_configs(weights)
+    stated = stated_configs(weights)
+    if stated:
+        return {"scheduler": {}, **stated}
     family = next((family for family in FAMILIES if family.name == model.family), None)
-    folder = (family.configs.get(model.variant) or family.configs.get("base")) if family else None
-    if family is None or folder is None:
+    if family is None:
         raise SdkitError(f"{weights.path}: no configuration is known for {model.family} {model.variant}")
-    names = {encoder.component: (encoder.folders or (encoder.component,))[-1] for encoder in family.text_encoders}
-    names |= {"unet": "unet", "vae": "vae", "scheduler": "scheduler"}
-    return {name: published_config(folder, source) for name, source in names.items()}
-
-
-def _stated_configs(weights: Weights) -> Configs:
-    try:
-        configs = json.loads(weights.metadata[CONFIG_KEY])
-    except (ValueError, RecursionError):
-        configs = None
-    if not isinstance(configs, dict) or not all(isinstance(config, dict) for config in configs.values()):
-        raise SdkitError(f"{weights.path}: the metadata {CONFIG_KEY} is no table of configurations")
-    return {"scheduler": {}, **configs}
+    configs, _ = describe(family, model.variant, layouts_in(weights, family))
+    return {**configs, "scheduler": published_config(published_folder(family, model.variant), "scheduler")}
 
 
 def build_component(name: str, config: Mapping[str, Any], *, empty: bool = True) -> nn.Module:
@@ -197,7 +187,7 @@ def padding(family: str, component: str) -> str:
 
 
 def load_tokenizer(weights: Weights, component: str, vocabulary: int, padding: str = "<|endoftext|>") -> Any:
-    """The tokenizer beside a folder's text encoder; CLIP's own for a single file, or where the folder has none.
+    """The tokenizer beside a folder's text encoder; for a single file, or a folder without, the known one of its size.
 
     Args:
         vocabulary: number of tokens the text encoder knows.
@@ -214,14 +204,11 @@ def load_tokenizer(weights: Weights, component: str, vocabulary: int, padding: s
             return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
         if (folder / "vocab.json").is_file():
             return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    import sdkit
-
-    tokenizer = CLIPTokenizer.from_pretrained(
-        Path(sdkit.__file__).parent / "assets" / "tokenizers" / "clip", local_files_only=True, pad_token=padding
-    )
-    if len(tokenizer) != vocabulary:
+    known = known_tokenizer(vocabulary)
+    if known is None:
         raise SdkitError(
-            f"{weights.path}: its text encoder knows {vocabulary} tokens, CLIP's tokenizer has {len(tokenizer)}",
+            f"{weights.path}: its text encoder knows {vocabulary} tokens, and no tokenizer that sdkit has does",
             "a base with a tokenizer of its own must be a diffusers folder, with tokenizer.json or vocab.json",
         )
-    return tokenizer
+    marks = {"pad_token": padding} if is_clip(known) else {}
+    return CLIPTokenizer.from_pretrained(known, local_files_only=True, **marks)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sdkit.core.errors import SdkitError, UsageError
+from sdkit.weights.dtypes import parse_precision
 
 if TYPE_CHECKING:
     import torch
-
-PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def save_type(name: str) -> torch.dtype:
@@ -20,9 +19,7 @@ def save_type(name: str) -> torch.dtype:
     """
     import torch
 
-    if name not in PRECISIONS:
-        raise UsageError(f"unknown number format {name!r}", f"use {', '.join(PRECISIONS)}")
-    dtype: torch.dtype = getattr(torch, PRECISIONS[name])
+    dtype: torch.dtype = getattr(torch, parse_precision(name).torch_name)
     return dtype
 
 

@@ -14,13 +14,12 @@ from sdkit.runtime.tensors import in_memory
 from sdkit.streaming import Output, Read
 from sdkit.streaming.checkpoint import checkpoint_stream, is_folder
 from sdkit.streaming.expression import Cat
-from sdkit.weights import DTYPES, DType, Weights, open_weights
+from sdkit.weights import DType, Weights, open_weights
+from sdkit.weights.dtypes import parse_precision
 from sdkit.weights.metadata import STALE_KEYS
 
 if TYPE_CHECKING:
     import torch
-
-STORED = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 
 
 def save_base(
@@ -44,7 +43,7 @@ def save_base(
     Raises:
         SdkitError: `path` cannot be written, or does not read back as it was meant.
     """
-    stored = DTYPES[STORED[dtype]] if dtype != "keep" else None
+    stored = parse_precision(dtype) if dtype != "keep" else None
     with open_weights(base) as weights:
         model = identify(weights)
         changed = _stored_tensors(weights, model, trained)

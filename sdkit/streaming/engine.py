@@ -132,7 +132,7 @@ class Stream:
         computations: deque[_Compute] = deque()
         for file, writer in zip(self.files, self.writers, strict=True):
             copies.extend(_Copy(run, writer) for run in copy_runs(file, writer.offsets, COPY_PIECE_BYTES))
-            computations.extend(_Compute(output, writer) for output in file.tensors if output.copied is None)
+            computations.extend(_Compute(output, writer) for output in file.tensors if not output.pieces)
         return copies, computations
 
 

@@ -111,6 +111,16 @@ def reshaped(read: Read, shape: tuple[int, ...]) -> Read:
     return Read(read.weights, replace(info, shape=shape))
 
 
+def rows_of(read: Read, start: int, stop: int) -> Expression:
+    """Rows ``start : stop`` of a stored tensor, whose bytes can be copied as they are where they lie together."""
+    info = read.info
+    if info.strides is not None:
+        return Slice(read, start, stop)
+    row = info.dtype.nbytes(math.prod(info.shape[1:]))
+    rows = replace(info, shape=(stop - start, *info.shape[1:]), offset=info.offset + start * row)
+    return Read(read.weights, rows)
+
+
 @dataclass(frozen=True, slots=True)
 class Slice:
     """Rows ``start : stop`` (of the first dimension) of another tensor: one of several fused projections."""

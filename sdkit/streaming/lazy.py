@@ -72,7 +72,8 @@ class LazyWeights(Weights):
 
         stored = torch_dtype(output.dtype)
         with torch.inference_mode():
-            tile = output.expression.bind(Context(Scratch(), torch.float64, output.dtype))
+            arithmetic = torch.float64 if output.dtype.name == "F64" else torch.float32  # as the engine computes
+            tile = output.expression.bind(Context(Scratch(), arithmetic, output.dtype))
             values = tile(0, info.numel).to(stored).contiguous()
         buffer[:] = values.flatten().view(torch.uint8).numpy().tobytes()[start : start + len(buffer)]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sdkit.streaming.expression import Expression, Read
+from sdkit.streaming.expression import Cat, Expression, Read
 from sdkit.streaming.rounding import Rounding
 from sdkit.weights import DType, Weights
 
@@ -35,9 +35,25 @@ class Output:
     def copied(self) -> Read | None:
         """The tensor whose bytes are simply copied, when that is all there is to do."""
         source = self.expression
-        if isinstance(source, Read) and source.dtype == self.dtype and source.info.strides is None:
-            return source
-        return None
+        return source if isinstance(source, Read) and self._is_copy_of(source) else None
+
+    @property
+    def pieces(self) -> tuple[Read, ...]:
+        """The tensors whose bytes, one behind the other, are this one's; empty where something must be computed.
+
+        Tensors put together are taken for such only where all of them lie in files: what lies in memory has no bytes
+        that a system call could copy.
+        """
+        if self.copied is not None:
+            return (self.copied,)
+        if not isinstance(self.expression, Cat):
+            return ()
+        reads = tuple(read for read in self.expression.sources if isinstance(read, Read))
+        whole = len(reads) == len(self.expression.sources)
+        return reads if whole and all(read.weights.files and self._is_copy_of(read) for read in reads) else ()
+
+    def _is_copy_of(self, read: Read) -> bool:
+        return read.dtype == self.dtype and read.info.strides is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,16 +103,18 @@ def copy_runs(file: OutputFile, offsets: Mapping[str, int], piece: int) -> Itera
     """
     run: CopyRun | None = None
     for output in file.tensors:
-        read = output.copied
-        if read is None or not output.nbytes:
-            continue
-        here = CopyRun(read.weights, read.info.file, read.info.offset, offsets[output.name], output.nbytes)
-        if run is not None and _follows(run, here):
-            run = CopyRun(run.weights, run.file, run.source, run.target, run.length + here.length)
-            continue
-        if run is not None:
-            yield from _pieces(run, piece)
-        run = here
+        target = offsets[output.name]
+        for read in output.pieces:
+            if not read.info.nbytes:
+                continue
+            here = CopyRun(read.weights, read.info.file, read.info.offset, target, read.info.nbytes)
+            target += here.length
+            if run is not None and _follows(run, here):
+                run = CopyRun(run.weights, run.file, run.source, run.target, run.length + here.length)
+                continue
+            if run is not None:
+                yield from _pieces(run, piece)
+            run = here
     if run is not None:
         yield from _pieces(run, piece)
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
-from sdkit.core.errors import UsageError
+from sdkit.core.errors import SdkitError, UsageError
 from sdkit.core.plugins import nearest_hint
-from sdkit.runtime.tokens import mentions
+from sdkit.runtime.tokens import mentions, token_ids
 from sdkit.training.data import Dataset, Sample
 
 PLACE = "{}"  # where a caption has the word
@@ -62,12 +63,33 @@ def naming(dataset: Dataset, word: str, templates: Sequence[str]) -> Dataset:
     """The dataset with `word` in every caption.
 
     In a caption of its own it stands where the caption has ``{}`` or the word itself, else in front. Where the whole
-    caption is ``{}``, the templates come in turn.
+    caption is ``{}``, each showing takes one of the templates.
     """
     samples = tuple(_naming(sample, word, templates) for sample in dataset.samples)
-    added = sum(1 for old, new in zip(dataset.samples, samples, strict=True) if _lacks(old, word) and new != old)
+    added = sum(_lacks(sample, word) for sample in dataset.samples)
     notes = dataset.notes + ((f"{added} captions do not name {word}: it is put in front of them",) if added else ())
     return replace(dataset, samples=samples, notes=notes)
+
+
+def cut_off(dataset: Dataset, tokenizer: Any, word: str, vectors: int, length: int) -> int:
+    """In how many of the captions a word comes too late, wholly or in part, for a text encoder to read it.
+
+    Args:
+        vectors: rows of the word.
+        length: tokens the text encoder reads, with the marks of start and end.
+
+    Raises:
+        SdkitError: in all of them.
+    """
+    rows = [-1 - row for row in range(vectors)]
+    captions = {caption for sample in dataset.samples for caption in sample.captions}
+    read = (token_ids(tokenizer, {word: rows}, caption)[: length - 2] for caption in captions)
+    count = sum(1 for ids in read if rows[-1] not in ids)
+    if count == len(captions):
+        raise SdkitError(
+            f"in all captions {word} comes after the {length} tokens that are read", "put {} nearer to their beginning"
+        )
+    return count
 
 
 def _naming(sample: Sample, word: str, templates: Sequence[str]) -> Sample:

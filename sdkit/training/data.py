@@ -146,7 +146,7 @@ def _masked(sample: Sample, choice: str, folder: Path | None) -> Sample:
     if mask is None:
         return sample
     check_mask(sample.path, mask, sample.size)
-    return replace(sample, mask=mask, mask_id="" if mask == sample.path else _content(mask))
+    return replace(sample, mask=mask, mask_id="" if mask == sample.path else _digest(mask))
 
 
 def _mask_notes(folder: Path, samples: list[Sample], choice: str) -> Iterator[str]:
@@ -298,10 +298,10 @@ def _decode(found: list[_Found], background: str) -> list[tuple[_Found, Size | s
 
 
 def _identity(path: Path) -> tuple[str, Path]:
-    return _content(path), path
+    return _digest(path), path
 
 
-def _content(path: Path) -> str:
+def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:32]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,8 @@ from sdkit.training.masks import latent_mask
 
 if TYPE_CHECKING:
     import torch
+
+Watch = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +125,13 @@ class Feed:
         for slots in self._slots.values():
             yield from (self._pixels(slot, False)[None] for slot in slots if slot.number == 0)
 
-    def prepare(self) -> int:
+    def prepare(self, watch: Watch = lambda done, total: None, *, rank: int = 0, world: int = 1) -> int:
         """Encode everything that can be kept, before the first step.
+
+        Args:
+            watch: told how many pictures are encoded, and of how many.
+            rank: of several processes with one cache each encodes its part.
+            world: how many processes there are.
 
         Returns:
             How many results had to be computed.
@@ -133,15 +140,16 @@ class Feed:
             SdkitError: a picture's latents are no finite numbers; the message names it.
         """
         before = self._cache.computed
-        for slots in self._slots.values():
-            for slot in slots:
-                if "latents" in self._inputs:
-                    for flipped in {False, self.settings.flip}:
-                        self._latents(slot, flipped)
-                        self._mask(slot, flipped)
-                if "cond" in self._inputs and self._keep_text:
-                    for caption in slot.sample.captions:
-                        self._cond(caption, slot.size)
+        slots = [slot for slots in self._slots.values() for slot in slots if slot.number == 0][rank::world]
+        for number, slot in enumerate(slots, 1):
+            if "latents" in self._inputs:
+                for flipped in {False, self.settings.flip}:
+                    self._latents(slot, flipped)
+                    self._mask(slot, flipped)
+            if "cond" in self._inputs and self._keep_text:
+                for caption in slot.sample.captions:
+                    self._cond(caption, slot.size)
+            watch(number, len(slots))
         return self._cache.computed - before
 
     def _by_size(self, samples: Sequence[Sample]) -> dict[Size, list[_Slot]]:

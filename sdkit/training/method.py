@@ -102,7 +102,7 @@ class Method:
         held_out: the losses of held-out pictures, [pictures, pairs].
         settle: fills in options that depend on the result's name.
         dataset: reads a folder of pictures and gives them the captions they are shown with.
-        notes: what a person should know of these options with this base.
+        notes: what a person should know of these options with this base and these pictures.
         class_prompt: what pictures of the class are drawn from; empty for no prior preservation.
         variant: the method as options make it, where some decide what trains or change the defaults of others.
     """
@@ -120,7 +120,7 @@ class Method:
     held_out: Callable[[Backbone, Sequence[HeldOut]], torch.Tensor] = held_out_losses
     settle: Callable[[TrainOptions, str], TrainOptions] = lambda options, name: options
     dataset: Callable[[Path, TrainOptions], Dataset] = read_captioned
-    notes: Callable[[Base, TrainOptions], Sequence[str]] = lambda base, options: ()
+    notes: Callable[[Base, Dataset, TrainOptions], Sequence[str]] = lambda base, dataset, options: ()
     class_prompt: Callable[[TrainOptions], str] = lambda options: ""
     variant: Callable[[TrainOptions], Method] | None = None
 

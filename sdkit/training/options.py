@@ -129,14 +129,15 @@ class TrainOptions:
 
 
 def init_file(init: str) -> Path | None:
-    """The file or folder that ``init=`` names; None where it is a word, or nothing.
-
-    A folder of pictures may be called like the word, so a folder counts only with an adapter in it.
-    """
+    """The file or folder that ``init=`` names; None where it is a word, or nothing."""
     path = Path(init)
     spelled_as_file = path.suffix in WEIGHT_SUFFIXES or "/" in init or os.sep in init
-    is_file = spelled_as_file or path.is_file() or (path / "adapter_config.json").is_file()
-    return path if init and is_file else None
+    return path if init and (spelled_as_file or may_be_adapter(path)) else None
+
+
+def may_be_adapter(path: Path) -> bool:
+    """Whether a file, or a folder with an adapter, is there; a folder of pictures may be called like a word."""
+    return path.is_file() or (path / "adapter_config.json").is_file()
 
 
 def spelled(name: str) -> str:

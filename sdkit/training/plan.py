@@ -173,9 +173,9 @@ def make_plan(
     size = method.size(base.model, options)
     state = size.parameters * 4 + optimizer_bytes(options.optimizer, size.parameters)
     shown = options.batch * (2 if prior else 1)  # as many of the class
-    memory, seconds, forward = _estimate(base, method, options, sizes, shown)
-    if prior is not None:
-        prior = replace(prior, seconds=2 * forward * prior.steps * prior.to_draw)  # with and without the prompt
+    estimate = _estimate(base, method, options, sizes, shown, size.modules)
+    if prior is not None:  # with and without the prompt
+        prior = replace(prior, seconds=2 * estimate.forward_seconds * prior.steps * prior.to_draw)
     return Plan(
         method=name,
         base=base.path.name,
@@ -193,10 +193,10 @@ def make_plan(
         batch=options.batch * options.accumulate,
         output_bytes=size.output_bytes,
         disk_bytes=size.output_bytes + (options.keep_states + 1) * state,
-        memory_bytes=memory + state,
-        seconds=seconds * steps + (prior.seconds if prior else 0.0),
+        memory_bytes=estimate.memory_bytes + state,
+        seconds=estimate.step_seconds * steps + (prior.seconds if prior else 0.0),
         class_pictures=prior,
-        notes=(*_notes(dataset), *size.notes, *method.notes(base, options)),
+        notes=(*_notes(dataset), *size.notes, *method.notes(base, dataset, options)),
     )
 
 
@@ -235,15 +235,31 @@ def _grouped(dataset: Dataset, sizes: list[Size]) -> dict[Size, int]:
     return dict(sorted(counts.items()))
 
 
+@dataclass(frozen=True, slots=True)
+class _Estimate:
+    """What a run will take.
+
+    Attributes:
+        memory_bytes: at its peak, without the optimizer.
+        step_seconds: of a step.
+        forward_seconds: of one picture through the denoiser, for drawing.
+    """
+
+    memory_bytes: int
+    step_seconds: float
+    forward_seconds: float
+
+
 def _estimate(
-    base: Base, method: Method, options: TrainOptions, sizes: list[Size], shown: int
-) -> tuple[int, float, float]:
-    """Peak memory in bytes (without the optimizer), seconds of a step, and seconds of one forward pass of one picture.
+    base: Base, method: Method, options: TrainOptions, sizes: list[Size], shown: int, layers: int
+) -> _Estimate:
+    """What a step takes.
 
     Args:
         shown: pictures in a batch.
+        layers: modules that something trains beside.
     """
-    from sdkit.runtime.cost import autoencoder_cost, measured_speed, step_cost
+    from sdkit.runtime.cost import autoencoder_cost, measured_machine, step_cost
     from sdkit.runtime.precision import compute_type, find_device
 
     device = find_device(options.device)
@@ -257,10 +273,17 @@ def _estimate(
         cost = step_cost(base.configs["unet"], shape, _tokens(base.configs))
     item = dtype.itemsize / 4
     activations = cost.activation_bytes * item * shown * (0.15 if options.checkpointing else 1.0)
-    speed = measured_speed(device, dtype)
-    seconds = cost.seconds(speed, frozen=not method.trains_base, checkpointing=options.checkpointing)
+    machine = measured_machine(device, dtype)
+    batch = cost.seconds(
+        machine,
+        batch=shown,
+        frozen=not method.trains_base,
+        checkpointing=options.checkpointing,
+        layers=0 if method.trains_base else layers,
+    )
     memory = FIXED_BYTES + int(base.bytes * item + activations)
-    return memory, seconds * shown * options.accumulate, cost.operations / speed
+    forward = cost.operations / machine.operations + cost.calls / machine.calls
+    return _Estimate(memory, batch * options.accumulate, forward)
 
 
 def _tokens(configs: Mapping[str, Mapping[str, Any]]) -> int:

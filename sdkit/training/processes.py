@@ -42,6 +42,16 @@ class Processes:
 
             torch.distributed.barrier()
 
+    def any(self, flag: bool, device: torch.device) -> bool:
+        """Whether `flag` is set in one of the processes."""
+        if self.count == 1:
+            return flag
+        import torch
+
+        count = torch.tensor(float(flag), device=device)
+        self.add_up([count])
+        return bool(count > 0)
+
     def add_up(self, tensors: Sequence[torch.Tensor]) -> None:
         """Put the sum over all processes into each tensor."""
         if self.count > 1:

@@ -144,12 +144,18 @@ class Trainer:
             while self.step < self.settings.steps:
                 self._one_step()
                 yield from self._after_step()
-                if self._should_stop() and self.step < self.settings.steps:
+                if self.step < self.settings.steps and self._asked_to_stop():
                     yield from self._look()
                     yield from self._save()
                     yield Interrupted(self.step, str(self.folder))
                     return
             yield Finished(self.step)
+
+    def _asked_to_stop(self) -> bool:
+        """Whether to stop here. Several processes stop at one step; they agree seldom, because it makes them wait."""
+        if self._processes.count > 1 and self.step % LOG_EVERY:
+            return False
+        return self._processes.any(self._should_stop(), self.backbone.device)
 
     @contextmanager
     def _live(self) -> Iterator[None]:

@@ -124,3 +124,17 @@ def parse_dtype(name: str | None) -> DType | None:
     if dtype is None or not dtype.is_float:
         raise UsageError(f"unknown dtype {name!r}", "use one of fp16, bf16, fp32, fp8_e4m3, fp8_e5m2")
     return dtype
+
+
+PRECISIONS = ("fp32", "fp16", "bf16")
+
+
+def parse_precision(name: str) -> DType:
+    """An element type that models are computed and trained in, by its short name.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    if name not in PRECISIONS:
+        raise UsageError(f"unknown number format {name!r}", f"use {', '.join(PRECISIONS)}")
+    return DTYPES[FLOAT_NAMES[name]]

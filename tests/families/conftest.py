@@ -3,30 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
 import pytest
+from header_files import HEADERS, real_header, weights_of
 
 from sdkit.families import Model
-from sdkit.weights import DTYPES, TensorInfo, Weights
-from sdkit.weights.reader import Container
-
-HEADERS = Path(__file__).parent.parent / "headers"
-Shapes = Mapping[str, tuple[int, ...]]
-
-
-def weights_of(
-    shapes: Shapes,
-    dtypes: Mapping[str, str] | None = None,
-    metadata: Mapping[str, str] | None = None,
-    configs: Mapping[str, dict[str, Any]] | None = None,
-) -> Weights:
-    """A header with these tensors and nothing behind it."""
-    types = dtypes or {}
-    tensors = {name: TensorInfo(name, DTYPES[types.get(name, "F16")], shape, 0) for name, shape in shapes.items()}
-    return Weights(Path("model.safetensors"), Container.SAFETENSORS, [], tensors, metadata or {}, configs=configs)
+from sdkit.weights import Weights
 
 
 def stored_shapes(model: Model) -> dict[str, tuple[int, ...]]:
@@ -53,13 +36,7 @@ def tensors_of() -> Callable[[Model], dict[str, tuple[int, ...]]]:
 @pytest.fixture(scope="session")
 def header() -> Callable[[str], Weights]:
     """The header of a real model in ``tests/headers``."""
-
-    def read(name: str) -> Weights:
-        table = json.loads((HEADERS / f"{name}.json").read_text())
-        shapes = {key: tuple(shape) for key, (_, shape) in table.items()}
-        return weights_of(shapes, {key: dtype for key, (dtype, _) in table.items()})
-
-    return read
+    return real_header
 
 
 @pytest.fixture(scope="session")

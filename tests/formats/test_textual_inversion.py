@@ -125,6 +125,11 @@ def test_a_broken_file_of_a1111_is_named(tmp_path: Path, vectors: torch.Tensor) 
         read_adapter(weights)
 
 
+def test_two_embeddings_of_one_name_are_refused(save: Callable[..., Any]) -> None:
+    with pytest.raises(SdkitError, match="holds a 2 times for the text_encoder"):
+        read_adapter(save({"emb_params": torch.ones(1, 24), "emp_params": torch.ones(2, 24)}))
+
+
 def test_what_no_reader_could_read_is_not_written(tmp_path: Path) -> None:
     two, other = embedding(text_encoder=24), embedding("<other>", text_encoder=24)
     both = Artifact(two.source, "test", kind="textual-inversion", tokens=two.tokens + other.tokens)

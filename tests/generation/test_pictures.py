@@ -101,6 +101,7 @@ def test_an_interrupted_drawing_leaves_the_base_as_it_was(backbone: Backbone) ->
     [
         (Request("a", width=20), "width 20 is no multiple of 8"),
         (Request("a", height=0), "height 0 is no multiple of 8"),
+        (Request("a", width=1 << 40), "width 1099511627776 is no multiple of 8 up to 16384"),
         (Request("a", steps=0), "steps 0 is less than 1"),
         (Request("a", steps=1001), "steps 1001 is out of bounds"),
         (Request("a", cfg=float("nan")), "cfg nan is no finite number"),

@@ -18,6 +18,7 @@ from sdkit.core.events import Drawn, Event
 from sdkit.core.paths import cache_folder
 from sdkit.generation import pictures as drawing
 from sdkit.generation.pictures import draw
+from sdkit.generation.prompt import _pieces
 from sdkit.generation.request import Request
 from sdkit.jobs import class_pictures
 from sdkit.jobs.stop import StopRequest
@@ -124,11 +125,21 @@ def test_pictures_of_the_class_are_the_base_s_and_are_drawn_once(
     assert made == [3, 0] and len(drawn()) == 5
 
 
+def test_a_class_is_drawn_as_it_is_written() -> None:
+    pictures = class_pictures.ClassPictures("a dog (small) [old]", 1, 64, "base", "cpu")
+    (piece,) = _pieces(pictures.request(0).prompt)
+    assert (piece.text, piece.weight) == ("a dog (small) [old]", 1.0)
+
+
 def test_pictures_of_the_class_may_be_given(tiny_base: Path, pictures: Path, tmp_path: Path) -> None:
     folder = tmp_path / "class"
     folder.mkdir()
     Image.new("RGB", (16, 16), "blue").save(folder / "img1.png")
-    report = train(tiny_base, pictures, tmp_path / "x", class_="ball", class_data=str(folder), steps=2, save_every=1)
+    own = {"class_": "ball", "class_data": str(folder), "as_": "lora"}
+    report = train(tiny_base, pictures, tmp_path / "x", **own)
+    with open_weights(report.output) as weights:
+        assert str(tmp_path) not in json.dumps(weights.metadata)  # nor in what others are shown
+    assert str(folder) not in (tmp_path / "x" / "report.html").read_text()
     assert report.plan.class_pictures is not None
     assert (report.plan.class_pictures.pictures, report.plan.class_pictures.to_draw) == (1, 0)
     assert report.plan.pictures == 5 and not drawn()

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 import sdkit
 from sdkit.core.errors import SdkitError, UsageError
+from sdkit.core.events import Drawing, Event
 from sdkit.generation.pictures import draw
 from sdkit.generation.request import Request
 from sdkit.jobs.generate import GenerateReport
@@ -194,15 +195,15 @@ def test_another_like_it(tiny_base: Path, shelf: Path) -> None:
 
 
 def test_several_pictures_are_numbered_and_each_has_its_own_seed(tiny_base: Path) -> None:
-    seen: list[tuple[int, int]] = []
-    report = sdkit.generate(tiny_base, ["a", "b"], "p.png", count=2, watch=lambda *s: seen.append(s), **FEW)
+    seen: list[Event] = []
+    report = sdkit.generate(tiny_base, ["a", "b"], "p.png", count=2, watch=seen.append, **FEW)
     assert report.outputs == ("p-1.png", "p-2.png", "p-3.png", "p-4.png")
     assert [(picture.prompt, picture.seed) for picture in report.pictures] == [("a", 7), ("a", 8), ("b", 7), ("b", 8)]
-    assert seen == [(step, 12) for step in range(1, 13)]
+    assert seen == [Drawing(step, 12) for step in range(1, 13)]
     generate(tiny_base, "b", "alone.png", seed=8)
     assert Path("alone.png").read_bytes() == Path("p-4.png").read_bytes()
-    together = sdkit.generate(tiny_base, ["a", "b"], "q.png", count=3, batch=2, watch=lambda *s: seen.append(s), **FEW)
-    assert seen[-1] == (18, 18) and len(together.outputs) == 6
+    together = sdkit.generate(tiny_base, ["a", "b"], "q.png", count=3, batch=2, watch=seen.append, **FEW)
+    assert seen[-1] == Drawing(18, 18) and len(together.outputs) == 6
 
 
 def test_a_grid_is_one_picture(tiny_base: Path) -> None:
@@ -293,3 +294,11 @@ def test_names_are_found_without_case_and_only_when_clear(tiny_base: Path, shelf
 def test_the_python_name_and_its_usage_errors(tiny_base: Path) -> None:
     with pytest.raises(UsageError):
         sdkit.generate(tiny_base)
+
+
+def test_pictures_are_a_step_of_a_recipe(tiny_base: Path, shelf: Path) -> None:
+    step = {"generate": str(tiny_base), "prompt": "a <lora:ink:0.5>", "folder": str(shelf), "output": "p.png", **FEW}
+    assert [done.state for done in sdkit.run({"steps": {"fox": step}}).steps] == ["done"]
+    generate(tiny_base, "a <lora:ink:0.5>", "q.png", folder=shelf)
+    assert Path("p.png").read_bytes() == Path("q.png").read_bytes()
+    assert [done.state for done in sdkit.run({"steps": {"fox": step}}).steps] == ["up to date"]

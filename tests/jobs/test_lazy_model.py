@@ -80,6 +80,8 @@ def test_what_makes_no_sense_is_said_at_once(opened: tuple[LazyModel, ...], tmp_
             wrong.save(tmp_path / "x.safetensors")
     with pytest.raises(UsageError, match="a difference"):
         a.blend(b - c)
+    with pytest.raises(UsageError, match="LazyModel is no path"):
+        sdkit.blend([a, b], tmp_path / "x.safetensors")  # type: ignore[list-item]
     with pytest.raises(TypeError):
         a * "0.5"  # type: ignore[operator]
     assert not (tmp_path / "x.safetensors").exists()

@@ -105,8 +105,10 @@ def test_what_cannot_be_drawn_is_named_before_the_first_step(tiny_base: Path, pi
     with pytest.raises(SdkitError, match="no such text file"):
         sdkit.train("lora", tiny_base, pictures, tmp_path / "x", **RUN, sample=str(tmp_path / "q.txt"))
     assert not (tmp_path / "x").exists()
-    with pytest.raises(UsageError, match="steps 2000 is out of bounds"):
+    with pytest.raises(UsageError, match="steps 2000"):
         sdkit.train("lora", tiny_base, pictures, tmp_path / "x", **RUN, sample="a", sample_steps=2000)
+    with pytest.raises(UsageError, match="AND"):
+        sdkit.train("lora", tiny_base, pictures, tmp_path / "x", **RUN, sample="a AND b", force=True)
     assert not list((tmp_path / "x").rglob("step-*"))
 
 

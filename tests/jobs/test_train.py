@@ -295,7 +295,7 @@ def test_what_is_wrong_is_named_before_anything_is_computed(
     refused("4 steps are fewer than warmup=9", warmup=9)
     refused("unknown optimizer", optimizer="adamv")
     refused("format=cloneofsimo: no LoRA is written in it", format="cloneofsimo")
-    refused("save_dtype=fp61: unknown", save_dtype="fp61")
+    refused("unknown number format 'fp61'", save_dtype="fp61")
     refused("matches no layer", targets="nonsense")
     refused("no such folder", data=tmp_path / "nowhere")
     refused("no such file or folder", base=tmp_path / "nothing.safetensors")
@@ -338,7 +338,9 @@ def test_a_wrong_recipe_is_named(tmp_path: Path, text: str, message: str) -> Non
         read_recipe(tmp_path / "x.yaml")
 
 
-@pytest.mark.parametrize("words", [["train", "--help"], ["train", "lora", "--help"], ["train", "nonsense"]])
+@pytest.mark.parametrize(
+    "words", [["train", "--help"], ["train", "lora", "--help"], ["train", "nonsense"], ["report", "nowhere"]]
+)
 def test_help_needs_no_torch(words: list[str]) -> None:
     program = f"""
 import sys
@@ -361,13 +363,34 @@ def test_two_processes_train_what_one_trains(tiny_base: Path, pictures: Path, tm
     for count in ("1", "2"):
         out = tmp_path / count / "x"
         words = command(tiny_base, pictures, out, "steps=3", "optimizer=sgd", "lr=0.1", "save_dtype=fp32")
-        subprocess.run([*launch, count, *words[1:]], check=True, capture_output=True)
+        done = subprocess.run([*launch, count, *words[1:], "--json"], check=True, capture_output=True)
+        assert json.loads(done.stdout)["step"] == 3  # one report, whoever else took part
         tensors = read_tensors(out / "x.safetensors")
         results.append({name: value for name, value in tensors.items() if name.endswith("lora_up.weight")})
     one, two = results
     moved = max(float(value.abs().max()) for value in one.values())
     assert moved > 0
     assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-3 * moved
+
+
+@pytest.mark.slow
+def test_what_one_of_several_processes_is_asked_all_do(tiny_base: Path, pictures: Path, tmp_path: Path) -> None:
+    program = f"""
+import os
+import sdkit
+from sdkit.jobs.stop import StopRequest
+stop = StopRequest()
+if os.environ["RANK"] == "1":
+    stop.ask()
+report = sdkit.train("lora", {str(tiny_base)!r}, {str(pictures)!r}, {str(tmp_path / "x")!r}, rank=2, batch=2, steps=99,
+                     should_stop=stop)
+assert not report.finished
+print("STOPPED", report.step, flush=True)
+"""
+    (tmp_path / "program.py").write_text(program)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(tmp_path / "program.py")]
+    done = subprocess.run(launch, check=True, capture_output=True, text=True, timeout=120)
+    assert sorted(done.stdout.split()) == ["10", "10", "STOPPED", "STOPPED"]
 
 
 def test_the_layers_of_a_preset_are_kohya_s() -> None:

@@ -111,7 +111,7 @@ def test_another_kind_or_another_base_cannot_be_continued(tiny_base: Path, pictu
         ({"layer_dropout": "0,0.1"}, "has not the 3 entries"),
         ({"widths": "24,768"}, "widths=24,768: no attention of this base reads anything 768 wide"),
         ({"weight_init": "Zero"}, "weight_init=Zero: unknown"),
-        ({"save_dtype": "keep"}, "save_dtype=keep: unknown"),
+        ({"save_dtype": "keep"}, "unknown number format 'keep'"),
         ({"rank": 4}, "it is not one of hypernetwork"),
     ],
 )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from sdkit.formats import read_adapter
 from sdkit.jobs.train import TrainReport
 from sdkit.runtime.install import install
 from sdkit.runtime.load import load_backbone
-from sdkit.runtime.tokens import installed_words
+from sdkit.runtime.tokens import installed_words, spliced, words_of
+from sdkit.training.trainables.tokens import rows_of_text
 from sdkit.weights import open_weights
 
 
@@ -71,8 +73,14 @@ def test_captions_of_their_own_get_the_word(tiny_base: Path, pictures: Path, tmp
 
 
 def test_a_word_the_base_knows_is_said(tiny_base: Path, bare: Path, tmp_path: Path) -> None:
-    notes = train(tiny_base, bare, tmp_path / "x", dry_run=True, token="a", init="b").plan.notes
-    assert len(notes) == 1 and "token=a: the base knows a" in notes[0]
+    notes = train(tiny_base, bare, tmp_path / "x", dry_run=True, token="z", init="b").plan.notes
+    assert "in 5 captions z comes after the 12 tokens that are read" in notes  # of letters
+    assert len(notes) == 2 and "token=z: the base knows z" in notes[1]
+
+
+def test_a_word_behind_the_end_of_all_captions_is_refused(tiny_base: Path, bare: Path, tmp_path: Path) -> None:
+    with pytest.raises(SdkitError, match="in all captions <x> comes after the 12 tokens"):
+        train(tiny_base, bare, tmp_path / "x", caption="a photograph of {}")
 
 
 def test_training_goes_on_from_a_word_or_a_file(tiny_base: Path, bare: Path, tmp_path: Path) -> None:
@@ -122,7 +130,7 @@ def test_what_is_wrong_is_named_before_anything_is_computed(tiny_base: Path, bar
 
     refused("vectors=17: must be at most 16", vectors=17)
     refused("format=peft: no embedding is written in it", format="peft")
-    refused("save_dtype=keep: unknown", save_dtype="keep")
+    refused("unknown number format 'keep'", save_dtype="keep")
     assert "style" in refused("property=stile: unknown", property="stile").hint
     refused("unknown option rank=", rank=4)
     refused("no such file", init="nothing.safetensors")
@@ -134,11 +142,15 @@ def test_what_is_wrong_is_named_before_anything_is_computed(tiny_base: Path, bar
 def test_a_recipe_s_word_is_no_path(tmp_path: Path) -> None:
     from sdkit.jobs.train_recipe import read_recipe
 
-    (tmp_path / "x.yaml").write_text("method: textual-inversion\ninit: ball\n")
-    assert read_recipe(tmp_path / "x.yaml")["init"] == "ball"
-    (tmp_path / "ball.pt").touch()
-    (tmp_path / "x.yaml").write_text("method: textual-inversion\ninit: ball.pt\n")
-    assert read_recipe(tmp_path / "x.yaml")["init"] == tmp_path / "ball.pt"
+    def init(value: str) -> Any:
+        (tmp_path / "x.yaml").write_text(f"method: textual-inversion\ninit: {value}\n")
+        return read_recipe(tmp_path / "x.yaml")["init"]
+
+    (tmp_path / "ball").mkdir()
+    assert init("ball") == "ball"  # a folder of pictures
+    (tmp_path / "ball" / "adapter_config.json").touch()
+    assert init("ball") == tmp_path / "ball"
+    assert init("cat.pt") == tmp_path / "cat.pt"
 
 
 def test_the_same_run_gives_the_same_file(tiny_base: Path, bare: Path, tmp_path: Path) -> None:
@@ -153,3 +165,46 @@ def test_an_unknown_method_s_name_is_guessed(tiny_base: Path, bare: Path) -> Non
     with pytest.raises(UsageError) as error:
         sdkit.train("textual_inversoin", tiny_base, bare)
     assert error.value.hint == "did you mean textual-inversion?"
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("format", ["diffusers", "a1111"])
+def test_sdxl_learns_a_word_in_both_encoders_and_diffusers_reads_it(
+    tiny_sdxl: Path, bare: Path, tmp_path: Path, format: str
+) -> None:
+    from diffusers import StableDiffusionXLPipeline
+
+    options = {"token": "<w>", "init": "b", "caption": "{} c", "lr": 0.05, "format": format}
+    report = train(tiny_sdxl, bare, tmp_path / "w", **options)
+    assert report.parameters == 24 + 40
+    saved = load_file(report.output) if format == "diffusers" else torch.load(report.output, weights_only=True)
+    start = rows_of_text(load_backbone(tiny_sdxl), "b", 1)
+    assert (saved["clip_l"] - start["text_encoder"]).abs().max() > 0.04
+    assert (saved["clip_g"] - start["text_encoder_2"]).abs().max() > 0.04
+
+    pipeline = StableDiffusionXLPipeline.from_pretrained(tiny_sdxl, local_files_only=True)
+    pipeline.load_textual_inversion(saved["clip_l"], token="<w>")
+    second = {"text_encoder": pipeline.text_encoder_2, "tokenizer": pipeline.tokenizer_2}
+    pipeline.load_textual_inversion(saved["clip_g"], token="<w>", **second)
+    backbone = load_backbone(tiny_sdxl)
+    with open_weights(report.output) as weights, torch.no_grad():
+        artifact = read_adapter(weights, backbone.model)
+        assert [part.token for part in artifact.tokens] == ["<w>" if format == "a1111" else "w"] * 2
+        words = {"<w>": next(iter(words_of(artifact, backbone).values()))}
+        with spliced(backbone, words):
+            ours = backbone.encode_text(backbone.tokenize(["a<w>c"]), (16, 16))
+        context, _, pooled, _ = pipeline.encode_prompt("a<w>c", do_classifier_free_guidance=False)
+    assert torch.equal(ours.context, context) and torch.equal(ours.added["text_embeds"], pooled)
+
+
+def test_the_real_sdxl_s_word_has_2048_numbers_a_vector(
+    sparse: Callable[..., Path], real_header: Callable[[str], dict[str, Any]], bare: Path, tmp_path: Path
+) -> None:
+    header = {name: entry for name, entry in real_header("sdxl-sgm").items() if not name.startswith("edm")}
+    base = sparse(header, name="sdxl.safetensors")
+    plan = train(base, bare, tmp_path / "x", vectors=3, resolution=256, dry_run=True, token="sunflower sks").plan
+    assert (plan.family, plan.modules, plan.parameters) == ("sdxl", 2, 3 * (768 + 1280))
+    assert "token=sunflower sks: the base knows sunflower;" in " ".join(plan.notes)
+    torch.save({"string_to_param": {"*": torch.ones(1, 768)}}, tmp_path / "sd1.pt")
+    with pytest.raises(SdkitError, match=r"768 numbers a token in the text_encoder, but this sdxl base reads .* 1280"):
+        train(base, bare, tmp_path / "x", init=str(tmp_path / "sd1.pt"), dry_run=True)

@@ -187,6 +187,47 @@ def test_ties_by_hand() -> None:
     close(load_method("ties")(D1, D2, density=1.0, weights=(1.0, -1.0)), torch.tensor([[5.0, -3.0], [0.5, 2.5]]))
 
 
+def test_nuslerp_rows_goes_along_each_rows_own_arc() -> None:
+    other = B.clone()
+    other[3] = 2 * A[3]  # the same direction: a straight line
+    result = load_method("nuslerp-rows")(A, other, weights=(3.0, 1.0))
+    for row, (a, b) in enumerate(zip(A[:3].tolist(), B[:3].tolist(), strict=True)):
+        dot = sum(x * y for x, y in zip(a, b, strict=True))
+        angle = math.acos(dot / math.hypot(*a) / math.hypot(*b))
+        one, two = math.sin(0.75 * angle) / math.sin(angle), math.sin(0.25 * angle) / math.sin(angle)
+        expected = [one * x + two * y for x, y in zip(a, b, strict=True)]
+        torch.testing.assert_close(result[row], torch.tensor(expected).double())
+    torch.testing.assert_close(result[3], 1.25 * A[3])
+
+
+def left_by_ties(density: float) -> list[torch.Tensor]:
+    """What TIES leaves of A, B and C, by loops."""
+    kept = []
+    for model in (A, B, C):
+        cut = sorted(model.abs().flatten().tolist(), reverse=True)[int(density * 16) - 1]
+        kept.append(torch.where(model.abs() >= cut, model, 0.0))
+    total = kept[0] + kept[1] + kept[2]
+    elected = torch.where(total >= 0, 1.0, -1.0)
+    return [torch.where(model.sign() == elected, model, 0.0) for model in kept]
+
+
+def test_ties_stock_shortens_the_mean_by_the_angles() -> None:
+    left = left_by_ties(0.5)
+    cosines = [
+        float((x * y).sum() / x.norm() / y.norm()) for x, y in ((left[0], left[1]), (left[0], left[2]), left[1:])
+    ]
+    mean = sum(cosines) / 3
+    count = sum((x != 0).double() for x in left).clamp(min=1)
+    expected = 3 * mean / (1 + 2 * mean) * sum(left) / count
+    torch.testing.assert_close(load_method("ties-stock")(A, B, C, density=0.5), expected)
+
+
+def test_ties_median_is_the_median_of_what_is_left() -> None:
+    found = load_method("ties-median")(A, B, C, density=0.5, alpha=2.0, iterations=10_000) / 2
+    pulls = [(found - x) / (found - x).norm() for x in left_by_ties(0.5)]
+    assert float(sum(pulls).norm()) < 1e-4  # type: ignore[union-attr]
+
+
 def test_breadcrumbs_by_hand() -> None:
     delta = torch.arange(1.0, 21.0)
     kept = load_method("breadcrumbs")(delta, density=0.5, gamma=0.1)

@@ -60,6 +60,15 @@ def test_sd_mecha_ties_agrees() -> None:
     near(load_method("ties")(A, B, C, density=1.0, majority="sum"), mecha("ties_sum")(A, B, C, k=1.0, vote_sgn=True))
 
 
+def test_sd_mecha_extended_ties_agrees() -> None:
+    models = [model.double() for model in (A, B, C)]
+    theirs = mecha("ties_sum_extended")(*models, k=1.0, vote_sgn=True, apply_median=True)
+    near(load_method("ties-median")(*models, density=1.0), theirs)
+    a, b = (model[:1].flatten() for model in (A, B))  # two models, one row: neighbours are all pairs
+    theirs = mecha("ties_sum_extended")(a, b, k=1.0, vote_sgn=True)  # `apply_stock=False` is what applies it
+    near(load_method("ties-stock")(a, b, density=1.0), theirs)
+
+
 def test_sd_mecha_geometric_median_agrees() -> None:
     models = [model.double() for model in (A, B, C)]  # in float32 theirs stops at 1e-4
     near(load_method("geometric-median")(*models), mecha("geometric_median")(*models))

@@ -71,7 +71,7 @@ def test_a_vocabulary_of_its_own_needs_a_tokenizer_of_its_own(tmp_path: Path, ti
 
     shutil.copytree(tiny_base, tmp_path / "base")
     shutil.rmtree(tmp_path / "base/tokenizer")
-    with pytest.raises(SdkitError, match="knows 64 tokens, CLIP's tokenizer has 49408"):
+    with pytest.raises(SdkitError, match="knows 64 tokens"):
         load_backbone(tmp_path / "base")
 
 

@@ -11,11 +11,11 @@ import torch
 from tiny import SDXL_UNET, TEXT, TEXT_2, VAE
 
 from sdkit.families.clip import text_parameters
-from sdkit.families.configs import text_layout, unet_layout, vae_layout
+from sdkit.families.configs import CONFIG_KEY, text_layout, unet_layout, vae_layout
 from sdkit.families.unet import unet_parameters
 from sdkit.families.vae import vae_parameters
 from sdkit.runtime.backbone import Backbone, Frame
-from sdkit.runtime.load import CONFIG_KEY, load_backbone
+from sdkit.runtime.load import load_backbone
 from sdkit.runtime.tensors import write_tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")

@@ -211,11 +211,11 @@ def test_what_does_not_go_together_is_said(tiny_base: Path, pictures: Path, tmp_
         train(tiny_base, pictures, tmp_path / "x", {"algo": "loha", "lora_plus": 16})
     first = train(tiny_base, pictures, tmp_path / "a", {"algo": "loha"}, steps=1)
     with pytest.raises(SdkitError, match="cannot be trained on with this algorithm") as other:
-        train(tiny_base, pictures, tmp_path / "b", {"algo": "lokr"}, init=first.output)
+        train(tiny_base, pictures, tmp_path / "b", {"algo": "lokr"}, init=first.output, dry_run=True)
     assert "algo=loha" in other.value.hint
     divided = {"algo": "lokr", "factor": 16, "conv_rank": 0}
     with pytest.raises(SdkitError, match="PEFT has no rule"):
-        train(tiny_base, pictures, tmp_path / "c", divided, format="peft")
+        train(tiny_base, pictures, tmp_path / "c", divided, format="peft", dry_run=True)
 
 
 def test_a_folder_of_several_components_may_be_replaced(tiny_base: Path, pictures: Path, tmp_path: Path) -> None:

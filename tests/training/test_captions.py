@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from sdkit.core.errors import UsageError
+from sdkit.core.errors import SdkitError, UsageError
 from sdkit.runtime.load import load_backbone
 from sdkit.runtime.rng import StepRNG
 from sdkit.training.buckets import bucket_sizes
 from sdkit.training.cache import TensorCache
-from sdkit.training.captions import PLACE, TEMPLATES, naming, templates_of
+from sdkit.training.captions import PLACE, TEMPLATES, cut_off, naming, templates_of
 from sdkit.training.data import Dataset, Sample, read_dataset
 from sdkit.training.feed import Feed, FeedSettings
 
@@ -47,6 +47,14 @@ def test_an_unknown_kind_of_word_is_named() -> None:
     with pytest.raises(UsageError, match="property=stlye") as error:
         templates_of("stlye")
     assert "style" in error.value.hint
+
+
+def test_words_that_come_too_late_are_counted(tiny_base: Path) -> None:
+    tokenizer = load_backbone(tiny_base).tokenizers["text_encoder"]  # a letter a token
+    given = dataset("<cat> asleep here", "eight ch<cat>", "nine char<cat>", "ten chars:<cat>", "too far away <cat>")
+    assert [cut_off(given, tokenizer, "<cat>", vectors, 12) for vectors in (1, 2)] == [2, 3]
+    with pytest.raises(SdkitError, match="in all captions <cat> comes after the 12 tokens"):
+        cut_off(dataset("far too far away <cat>"), tokenizer, "<cat>", 1, 12)
 
 
 def test_the_data_s_name_knows_the_templates() -> None:

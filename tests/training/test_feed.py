@@ -165,3 +165,16 @@ def test_latents_that_are_no_numbers_name_the_picture(backbone: Backbone, sample
         backbone.vae.quant_conv.bias.fill_(float("nan"))
     with pytest.raises(SdkitError, match=r"0\.png: the autoencoder gives no finite latents"):
         feed(backbone, samples[:1]).prepare()
+
+
+def test_encoding_is_told_and_divided_among_processes(
+    backbone: Backbone, samples: list[Sample], tmp_path: Path
+) -> None:
+    told: list[tuple[int, int]] = []
+    cache = TensorCache(tmp_path / "cache")
+    twice = [replace(sample, repeats=2) for sample in samples]
+    first = feed(backbone, twice, cache).prepare(lambda *entry: told.append(entry), rank=0, world=2)
+    assert told == [(1, 3), (2, 3), (3, 3)]
+    second = feed(backbone, twice, TensorCache(tmp_path / "cache")).prepare(rank=1, world=2)
+    assert first > 0 and second > 0
+    assert feed(backbone, twice, TensorCache(tmp_path / "cache")).prepare() == 0

@@ -25,6 +25,7 @@ from sdkit.training.state import RunState, complete_states, load_newest
 from sdkit.training.trainer import LoopSettings, Trainer
 from sdkit.training.updates import Updater, named_parameters
 
+compute_types = {"auto": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Make = Callable[..., Trainer]
 
 
@@ -36,7 +37,8 @@ def make(tiny_base: Path, pictures: Path, tmp_path: Path) -> Make:
         name, method = load_method(given.pop("method", "lora"))
         defaults = {"steps": 6, "batch": 2, "lr": 1e-2, "save_every": 2} | ({"rank": 2} if name == "lora" else {})
         options = method.settle(parse_options({**defaults, **given}, method.accepts, {}, name), "run")
-        backbone = load_backbone(tiny_base)
+        dtype = compute_types[options.precision]
+        backbone = load_backbone(tiny_base).to(torch.device("cpu"), dtype)
         trained = method.trainables(backbone, options, StepRNG(options.seed))
         objective = method.objective(options)
         settings = FeedSettings(options.batch, bucket_sizes(16, 4), options.flip, options.caption_dropout)
@@ -54,7 +56,7 @@ def make(tiny_base: Path, pictures: Path, tmp_path: Path) -> Make:
             optimizer,
             lr_factor(options.schedule, options.warmup, options.steps),
             torch.device("cpu"),
-            torch.float32 if options.precision != "bf16" else torch.bfloat16,
+            dtype,
             max_grad_norm=options.max_grad_norm,
             ema=options.ema,
         )
@@ -86,13 +88,27 @@ def losses(events: list[Event]) -> list[float]:
         {"text_encoder": True, "caption_dropout": 0.3, "flip": True, "ema": 0.9},
         {"optimizer": "adafactor", "schedule": "cosine", "warmup": 2},
         {"accumulate": 2, "optimizer": "sgd", "lora_plus": 4, "snr_gamma": 5},
+        {"precision": "bf16", "algo": "dora"},
+        {"precision": "fp16", "algo": "lokr"},
         {"method": "hypernetwork", "activation": "relu", "layer_norm": True, "layer_dropout": 0.3},
         {"method": "textual_inversion", "vectors": 2, "init": "ball", "caption": "{}", "ema": 0.9},
         {"algo": "dora", "conv_rank": 1},
         {"algo": "loha", "checkpointing": True},
         {"algo": "lokr", "factor": 4, "decompose_both": True, "text_encoder": True},
     ],
-    ids=["plain", "text", "adafactor", "accumulate", "hypernetwork", "embedding", "dora", "loha", "lokr"],
+    ids=[
+        "plain",
+        "text",
+        "adafactor",
+        "accumulate",
+        "bf16",
+        "fp16",
+        "hypernetwork",
+        "embedding",
+        "dora",
+        "loha",
+        "lokr",
+    ],
 )
 def test_a_resumed_run_is_the_same_run_bit_for_bit(make: Make, given: dict[str, Any]) -> None:
     whole = make(folder="whole", **given)

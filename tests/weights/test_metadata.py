@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import sdkit
 from sdkit.weights.header import DamagedFileError, read_header
-from sdkit.weights.metadata import merged_metadata, parent, read_recipe
+from sdkit.weights.metadata import merged_metadata, parent, read_recipe, source_files
 
 RECIPE = {
     "verb": "merge",
@@ -41,6 +41,31 @@ def test_merged_metadata_keep_the_base_and_drop_stale_hashes() -> None:
         '{"id":"quick1-2-b","name":"lora.safetensors","strength":0.8}],"verb":"merge"}',
     }
     assert "/models" not in json.dumps(metadata)
+
+
+STEPS = {
+    "verb": "merge",
+    "parents": [{"name": "mix", "step": "mix"}, parent("lora.safetensors", "quick1-2-b")],
+    "steps": {
+        "mix": {"verb": "blend", "parents": [parent("a.safetensors", "quick1-1-a", sha256="12" * 32), {"step": "mix"}]}
+    },
+}
+
+
+def test_the_files_of_a_recipe_are_those_of_all_its_steps() -> None:
+    assert [entry["name"] for entry in source_files(STEPS)] == ["a.safetensors", "lora.safetensors"]
+    metadata = merged_metadata({"modelspec.title": "A"}, STEPS)
+    assert metadata["modelspec.merged_from"] == "a.safetensors, lora.safetensors"
+
+
+def test_web_uis_find_the_recipe_of_a_checkpoint_under_their_own_keys() -> None:
+    theirs = {"sd_merge_recipe": '{"type":"webui"}', "sd_merge_models": '{"ab":{"name":"old"}}'}
+    metadata = merged_metadata(theirs, STEPS, checkpoint=True)
+    recipe, models = (json.loads(metadata[key]) for key in ("sd_merge_recipe", "sd_merge_models"))
+    assert recipe == {"type": "sdkit", **STEPS, "earlier_recipe": {"type": "webui"}}
+    assert models["ab"] == {"name": "old"} and models["12" * 32]["name"] == "a.safetensors"
+    again = merged_metadata(metadata, STEPS, checkpoint=True)
+    assert again["sd_merge_recipe"] == metadata["sd_merge_recipe"]  # it does not grow
 
 
 def test_without_modelspec_nothing_claims_to_follow_it() -> None:

@@ -82,7 +82,7 @@ def command(
     from sdkit.jobs.blend import blend
 
     texts = {
-        **_pairs(parameters),
+        **named_values(parameters),
         **{name: text for name, text in (("alpha", alpha), ("beta", beta)) if text is not None},
     }
     pairs = [split_strength(text, None) for text in models]
@@ -107,7 +107,8 @@ def parsed(method: str, texts: dict[str, str]) -> dict[str, Any]:
     return {name: known[name].parse(text) if name in known else text for name, text in texts.items()}
 
 
-def _pairs(parameters: tuple[str, ...]) -> dict[str, str]:
+def named_values(parameters: tuple[str, ...]) -> dict[str, str]:
+    """``density=0.3`` and the like as a table."""
     pairs = [text.partition("=") for text in parameters]
     for name, sign, _ in pairs:
         if not sign:

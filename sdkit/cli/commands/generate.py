@@ -69,11 +69,11 @@ def command(
         return
     if base is None:
         raise UsageError("no base is given", "name a checkpoint or a diffusers folder with --base")
-    from sdkit.cli.progress import show_steps
+    from sdkit.cli.progress import show_drawing
     from sdkit.jobs.generate import generate
 
     pairs = [split_strength(text, 1.0) for text in adapters]
-    with show_steps(output) as watch:
+    with show_drawing(output) as watch:
         report = generate(base, prompts, target, adapters=pairs, watch=watch, **options)
     output.result(report.as_dict(), describe(report), report.outputs)
 

@@ -6,6 +6,8 @@ sdkit train recipe.yaml
 
 from __future__ import annotations
 
+import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -143,12 +145,18 @@ def _run(output: Output, method: str, options: dict[str, Any]) -> None:
     for name, value in (("base", base), ("data", data)):
         if value is None:
             raise UsageError(f"no {name} is given", f"name one with --{name}, or as `{name}:` in the recipe")
-    stop = StopRequest()
-    with stop.on_signals(), show_training(output) as watch:
+    stop, first = StopRequest(), is_first_process()
+    with stop.on_signals(), show_training(output) if first else nullcontext() as watch:
         report = train(method, base, data, target, watch=watch, should_stop=stop, **options)
-    output.result(report.as_dict(), describe(report), [report.output])
+    if first:  # of several processes one speaks
+        output.result(report.as_dict(), describe(report), [report.output])
     if not report.finished and not report.dry_run:
         raise click.exceptions.Exit(INTERRUPTED)
+
+
+def is_first_process() -> bool:
+    """Whether this is the only process, or the first of those ``accelerate launch`` or ``torchrun`` started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def describe(report: Any) -> list[str]:
@@ -158,7 +166,8 @@ def describe(report: Any) -> list[str]:
     if report.dry_run:
         return [*lines, "nothing was trained"]
     if not report.finished:
-        return [*lines, f"interrupted at step {report.step}; the state is saved. Continue with:", f"  {report.resume}"]
+        kept = f"at step {report.step}; the state is saved" if report.step else "while drawing; what is drawn is kept"
+        return [*lines, f"interrupted {kept}. Continue with:", f"  {report.resume}"]
     if report.validation is not None:
         lines.append(f"held-out loss {report.validation_before:.4f} -> {report.validation:.4f}{_fall(report)}")
     loss = f", loss {report.loss:.4f}" if report.loss is not None else ""
@@ -177,8 +186,10 @@ def _class_lines(prior: Any) -> list[str]:
 def _fall(report: Any) -> str:
     if report.validation_fall is None:
         return ""
-    low, high = report.validation_fall
-    return f", fell by {report.validation_before - report.validation:.4f} (95 %: {low:.4f} to {high:.4f})"
+    fall = report.validation_before - report.validation
+    how, sign = ("fell", 1) if fall >= 0 else ("rose", -1)
+    low, high = sorted(sign * end for end in report.validation_fall)
+    return f", {how} by {abs(fall):.4f} (95 %: {low:.4f} to {high:.4f})"
 
 
 def plan_lines(plan: Any) -> list[str]:

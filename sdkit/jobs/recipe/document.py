@@ -17,7 +17,7 @@ from sdkit.core.errors import SdkitError, UsageError
 if TYPE_CHECKING:
     import yaml
 
-MAX_BYTES = 1_000_000
+MAX_BYTES = 200_000
 MAX_DEPTH = 20
 MAX_DIGITS = 20
 
@@ -72,10 +72,7 @@ def read_document(path: Path) -> Document:
         raise UsageError(f"{path}: too large for a recipe")
     try:
         text = path.read_text(encoding="utf-8")
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            if isinstance(event, yaml.AliasEvent):
-                line = event.start_mark.line + 1 if event.start_mark else 0
-                raise UsageError(f"{path}:{line}: aliases (*{event.anchor}) are not read", "write the value out")
+        _check_plain(path, text)
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
@@ -85,6 +82,20 @@ def read_document(path: Path) -> Document:
     if not isinstance(root, yaml.MappingNode):
         raise UsageError(f"{path}: not a table of keys and values", "a recipe begins with `steps:` or `method:`")
     return Document(str(path), path.parent, reader.value(root, ()), reader.lines)
+
+
+def _check_plain(path: Path, text: str) -> None:
+    """Refuse what could grow: aliases, and a depth at which YAML's reader takes quadratic time."""
+    import yaml
+
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        line = event.start_mark.line + 1 if event.start_mark else 0
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise UsageError(f"{path}:{line}: nested too deeply")
+        if isinstance(event, yaml.AliasEvent):
+            raise UsageError(f"{path}:{line}: aliases (*{event.anchor}) are not read", "write the value out")
 
 
 def read_value(text: str) -> Any:
@@ -113,8 +124,6 @@ class _Reader:
         import yaml
 
         self.lines.setdefault(where, node.start_mark.line + 1)
-        if len(where) > MAX_DEPTH:
-            raise self._error(node, "nested too deeply")
         if not isinstance(node, yaml.ScalarNode) and node.tag not in (f"{_TAG}map", f"{_TAG}seq"):
             raise self._error(node, f"{node.tag} is no plain value")
         if isinstance(node, yaml.MappingNode):

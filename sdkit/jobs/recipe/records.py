@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,26 +27,26 @@ class Record:
         step: the step's name.
         fingerprint: of everything that decides the output.
         finished: whether it was written whole; a training run may have been interrupted.
-        result: the path of what later steps read, relative to the output's folder.
-        result_id: its content.
+        results: the files and folders made, relative to the output's folder; later steps read the first.
+        ids: their contents.
     """
 
     step: str
     fingerprint: str
     finished: bool = False
-    result: str = ""
-    result_id: str = ""
+    results: tuple[str, ...] = ()
+    ids: tuple[str, ...] = ()
 
     def holds(self, output: Path, fingerprint: str) -> bool:
         """Whether the output is there, and what the same step would make again."""
-        path = self.path_of(output)
-        return (
-            self.finished and self.fingerprint == fingerprint and path.exists() and content_id(path) == self.result_id
-        )
+        paths = [output.parent / name for name in self.results]
+        if not self.finished or self.fingerprint != fingerprint or not all(path.exists() for path in paths):
+            return False
+        return bool(paths) and [content_id(path) for path in paths] == list(self.ids)
 
     def path_of(self, output: Path) -> Path:
         """What later steps read."""
-        return output.parent / self.result
+        return output.parent / self.results[0]
 
 
 def record_path(output: Path) -> Path:
@@ -69,10 +70,11 @@ def write_record(output: Path, record: Record) -> None:
     write_file(path, data, overwrite=True)
 
 
-def finished_record(step: str, fingerprint: str, output: Path, result: Path) -> Record:
+def finished_record(step: str, fingerprint: str, output: Path, results: Sequence[Path]) -> Record:
     """The record of an output that has been written whole."""
-    relative = result.absolute().relative_to(output.absolute().parent)
-    return Record(step, fingerprint, finished=True, result=relative.as_posix(), result_id=content_id(result))
+    folder = output.absolute().parent
+    names = tuple(result.absolute().relative_to(folder).as_posix() for result in results)
+    return Record(step, fingerprint, True, names, tuple(content_id(result) for result in results))
 
 
 def fingerprint_of(facts: Any) -> str:

@@ -13,9 +13,11 @@ from typing import Any
 
 from sdkit.core.errors import SdkitError, UsageError
 from sdkit.core.plugins import nearest_hint
+from sdkit.families.bases import TINY, resolve_base
 from sdkit.jobs.recipe.document import Document, Where
 from sdkit.jobs.recipe.verbs import Verb, load_verb, verb_names
 from sdkit.registry.names import resolve
+from sdkit.training.options import init_file, may_be_adapter
 
 _REFERENCE = re.compile(r"\$\{([^}]*)\}")
 _NAME = re.compile(r"[A-Za-z_][\w-]*")
@@ -189,7 +191,7 @@ class _Reader:
             raise self._error(where, f"{verb.name} needs {' and '.join(missing)}", f"it takes {', '.join(verb.words)}")
         arguments: dict[str, Any] = {}
         for key, (value, spot) in given.items():
-            if key == "init" and not self._exists(value):  # a word, not a file
+            if key in more_paths and not self._names_file(key, value):
                 arguments[key] = value
             elif key in verb.paths | more_paths and value is not None:
                 arguments[key] = self._inputs(value, spot, verb, key)
@@ -201,10 +203,18 @@ class _Reader:
             raise self._error(where, f"{name}: a {verb.name} step writes files", "give it an `output:`")
         return step
 
-    def _exists(self, value: Any) -> bool:
-        return isinstance(value, dict) or (
-            isinstance(value, str) and (self._reference(value) is not None or self._path(value).exists())
-        )
+    def _names_file(self, key: str, value: Any) -> bool:
+        """Whether an option of a training that may be several things is a path here.
+
+        `init` may be a word, `sample` prompts, and `validation` a share of the pictures.
+        """
+        if not isinstance(value, str):
+            return isinstance(value, dict)
+        if key == "sample":
+            return value.endswith(".txt")
+        if key != "init" or self._reference(value) is not None:
+            return True
+        return init_file(value) is not None or may_be_adapter(self._path(value))
 
     def _inputs(self, value: Any, where: Where, verb: Verb, key: str) -> Any:
         if key not in verb.several:
@@ -277,6 +287,8 @@ class _Reader:
 
     def _path(self, word: str) -> Path:
         """A path relative to the recipe; where nothing is or will be there, the file of the model of that name."""
+        if word == TINY:
+            return resolve_base(word)
         path = self._document.folder / word
         written = any(isinstance(table, dict) and table.get("output") == word for table in self._tables.values())
         if written or path.exists():

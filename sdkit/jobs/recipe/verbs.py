@@ -17,6 +17,7 @@ from functools import cache
 from typing import Any, get_args, get_type_hints
 
 from sdkit.core.plugins import canonical
+from sdkit.jobs.train_recipe import PATHS
 
 # Verbs whose steps fuse into one expression, and those that live in a module of another name.
 TENSOR_VERBS = frozenset({"blend", "merge"})
@@ -78,7 +79,7 @@ class Verb:
             from sdkit.training.method import load_method as load_training_method
 
             _, method = load_training_method(str(given.get("method")))
-            return method.accepts, method.accepts & {"validation", "init"}
+            return method.accepts, method.accepts & {*PATHS, "sample"}
         return frozenset(), frozenset()
 
 

@@ -26,17 +26,22 @@ def geometric_median(
     tolerance: Positive = 1e-12,
 ) -> Either:
     """The Weiszfeld point of the models."""
-    parts = shares(weights, len(models))
+    found = weiszfeld(measured, shares(weights, len(models)), iterations, epsilon, tolerance)
+    return sum(x * model for x, model in zip(found, models, strict=True))  # type: ignore[return-value]
+
+
+def weiszfeld(products: Gram, parts: list[float], iterations: int, epsilon: float, tolerance: float) -> list[float]:
+    """The median as coefficients of the models, from their inner products."""
     found, before = parts, math.inf
     for _ in range(iterations):
-        distances = [norm(_from(found, index), measured) for index in range(len(models))]
+        distances = [norm(_from(found, index), products) for index in range(len(parts))]
         objective = math.fsum(part * distance for part, distance in zip(parts, distances, strict=True))
         if before - objective <= tolerance * objective:
             break
         before = objective
         pulls = [part / max(distance, epsilon) for part, distance in zip(parts, distances, strict=True)]
         found = [pull / math.fsum(pulls) for pull in pulls]
-    return sum(x * model for x, model in zip(found, models, strict=True))  # type: ignore[return-value]
+    return found
 
 
 def _from(point: list[float], model: int) -> list[float]:

@@ -16,9 +16,13 @@ from sdkit.merging.method import Delta, merge_method
 @merge_method("linear", measure=gram)
 def model_stock(*deltas: Delta, measured: Gram) -> Delta:
     """t times the mean difference."""
-    count = len(deltas)
-    cosines = [cosine(measured, i, j) for i, j in pairs(count)]
-    mean = sum(cosines) / len(cosines)
+    return stock_share(measured) / len(deltas) * sum(deltas)  # type: ignore[return-value]
+
+
+def stock_share(products: Gram) -> float:
+    """t, from the inner products of the differences; 1 for a single one."""
+    count = len(products)
+    cosines = [cosine(products, i, j) for i, j in pairs(count)]
+    mean = sum(cosines) / len(cosines) if cosines else 1.0
     bottom = 1 + (count - 1) * mean
-    t = count * mean / bottom if abs(bottom) > 1e-6 else 0.0
-    return t / count * sum(deltas)  # type: ignore[return-value]
+    return count * mean / bottom if abs(bottom) > 1e-6 else 0.0

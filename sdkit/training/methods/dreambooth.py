@@ -45,7 +45,7 @@ def _dataset(folder: Path, options: TrainOptions) -> Dataset:
     return read_captioned(folder, replace(options, caption=instance_prompt(options)))
 
 
-def _notes(base: Base, options: TrainOptions) -> list[str]:
+def _notes(base: Base, dataset: Dataset, options: TrainOptions) -> list[str]:
     """What is doubtful about the subject's word."""
     tokenizer = base_tokenizer(base.path, base.configs["text_encoder"])
     notes = [

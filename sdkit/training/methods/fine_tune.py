@@ -10,14 +10,13 @@ from sdkit.families.family import Model
 from sdkit.training.method import COMMON, DENOISING, Method, Result, Size
 from sdkit.training.options import TrainOptions
 from sdkit.training.targets import component_parameters
+from sdkit.weights.dtypes import parse_precision
 
 if TYPE_CHECKING:
     from sdkit.runtime.backbone import Backbone
     from sdkit.runtime.rng import StepRNG
     from sdkit.training.batch import Objective
     from sdkit.training.trainable import Trainable
-
-_ITEM = {"fp32": 4, "fp16": 2, "bf16": 2, "keep": 4}
 
 
 def _components(options: TrainOptions) -> tuple[str, ...]:
@@ -33,7 +32,8 @@ def full_size(model: Model, components: tuple[str, ...], options: TrainOptions) 
     trained = component_parameters(model, components)
     everything = sum(component_parameters(model, model.components).values())
     modules = {name.rpartition(".")[0] for name in trained}
-    return Size(sum(trained.values()), len(modules), everything * _ITEM.get(options.save_dtype, 4))
+    item = 4 if options.save_dtype == "keep" else parse_precision(options.save_dtype).itemsize
+    return Size(sum(trained.values()), len(modules), everything * item)
 
 
 def _trainables(backbone: Backbone, options: TrainOptions, rng: StepRNG) -> list[Trainable]:

@@ -14,14 +14,13 @@ from sdkit.formats import read_adapter, write_adapter
 from sdkit.training.method import COMMON, DENOISING, Method, Result, Size
 from sdkit.training.options import TrainOptions
 from sdkit.weights import open_weights
+from sdkit.weights.dtypes import parse_precision
 
 if TYPE_CHECKING:
     from sdkit.runtime.backbone import Backbone
     from sdkit.runtime.rng import StepRNG
     from sdkit.training.batch import Objective
     from sdkit.training.trainable import Trainable
-
-_ITEM = {"fp32": 4, "fp16": 2, "bf16": 2}
 
 
 def _structure(options: TrainOptions) -> Structure:
@@ -82,8 +81,7 @@ def _continued(model: Model, options: TrainOptions) -> Hypernetwork:
 
 
 def _size(model: Model, options: TrainOptions) -> Size:
-    if options.save_dtype not in _ITEM:
-        raise UsageError(f"save_dtype={options.save_dtype}: unknown", nearest_hint(options.save_dtype, _ITEM))
+    item = parse_precision(options.save_dtype).itemsize
     if options.weight_init not in WEIGHT_INITS:
         raise UsageError(f"weight_init={options.weight_init}: unknown", nearest_hint(options.weight_init, WEIGHT_INITS))
     if options.init:
@@ -97,7 +95,7 @@ def _size(model: Model, options: TrainOptions) -> Size:
     notes = [f"networks of the structure {structure} for the widths {spelled(widths)}"]
     notes += [f"keys and values read at the widths {spelled(left)} stay the base's own"] if left else []
     modules = sum(len(inputs[width]) for width in widths)
-    return Size(count, modules, count * _ITEM[options.save_dtype] + 20_000, tuple(notes))
+    return Size(count, modules, count * item + 20_000, tuple(notes))
 
 
 def _trainables(backbone: Backbone, options: TrainOptions, rng: StepRNG) -> list[Trainable]:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sdkit.adapters.artifact import Artifact, Target
 from sdkit.adapters.builder import reads
 from sdkit.core.errors import UsageError
 from sdkit.core.plugins import nearest_hint
 from sdkit.families.family import Model
-from sdkit.formats import read_adapter, write_adapter
+from sdkit.formats import check_writable, read_adapter, write_adapter
+from sdkit.streaming.expression import Read
 from sdkit.training.algorithms.algorithm import Algorithm, Shapes, load_algorithm
 from sdkit.training.method import COMMON, DENOISING, Method, Result, Size
 from sdkit.training.options import TrainOptions
 from sdkit.training.targets import has_kernel, lora_scale, lora_targets
-from sdkit.weights import open_weights
+from sdkit.weights import DTYPES, open_weights
+from sdkit.weights.dtypes import parse_precision
+from sdkit.weights.memory import MemoryWeights
 
 if TYPE_CHECKING:
     from sdkit.runtime.backbone import Backbone
@@ -25,7 +28,6 @@ if TYPE_CHECKING:
     from sdkit.training.batch import Objective
     from sdkit.training.trainable import Trainable
 
-_ITEM = {"fp32": 4, "fp16": 2, "bf16": 2}
 _FORMATS = ("kohya", "peft")
 
 
@@ -50,26 +52,40 @@ def _shapes(model: Model, options: TrainOptions, algorithm: Algorithm) -> dict[s
     return found
 
 
-def _size(model: Model, options: TrainOptions) -> Size:
-    _check(options)
+def _planned(model: Model, options: TrainOptions, algorithm: Algorithm) -> Artifact:
+    """The adapter a run begins with, without its numbers."""
     if options.init:
+        from sdkit.training.trainables.lora import factors_of
+
         with open_weights(options.init) as weights:
-            deltas = read_adapter(weights, model).deltas
-            count = sum(read.info.numel for delta in deltas.values() for read in reads(delta))
-        modules = len(deltas)
-    else:
-        shapes = _shapes(model, options, load_algorithm(options))
-        count = sum(math.prod(shape) for module in shapes.values() for shape in module.shapes.values())
-        modules = len(shapes)
-    return Size(count, modules, count * _ITEM[options.save_dtype] + 500 * modules)
+            artifact = read_adapter(weights, model)
+            factors_of(artifact, algorithm, model)  # says what does not fit
+        return artifact
+    found = _shapes(model, options, algorithm)
+    tensors = {f"{name}.{part}": shape for name, own in found.items() for part, shape in own.shapes.items()}
+    held = MemoryWeights("the planned LoRA", {name: (DTYPES["F32"], shape, b"") for name, shape in tensors.items()}, {})
+    deltas = {
+        Target(name): algorithm.delta(
+            {part: Read(held, held.tensors[f"{name}.{part}"]) for part in own.shapes}, own.scale
+        )
+        for name, own in found.items()
+    }
+    return Artifact(held, "planned", deltas=deltas)
 
 
-def _check(options: TrainOptions) -> None:
+def _size(model: Model, options: TrainOptions) -> Size:
     algorithm = load_algorithm(options)
+    _check(options, algorithm)
+    item = parse_precision(options.save_dtype).itemsize
+    artifact = _planned(model, options, algorithm)
+    check_writable(artifact, model, options.format)
+    count = sum(read.info.numel for delta in artifact.deltas.values() for read in reads(delta))
+    return Size(count, len(artifact.deltas), count * item + 500 * len(artifact.deltas))
+
+
+def _check(options: TrainOptions, algorithm: Algorithm) -> None:
     if options.format not in _FORMATS:
         raise UsageError(f"format={options.format}: no LoRA is written in it", nearest_hint(options.format, _FORMATS))
-    if options.save_dtype not in _ITEM:
-        raise UsageError(f"save_dtype={options.save_dtype}: unknown", nearest_hint(options.save_dtype, _ITEM))
     if options.lora_plus != 1.0 and not algorithm.raised:
         raise UsageError(f"lora_plus= says nothing of algo={options.algo}", "use it with algo=lora or algo=dora")
 
@@ -81,7 +97,7 @@ def _trainables(backbone: Backbone, options: TrainOptions, rng: StepRNG) -> list
     if options.init:
         with open_weights(options.init) as weights:
             artifact = read_adapter(weights, backbone.model)
-            factors = factors_of(artifact, algorithm, backbone)
+            factors = factors_of(artifact, algorithm, backbone.model)
         scales = {target.module: delta.scale for target, delta in artifact.deltas.items()}
         modules = {module: Beside(parts, scales[module]) for module, parts in factors.items()}
     else:

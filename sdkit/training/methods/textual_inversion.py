@@ -15,12 +15,13 @@ from sdkit.families.family import Model
 from sdkit.formats import read_adapter, write_adapter
 from sdkit.formats.textual_inversion import SUFFIXES
 from sdkit.runtime.tokens import check_fits, token_widths
-from sdkit.training.captions import PLACE, naming, templates_of
+from sdkit.training.captions import PLACE, cut_off, naming, templates_of
 from sdkit.training.data import Dataset
 from sdkit.training.identifier import base_tokenizer, known_words
 from sdkit.training.method import COMMON, DENOISING, Method, Result, Size, read_captioned
 from sdkit.training.options import TrainOptions
 from sdkit.weights import open_weights
+from sdkit.weights.dtypes import parse_precision
 
 if TYPE_CHECKING:
     from sdkit.runtime.backbone import Backbone
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from sdkit.training.batch import Objective
     from sdkit.training.plan import Base
     from sdkit.training.trainable import Trainable
-
-_ITEM = {"fp32": 4, "fp16": 2, "bf16": 2}
 
 
 def _settle(options: TrainOptions, name: str) -> TrainOptions:
@@ -56,8 +55,7 @@ def _size(model: Model, options: TrainOptions) -> Size:
         raise UsageError(
             f"format={options.format}: no embedding is written in it", nearest_hint(options.format, SUFFIXES)
         )
-    if options.save_dtype not in _ITEM:
-        raise UsageError(f"save_dtype={options.save_dtype}: unknown", nearest_hint(options.save_dtype, _ITEM))
+    item = parse_precision(options.save_dtype).itemsize
     widths = token_widths(model)
     artifact = None
     if options.init_file is not None:
@@ -65,12 +63,14 @@ def _size(model: Model, options: TrainOptions) -> Size:
             artifact = read_adapter(weights, model)
         check_fits(artifact, widths, f"this {model.family} base")
     count = _vectors(options, artifact) * sum(widths.values())
-    return Size(count, len(widths), count * _ITEM[options.save_dtype] + 2500)
+    return Size(count, len(widths), count * item + 2500)
 
 
-def _notes(base: Base, options: TrainOptions) -> list[str]:
-    notes = []
+def _notes(base: Base, dataset: Dataset, options: TrainOptions) -> list[str]:
     tokenizer = base_tokenizer(base.path, base.configs["text_encoder"])
+    length = int(base.configs["text_encoder"]["max_position_embeddings"])
+    cut = cut_off(dataset, tokenizer, options.token, options.vectors or 1, length)
+    notes = [f"in {cut} captions {options.token} comes after the {length} tokens that are read"] if cut else []
     known = known_words(tokenizer, options.token)
     if known:
         notes.append(
@@ -131,7 +131,8 @@ METHOD = Method(
     trainables=_trainables,
     objective=_objective,
     save=_save,
-    # No decay: it would pull the word to the origin, where no word of the vocabulary is.
+    # AdamW's decay keeps the vectors as short as the vocabulary's, but Adam and SGD add theirs to the gradient, and
+    # beside a word's gradient that is large: so nobody gets a decay who does not ask for one.
     defaults={"lr": 5e-3, "weight_decay": 0.0, "format": "diffusers", "save_dtype": "fp32"},
     suffix=lambda options: SUFFIXES.get(options.format, ".safetensors"),
     modelspec="textual-inversion",

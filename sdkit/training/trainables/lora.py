@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from sdkit.adapters.artifact import Artifact, Target
 from sdkit.core.errors import SdkitError
+from sdkit.families.family import Model
 from sdkit.runtime.backbone import Backbone
 from sdkit.runtime.install import beneath, replaced
 from sdkit.runtime.layers.layer import carrier
@@ -94,6 +95,7 @@ class Lora:
         with ExitStack() as stack:
             for module, beside in self.modules.items():
                 place = beneath(backbone, module)
+                carrier(backbone.module(place), module)
                 layer = self.algorithm.layer(backbone.module(place), beside.factors, beside.scale)
                 stack.enter_context(replaced(backbone, place, layer))
             yield
@@ -124,7 +126,7 @@ def new_factors(
     return _parameters(algorithm.start(carrier(backbone.module(module), module), shapes, draw))
 
 
-def factors_of(artifact: Artifact, algorithm: Algorithm, backbone: Backbone) -> dict[str, Mapping[str, nn.Parameter]]:
+def factors_of(artifact: Artifact, algorithm: Algorithm, model: Model) -> dict[str, Mapping[str, nn.Parameter]]:
     """The factors of an existing adapter, to go on training. Their scales stay outside, as the file has them.
 
     Raises:
@@ -135,7 +137,7 @@ def factors_of(artifact: Artifact, algorithm: Algorithm, backbone: Backbone) -> 
         raise SdkitError(f"{path}: does not fit this base: {', '.join(artifact.unmatched[:3]) or 'no weight changes'}")
     found = {}
     for target, delta in artifact.deltas.items():
-        weight = tuple(carrier(backbone.module(target.module), target.module).weight.shape)
+        weight = model.places[target.name].shape
         factors = algorithm.factors(delta, weight) if target.parameter == "weight" else None
         if factors is None:
             raise SdkitError(

@@ -1,0 +1,107 @@
+"""How a model is sampled, kept both ways: a folder says it in its scheduler, a single file by markers and metadata.
+
+    scheduler_config.json           single file
+    prediction_type                 modelspec.prediction_type; for a velocity also the empty tensor ``v_pred``
+    rescale_betas_zero_snr          the empty tensor ``ztsnr``
+
+ComfyUI and the web UIs look for the markers. (SD2 needs none: these programs tell its two kinds by other means.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sdkit.conversion.checkpoint import Checkpoint
+from sdkit.core.errors import SdkitError, UsageError
+from sdkit.families.describe import published_folder
+from sdkit.families.reference import published_config
+
+PREDICTIONS = ("epsilon", "v_prediction")
+FLAGS = ("v_pred", "ztsnr")
+_ARCHITECTURES = {
+    ("sd1", "epsilon"): "stable-diffusion-v1",
+    ("sd1", "v_prediction"): "stable-diffusion-v1",
+    ("sd2", "epsilon"): "stable-diffusion-v2-512",
+    ("sd2", "v_prediction"): "stable-diffusion-v2-768-v",
+    ("sdxl", "epsilon"): "stable-diffusion-xl-v1-base",
+    ("sdxl", "v_prediction"): "stable-diffusion-xl-v1-base",
+    ("sdxl-refiner", "epsilon"): "stable-diffusion-xl-v1-refiner",
+}
+# Schedulers that know `rescale_betas_zero_snr`; others are replaced by DDIM where the last step must hold no signal.
+_ZERO_SNR = {"DDIMScheduler", "DDPMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler"}
+_ZERO_SNR |= {"DPMSolverMultistepScheduler", "LCMScheduler", "TCDScheduler", "UniPCMultistepScheduler"}
+_PNDM_ONLY = ("skip_prk_steps",)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """What must be known to draw with a model beside its weights.
+
+    Attributes:
+        prediction: ``epsilon`` or ``v_prediction``.
+        zero_snr: whether the last timestep holds no signal.
+        scheduler: the configuration of a scheduler of diffusers that does so.
+    """
+
+    prediction: str
+    zero_snr: bool
+    scheduler: dict[str, Any]
+
+
+def sampling_of(checkpoint: Checkpoint, prediction: str | None = None) -> Sampling:
+    """How the checkpoint is sampled: as asked for, else as it says, else as its family usually is.
+
+    Raises:
+        SdkitError: nothing says what an SD2 model predicts, or it is trained in a way no scheduler here describes.
+        UsageError: `prediction` is no such thing.
+    """
+    if prediction is not None and prediction not in PREDICTIONS:
+        raise UsageError(f"prediction {prediction!r} is unknown", f"it is one of {', '.join(PREDICTIONS)}")
+    markers, family = checkpoint.model.markers, checkpoint.family
+    assert family is not None
+    if "edm_mean" in markers:
+        raise SdkitError(f"{checkpoint.weights.path}: is trained in the EDM way, which no folder here can describe")
+    stated = checkpoint.configs.get("scheduler")
+    scheduler = dict(stated or published_config(published_folder(family, checkpoint.model.variant), "scheduler"))
+    said = prediction or checkpoint.model.prediction or (stated or {}).get("prediction_type")
+    if said is None and family.name == "sd2" and not stated:
+        raise SdkitError(
+            f"{checkpoint.weights.path}: nothing in it says whether it predicts the noise or the velocity",
+            "--prediction v_prediction for models made for 768 pixels, --prediction epsilon for those for 512",
+        )
+    predicts = said if said in PREDICTIONS else "epsilon"
+    zero_snr = "ztsnr" in markers or bool(scheduler.get("rescale_betas_zero_snr"))
+    return Sampling(predicts, zero_snr, _scheduler(scheduler, predicts, zero_snr))
+
+
+def _scheduler(config: Mapping[str, Any], prediction: str, zero_snr: bool) -> dict[str, Any]:
+    """The configuration with what must hold in it; one that says so already keeps every word."""
+    changed = dict(config)
+    if config.get("prediction_type", "epsilon") != prediction:
+        changed["prediction_type"] = prediction
+    if zero_snr and not config.get("rescale_betas_zero_snr"):
+        changed |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        if config.get("_class_name") not in _ZERO_SNR:
+            changed["_class_name"] = "DDIMScheduler"
+            changed = {key: value for key, value in changed.items() if key not in _PNDM_ONLY}
+    return changed
+
+
+def sampling_metadata(checkpoint: Checkpoint, sampling: Sampling) -> dict[str, str]:
+    """What a single file says of it in ModelSpec's words."""
+    assert checkpoint.family is not None
+    said = {"modelspec.prediction_type": "v" if sampling.prediction == "v_prediction" else "epsilon"}
+    architecture = _ARCHITECTURES.get((checkpoint.family.name, sampling.prediction))
+    if architecture and checkpoint.model.variant == "base":
+        said["modelspec.architecture"] = architecture
+    return said
+
+
+def markers_for(checkpoint: Checkpoint, sampling: Sampling) -> tuple[str, ...]:
+    """The flags a single file of this kind carries."""
+    if checkpoint.family is None or checkpoint.family.name == "sd2":
+        return ()
+    flags = {"v_pred": sampling.prediction == "v_prediction", "ztsnr": sampling.zero_snr}
+    return tuple(name for name, raised in flags.items() if raised)

@@ -1,0 +1,1 @@
+"""What checkpoints are written as: one target, one file."""

@@ -1,0 +1,68 @@
+"""Tensors under other names: renamed, divided, put together, transposed, as expressions over the files they lie in.
+
+Where the bytes stay as they are (everywhere but in a transposed projection, and where the type changes) the engine
+copies them, so what is written is bit for bit what was read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from sdkit.conversion.checkpoint import Located
+from sdkit.families.spell import Spelling
+from sdkit.streaming import Cat, Output, Read, Reshape, Transpose
+from sdkit.streaming.expression import Expression, reshaped, rows_of
+from sdkit.weights import DTYPES, DType
+
+
+def converted(located: Mapping[str, Located], spellings: Iterable[Spelling], dtype: DType | None) -> list[Output]:
+    """The tensors that hold the parameters under their new names, in the order of `spellings`.
+
+    Args:
+        dtype: element type of all; None leaves each its own.
+    """
+    by_key: dict[str, list[Spelling]] = {}
+    for spelling in spellings:
+        by_key.setdefault(spelling.key, []).append(spelling)
+    return [_output(key, group, [located[one.hub] for one in group], dtype) for key, group in by_key.items()]
+
+
+def _output(key: str, group: list[Spelling], sources: list[Located], dtype: DType | None) -> Output:
+    stored = dtype or _common_type([source.weights.tensors[source.place.key].dtype for source in sources])
+    if _is_stored_alike(group, sources):
+        first = sources[0]
+        whole = Read(first.weights, first.weights.tensors[first.place.key])
+        return Output(key, stored, whole if group[0].rows else _in_shape(whole, group[0].shape))
+    pieces = tuple(_piece(one, source) for one, source in zip(group, sources, strict=True))
+    return Output(key, stored, Cat(pieces) if group[0].rows else pieces[0])
+
+
+def _common_type(types: list[DType]) -> DType:
+    """Their type; where parts of one tensor have several, the one that holds the values of all exactly."""
+    return types[0] if len(set(types)) == 1 else DTYPES["F64" if DTYPES["F64"] in types else "F32"]
+
+
+def _is_stored_alike(group: list[Spelling], sources: list[Located]) -> bool:
+    """Whether one tensor holds the same parameters in the same way already."""
+    return len({(id(source.weights), source.place.key) for source in sources}) == 1 and all(
+        (one.rows, one.transposed) == (source.place.rows, source.place.transposed)
+        for one, source in zip(group, sources, strict=True)
+    )
+
+
+def _piece(spelling: Spelling, source: Located) -> Expression:
+    place = source.place
+    read = Read(source.weights, source.weights.tensors[place.key])
+    stored = rows_of(read, *place.rows) if place.rows else read
+    if place.transposed != spelling.transposed:
+        stored = Transpose(stored)
+    return _in_shape(stored, spelling.shape)
+
+
+def _in_shape(expression: Expression, shape: tuple[int, ...]) -> Expression:
+    """The same elements in row-major order under another shape."""
+    if expression.shape == shape:
+        return expression
+    if isinstance(expression, Read) and expression.info.strides is None:
+        return reshaped(expression, shape)
+    return Reshape(expression, shape)

@@ -1,0 +1,93 @@
+"""The same components under other names: how a model's parameters are called, and lie, in each naming."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sdkit.families.assemble import components_of
+from sdkit.families.clip import TextLayout
+from sdkit.families.parameter import Parameter, Shape
+from sdkit.families.parts import Part, find_parts
+from sdkit.families.rules import Family
+from sdkit.families.unet import UNetLayout
+from sdkit.families.vae import VaeLayout, is_attention_projection
+from sdkit.weights import Weights
+
+Layout = UNetLayout | VaeLayout | TextLayout
+
+_PREFIXES = {
+    "ldm": {"unet": "model.diffusion_model.", "vae": "first_stage_model."},
+    "diffusers": {"unet": "unet/", "vae": "vae/"},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Spelling:
+    """One parameter as a file of some naming holds it.
+
+    Attributes:
+        hub: the parameter, with its component in front.
+        key: the tensor that holds it.
+        shape: the tensor's shape; that of the parameter's own rows, where several share the tensor.
+        rows: first and last row in a shared tensor.
+        transposed: the tensor is the parameter's transpose.
+    """
+
+    hub: str
+    key: str
+    shape: Shape
+    rows: tuple[int, int] | None = None
+    transposed: bool = False
+
+
+def parts_in(weights: Weights, family: Family) -> dict[str, Part]:
+    """The components of `family` that a checkpoint holds."""
+    parts = find_parts({name: info.shape for name, info in weights.tensors.items()})
+    return {component.name: component.part for component in components_of(family, parts)}
+
+
+def layouts_in(weights: Weights, family: Family) -> dict[str, Layout]:
+    """Their layouts."""
+    return {name: part.layout for name, part in parts_in(weights, family).items()}
+
+
+def spelled(family: Family, layouts: Mapping[str, Layout], naming: str) -> dict[str, Part]:
+    """Components of these layouts as a whole model of `family` names them.
+
+    Args:
+        naming: ``diffusers`` for a folder, ``ldm`` for a single file.
+    """
+    parts = {name: Part(naming, _PREFIXES[naming][name], layouts[name]) for name in ("unet", "vae") if name in layouts}
+    for encoder in family.text_encoders:
+        if encoder.component in layouts:
+            style, prefix = (encoder.style, encoder.prefix) if naming == "ldm" else ("hf", f"{encoder.component}/")
+            parts[encoder.component] = Part(style, prefix, layouts[encoder.component])
+    return parts
+
+
+def spelled_alone(component: str, layout: Layout, naming: str) -> Part:
+    """A component in a file of its own: bare, except that a U-Net in LDM's names is known by its prefix.
+
+    Programs that load text encoders from files of their own want transformers' names.
+    """
+    if component.startswith("text_encoder"):
+        return Part("hf", "", layout)
+    return Part(naming, _PREFIXES["ldm"]["unet"] if (component, naming) == ("unet", "ldm") else "", layout)
+
+
+def spellings(parts: Mapping[str, Part]) -> list[Spelling]:
+    """Every parameter of the components, in the order of their rules."""
+    return [
+        Spelling(f"{name}.{row.hub}", part.key(row), _stored(name, part, row), row.rows, row.transposed)
+        for name, part in parts.items()
+        for row in part.parameters()
+    ]
+
+
+def _stored(component: str, part: Part, row: Parameter) -> Shape:
+    if row.transposed:
+        return row.shape[::-1]
+    if component == "vae" and part.naming == "ldm" and is_attention_projection(row.hub):
+        return (*row.shape, 1, 1)  # LDM projects with 1×1 convolutions
+    return row.shape

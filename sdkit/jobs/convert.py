@@ -1,0 +1,322 @@
+"""Converting a checkpoint into another layout, with the proof that nothing changed."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdkit.conversion.checkpoint import Checkpoint, one_component, read_checkpoint, with_ema, with_vae
+from sdkit.conversion.plan import Plan, PlannedFile, Settings, load_target, target_file
+from sdkit.conversion.proof import Proof, prove
+from sdkit.conversion.rest import LEFTOVERS, Dropped
+from sdkit.conversion.targets.diffusers import read_configs
+from sdkit.core.errors import SdkitError
+from sdkit.core.memory import peak_memory_mib
+from sdkit.core.progress import NoProgress, Progress
+from sdkit.core.report import Report
+from sdkit.families.configs import CONFIG_KEY
+from sdkit.families.spell import spellings
+from sdkit.formats import recognise
+from sdkit.jobs.inputs import parent_of
+from sdkit.jobs.merge_checks import check_is_not_input
+from sdkit.streaming import OutputFile, Stream
+from sdkit.weights import Weights, open_weights
+from sdkit.weights.atomic import check_space, check_target
+from sdkit.weights.atomic_folder import AtomicFolder, check_folder_target
+from sdkit.weights.dtypes import parse_dtype
+from sdkit.weights.metadata import MERGED_FROM_KEY, merged_metadata
+from sdkit.weights.reader import Container
+
+PathLike = str | os.PathLike[str]
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertReport(Report):
+    """What a conversion did, or with `dry_run` would do.
+
+    Attributes:
+        output: the file or folder.
+        source: the name of what was converted.
+        family: its family; ``unknown`` for an autoencoder on its own.
+        to: the layout that was written.
+        components: what was written.
+        consumed: tensors of the source that went in.
+        renamed: how many of them have another name now, were divided, or put together.
+        tensors: tensors written.
+        kept_beside: tensors laid beside the components of a folder, for the way back.
+        dropped: what was not written, and why.
+        unmatched: tensors nothing explains; there are none, as they are an error unless pruned.
+        prediction: what the model predicts, as the output says it; None where it says nothing.
+        proof: what reading back has shown; None where that was not asked for.
+        parents: what went in, by name and quick id.
+        warnings: what a person should see.
+        bytes: size of the tensors written.
+        seconds: wall time, the proof included.
+        peak_memory_mib: largest resident memory of the process so far; None where the system does not tell.
+        dry_run: whether nothing was written.
+    """
+
+    output: str
+    source: str
+    family: str
+    to: str
+    components: tuple[str, ...]
+    consumed: int
+    renamed: int
+    tensors: int
+    kept_beside: int
+    dropped: tuple[Dropped, ...]
+    unmatched: tuple[str, ...]
+    prediction: str | None
+    proof: Proof | None
+    parents: tuple[dict[str, object], ...]
+    warnings: tuple[str, ...]
+    bytes: int
+    seconds: float
+    peak_memory_mib: float | None
+    dry_run: bool
+
+
+def convert(
+    source: PathLike,
+    to: str,
+    output: PathLike | None = None,
+    *,
+    only: str | None = None,
+    dtype: str | None = None,
+    prune: bool = False,
+    ema: bool = False,
+    bake_vae: PathLike | None = None,
+    prediction: str | None = None,
+    family: str | None = None,
+    configs: PathLike | None = None,
+    verify: bool = True,
+    force: bool = False,
+    dry_run: bool = False,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> ConvertReport:
+    """Write a checkpoint in another layout. Every weight keeps its bits, unless `dtype` asks for others.
+
+    Args:
+        source: a safetensors file, a pickled checkpoint, a shard index, a diffusers folder or a component's.
+        to: a layout (``single``, ``diffusers``), or a program that reads it (``comfyui``, ``a1111``, ``invokeai``, …).
+        output: the file or folder to write; default: the source's name in the current directory.
+        only: one component: ``unet``, ``vae``, ``text_encoder`` or ``text_encoder_2``.
+        dtype: element type of all weights (``fp16``, ``bf16``, ``fp32``, …); default: each keeps its own.
+        prune: leave out what no pipeline reads: the EMA copy, schedule constants, what a trainer left.
+        ema: take the EMA copy of the U-Net in place of its weights.
+        bake_vae: a file or folder whose autoencoder takes the place of the checkpoint's.
+        prediction: ``epsilon`` or ``v_prediction``, where the checkpoint does not say so or says it wrongly.
+        family: whose autoencoder it is, for one on its own.
+        configs: a diffusers folder with the right configurations and tokenizers, where the checkpoint has none.
+        verify: read the output back and compare every parameter, which reads both sides once more.
+        force: replace an existing output.
+        dry_run: stop before anything is written; every check has been made then.
+        threads: workers; the bytes written never depend on it.
+        progress: told about the bytes written.
+
+    Returns:
+        A report of what went in, what was dropped and why, and the proof.
+
+    Raises:
+        SdkitError: whatever is wrong, with a hint. No output is left behind, and inputs are never touched.
+    """
+    began = time.perf_counter()
+    name, target = load_target(to)
+    settings = Settings(only, parse_dtype(dtype), prune, prediction, Path(configs) if configs is not None else None)
+    with ExitStack() as stack:
+        path = Path(source)
+        weights = stack.enter_context(open_weights(path))
+        _check_is_checkpoint(weights)
+        given = read_configs(settings.configs) if settings.configs else None
+        whole = read_checkpoint(weights, family=family, configs=given, leftovers=_leftovers(stack, weights))
+        chosen = with_ema(whole) if ema else whole
+        parents = [parent_of(weights, role="source")]
+        if bake_vae is not None:
+            vae = stack.enter_context(open_weights(Path(bake_vae)))
+            chosen = with_vae(chosen, read_checkpoint(vae, family=chosen.family.name if chosen.family else None))
+            parents.append(parent_of(vae, role="vae"))
+        if only is not None:
+            chosen = one_component(chosen, only)
+        plan = target.plan(whole, chosen, settings)
+        place = Path(output) if output is not None else _default_output(path, settings, folder=plan.folder)
+        inputs = [path, *([Path(bake_vae)] if bake_vae is not None else [])]
+        _check_output(place, inputs, plan, force=force)
+        recipe = {"verb": "convert", "to": name, "parents": parents, **_options(settings, ema=ema)}
+        proofs: list[Proof] = []
+        proving = _Proving(chosen, plan, proofs, progress or NoProgress()) if verify else _nothing
+        if not dry_run:
+            writer = _Writer(plan, place, _metadata(weights, recipe), threads, progress or NoProgress())
+            writer.write(proving, force=force)
+        return _report(
+            chosen,
+            plan,
+            parents,
+            output=str(place),
+            to=name,
+            proof=proofs[0] if proofs else None,
+            seconds=time.perf_counter() - began,
+            dry_run=dry_run,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Proving:
+    """The check of a finished output."""
+
+    chosen: Checkpoint
+    plan: Plan
+    proofs: list[Proof]
+    progress: Progress
+
+    def __call__(self, path: Path) -> None:
+        self.progress.start("reading back", self.plan.nbytes)
+        self.proofs.append(prove(self.chosen, self.plan, path, self.progress.advance))
+
+
+def _nothing(path: Path) -> None:
+    """No check."""
+
+
+def _check_is_checkpoint(weights: Weights) -> None:
+    """Refuse what is certainly an adapter in words that say so."""
+    format, _ = recognise(weights)
+    if format is not None:
+        raise SdkitError(
+            f"{weights.path}: is an adapter ({format}); this version converts checkpoints",
+            "`sdkit resize` and `sdkit scale` write adapters in other formats (--format)",
+        )
+
+
+def _leftovers(stack: ExitStack, weights: Weights) -> Weights | None:
+    """What an earlier conversion laid beside the components of a folder."""
+    file = weights.path / LEFTOVERS
+    if weights.container is not Container.FOLDER or not file.is_file():
+        return None
+    return stack.enter_context(open_weights(file))
+
+
+def _default_output(source: Path, settings: Settings, *, folder: bool) -> Path:
+    """The source's name in the current directory, with what is special about the result."""
+    stem = source.absolute().name if source.is_dir() else source.stem
+    special = [settings.only, settings.dtype.name.lower() if settings.dtype else None, settings.prune and "pruned"]
+    name = "-".join([stem, *(text for text in special if text)])
+    return Path(f"{name}-diffusers") if folder else Path(f"{name}.safetensors")
+
+
+def _check_output(path: Path, inputs: Sequence[Path], plan: Plan, *, force: bool) -> None:
+    check_is_not_input(path, inputs)
+    if plan.folder:
+        check_folder_target(path, overwrite=force)
+    else:
+        check_target(path, overwrite=force)
+    check_space(path, plan.nbytes)
+
+
+def _options(settings: Settings, *, ema: bool) -> dict[str, object]:
+    """What was chosen, as recipes say it."""
+    options: dict[str, object] = {
+        "only": settings.only,
+        "dtype": settings.dtype.name if settings.dtype else None,
+        "prune": settings.prune or None,
+        "prediction": settings.prediction,
+        "ema": ema or None,
+    }
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _metadata(weights: Weights, recipe: Mapping[str, object]) -> dict[str, str]:
+    """What every file of the output says: what the source said, and how it was converted.
+
+    What the source's container says in another way (configurations, what is predicted) is said anew.
+    """
+    own = {} if weights.container is Container.PICKLE else dict(weights.metadata)
+    metadata = merged_metadata({key: value for key, value in own.items() if key != CONFIG_KEY}, recipe)
+    metadata.pop(MERGED_FROM_KEY, None)  # nothing was merged here
+    if MERGED_FROM_KEY in own:
+        metadata[MERGED_FROM_KEY] = own[MERGED_FROM_KEY]
+    return {"format": "pt", **metadata}
+
+
+@dataclass(frozen=True, slots=True)
+class _Writer:
+    """Writes a plan, and shows it to a check before it gets its name, where that is possible."""
+
+    plan: Plan
+    path: Path
+    metadata: Mapping[str, str]
+    threads: int | None
+    progress: Progress
+
+    def write(self, check: Callable[[Path], None], *, force: bool) -> None:
+        self.progress.start("converting", self.plan.nbytes)
+        if not self.plan.folder:
+            with self._stream(self.path, force=force) as stream:
+                stream.run()
+                stream.commit()
+            self._check_named(check)
+            return
+        with AtomicFolder(self.path, overwrite=force) as folder:
+            for name, data in self.plan.side_files.items():
+                (folder.work / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder.work / name).write_bytes(data)
+            with self._stream(folder.work, force=False) as stream:
+                stream.run()
+                stream.commit()
+            check(folder.work)
+            folder.commit()
+
+    def _stream(self, root: Path, *, force: bool) -> Stream:
+        files = [OutputFile(target_file(root, file), file.tensors, self._said_by(file)) for file in self.plan.files]
+        for file in files:
+            file.path.parent.mkdir(parents=True, exist_ok=True)
+        return Stream(files, overwrite=force, threads=self.threads, advance=self.progress.advance)
+
+    def _said_by(self, file: PlannedFile) -> dict[str, str]:
+        own = self.metadata
+        if self.plan.folder:  # whose scheduler says it
+            own = {key: value for key, value in own.items() if key != "modelspec.prediction_type"}
+        return {**own, **file.metadata}
+
+    def _check_named(self, check: Callable[[Path], None]) -> None:
+        """A file has its name before anybody can open it; one that fails the check loses it again."""
+        try:
+            check(self.path)
+        except BaseException:
+            self.path.unlink(missing_ok=True)
+            raise
+
+
+def _report(
+    chosen: Checkpoint,
+    plan: Plan,
+    parents: Sequence[dict[str, object]],
+    **facts: Any,
+) -> ConvertReport:
+    names = {spelling.hub: spelling.key for spelling in spellings(plan.parts)}
+    moved = {
+        where.place.key for hub, where in chosen.located.items() if where.place.key != names[hub] or where.place.rows
+    }
+    return ConvertReport(
+        source=chosen.weights.path.name,
+        family=chosen.model.family,
+        components=tuple(plan.parts),
+        consumed=len(chosen.used) + len(plan.rest.positions) + len(plan.rest.kept) + len(plan.rest.beside),
+        renamed=len(moved),
+        tensors=len(plan.tensors),
+        kept_beside=len(plan.rest.beside),
+        dropped=tuple(plan.rest.dropped),
+        unmatched=(),
+        prediction=plan.prediction,
+        parents=tuple(parents),
+        warnings=plan.warnings,
+        bytes=plan.nbytes,
+        peak_memory_mib=peak_memory_mib(),
+        **facts,
+    )
