@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem
 
-from sdkit.families.bases import TINY
+if TYPE_CHECKING:
+    PathType = click.ParamType[Path]
+else:
+    PathType = click.ParamType  # which is generic to Python since click 8.4 only
 
 
-class ModelPath(click.ParamType[Path]):
+class ModelPath(PathType):
     """A path, or the name of a registered model. A path that exists wins."""
 
     name = "path"
@@ -30,6 +33,8 @@ class BasePath(ModelPath):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The path that is meant, or ``tiny``."""
+        from sdkit.families.bases import TINY
+
         return value if value == TINY else model_path(value)
 
 

@@ -24,6 +24,7 @@ from sdkit.families.spell import spellings
 from sdkit.formats import recognise
 from sdkit.jobs.inputs import parent_of
 from sdkit.jobs.merge_checks import check_is_not_input
+from sdkit.jobs.record import recorded
 from sdkit.streaming import OutputFile, Stream
 from sdkit.weights import Weights, open_weights
 from sdkit.weights.atomic import check_space, check_target
@@ -154,7 +155,7 @@ def convert(
         if not dry_run:
             writer = _Writer(plan, place, _metadata(weights, recipe), threads, progress or NoProgress())
             writer.write(proving, force=force)
-        return _report(
+        report = _report(
             chosen,
             plan,
             parents,
@@ -164,6 +165,7 @@ def convert(
             seconds=time.perf_counter() - began,
             dry_run=dry_run,
         )
+        return recorded(report, inputs)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,6 @@ NAME, BACKUP = "registry.db", "registry.backup.db"
 BUSY_SECONDS = 60.0
 BACKUP_AGE_SECONDS = 3600.0
 
-_WAL_FORMAT = b"\2\2"  # bytes 18 and 19 of the file (https://www.sqlite.org/fileformat.html, §1.3)
 _BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
@@ -63,16 +62,15 @@ class Database:
 
     def _open(self) -> sqlite3.Connection:
         local = is_local(self.path.parent)
-        if not local and _keeps_log(self.path):
+        if not local and self.path.exists():
             _leave_log(self.path)
         connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None)
         try:
             connection.row_factory = sqlite3.Row
             connection.execute("PRAGMA foreign_keys = ON")
             (version,) = connection.execute("PRAGMA user_version").fetchone()
-            if local and not _keeps_log(self.path):
-                _patiently(lambda: connection.execute("PRAGMA journal_mode = WAL"))
             if local:
+                _patiently(lambda: connection.execute("PRAGMA journal_mode = WAL"))
                 connection.execute("PRAGMA synchronous = NORMAL")  # a power failure may cost the last rows, no more
             if version < len(MIGRATIONS):
                 self._migrate(connection)
@@ -186,7 +184,8 @@ def repair(path: Path) -> str:
                 os.replace(f"{path}{suffix}", f"{aside}{suffix}")
         backup = path.with_name(BACKUP)
         if not (backup.exists() and is_sound(backup)):
-            return f"the registry was damaged and begins anew ({aside.name} is the old one); `sdkit models scan DIR` fills it"
+            told = "the registry was damaged and begins anew; `sdkit models scan DIR` fills it"
+            return f"{told} ({aside.name} is the old one)"
         with closing(sqlite3.connect(backup)) as source, closing(sqlite3.connect(path)) as target:
             source.backup(target)
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(backup.stat().st_mtime))
@@ -219,18 +218,15 @@ def _patiently(action: Any) -> None:
             time.sleep(random.uniform(0.01, 0.1))
 
 
-def _keeps_log(path: Path) -> bool:
-    """Whether the file itself says that it has a write-ahead log."""
-    with contextlib.suppress(OSError), open(path, "rb") as file:
-        return file.read(20)[18:] == _WAL_FORMAT
-    return False
-
-
 def _leave_log(path: Path) -> None:
-    """Take the write-ahead log from a database that has come to a network drive; alone, that needs no shared memory."""
+    """Take the write-ahead log from a database that has come to a network drive; alone, that needs no shared memory.
+
+    (Only SQLite may look into the file: were it opened and closed otherwise, all locks of this process on it would go.)
+    """
     with closing(sqlite3.connect(path, timeout=BUSY_SECONDS)) as connection:
         connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-        connection.execute("PRAGMA journal_mode = DELETE")
+        if connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal":
+            connection.execute("PRAGMA journal_mode = DELETE")
 
 
 def _free_name(path: Path) -> Path:

@@ -15,7 +15,8 @@ from typing import Any
 from sdkit.core.errors import SdkitError, UsageError
 from sdkit.registry.facts import unique
 from sdkit.registry.recipes import Input, Made
-from sdkit.registry.registry import USER, Model, Registry, Source
+from sdkit.registry.registry import USER, Registry
+from sdkit.registry.rows import Model, Source
 
 SCHEMA = "sdkit.models/1"
 _SCHEMES = ("content", "sha256", "quick")

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from sdkit.registry.registry import Activity, Entry, Registry
+from sdkit.registry.registry import Registry
+from sdkit.registry.rows import Activity, Entry
 
 _DEEPEST = 50
 

@@ -6,128 +6,27 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sdkit.core.errors import SdkitError, UsageError
 from sdkit.core.paths import data_folder
-from sdkit.core.plugins import nearest_hint
 from sdkit.registry.database import NAME, Database, is_damage, plain_error, repair
-from sdkit.registry.facts import Facts
-from sdkit.registry.recipes import Input, Made
-from sdkit.weights.content import Content
+from sdkit.registry.rows import Activity, Entry, File, Model, Source
+
+if TYPE_CHECKING:
+    from sdkit.registry.facts import Facts
+    from sdkit.registry.recipes import Input, Made
 
 HEADER, SIDECAR, USER = "header", "sidecar", "user"
 _LONGEST_NAME = 120
 _WORDS = {"triggers": "word", "tags": "tag", "notes": "text", "licences": "licence"}
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A line of the list of models.
-
-    Attributes:
-        id: ``@ID`` names it as well as its name does.
-        name: what people call it.
-        kind: ``checkpoint``, ``lora``, …; empty when it is only known as a parent.
-        family: ``sd1``, …
-        format: its codec or naming.
-        size: bytes.
-        added: seconds since 1970.
-        path: its first file that is there, else its first; empty when it has none.
-        missing: whether none of its files is there.
-        triggers: words that call it up.
-        tags: a person's own words.
-    """
-
-    id: int
-    name: str
-    kind: str
-    family: str
-    format: str
-    size: int
-    added: float
-    path: str
-    missing: bool
-    triggers: tuple[str, ...] = ()
-    tags: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class File:
-    """A file, or a folder of files, that holds an artifact.
-
-    Attributes:
-        path: where it lies.
-        size: bytes.
-        stamp: see `sdkit.registry.facts.stamp_of`.
-        quick_id: names its content.
-        sha256: of the file; None until it is verified, and for folders.
-        stored: whether it lies in sdkit's own store.
-        missing: whether it was gone when last looked for.
-    """
-
-    path: str
-    size: int
-    stamp: str
-    quick_id: str
-    sha256: str | None
-    stored: bool
-    missing: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Where an artifact comes from."""
-
-    hub: str
-    reference: str
-    revision: str = ""
-    url: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """Everything known of one artifact, without its lineage.
-
-    Attributes:
-        entry: as in the list.
-        details: facts from its header.
-        identities: pairs of scheme and value.
-        files: where it lies.
-        sources: where it comes from.
-        licences: as the file, a sidecar or a person states them.
-        notes: texts.
-        named: whether a person gave it its name.
-    """
-
-    entry: Entry
-    details: Mapping[str, Any]
-    identities: tuple[tuple[str, str], ...]
-    files: tuple[File, ...]
-    sources: tuple[Source, ...]
-    licences: tuple[str, ...]
-    notes: tuple[str, ...]
-    named: bool
-
-    @property
-    def content_id(self) -> str | None:
-        """Names its tensors; None until a file of it is verified."""
-        return next((value for scheme, value in self.identities if scheme == "content"), None)
-
-
-@dataclass(frozen=True, slots=True)
-class Activity:
-    """Something that was done: artifact ids with role and strength, in order; the last is the result."""
-
-    id: int
-    verb: str
-    recipe: Mapping[str, Any]
-    inputs: tuple[tuple[int, str, float | None], ...]
-    output: int
+_JOINED = "artifacts a LEFT JOIN files f ON f.artifact = a.id"
+_GROUPED = "GROUP BY a.id"
 
 
 def is_on() -> bool:
@@ -203,11 +102,11 @@ class Registry:
         """
         with self.writing():
             known = self._db.row("SELECT * FROM files WHERE path = ?", str(facts.path))
-            artifact = self._by_identity("quick", facts.quick_id)
+            artifact = self.artifact_of("quick", facts.quick_id)
             if artifact is None and known is not None and _only_header_differs(known, facts):
                 artifact = int(known["artifact"])
             if artifact is None:
-                artifact = self._new_artifact(_safe_name(facts.path.name if facts.path.is_dir() else facts.path.stem))
+                artifact = self._new_artifact(_name_of(facts.path))
             self._identify(artifact, "quick", facts.quick_id)
             self._describe(artifact, facts)
             self._place(artifact, facts, stored=stored or bool(known and known["stored"]))
@@ -216,44 +115,44 @@ class Registry:
                 self.add_activity(artifact, facts.made)
             hashed = self._db.row("SELECT * FROM hashes WHERE stamp = ?", facts.stamp)
             if hashed is not None and hashed["quick_id"] == facts.quick_id:
-                artifact = self.set_content(facts, Content(hashed["content_id"], hashed["sha256"]))
+                artifact = self.set_content(facts, hashed["content_id"], hashed["sha256"])
             self._index(artifact)
         return artifact
 
-    def set_content(self, facts: Facts, content: Content) -> int:
+    def set_content(self, facts: Facts, content_id: str, sha256: str | None) -> int:
         """Say what reading a registered file whole gave; unites artifacts of equal tensors, and parts unequal ones."""
         with self.writing():
             row = self._db.row("SELECT artifact FROM files WHERE path = ?", str(facts.path))
             assert row is not None
             artifact = int(row["artifact"])
-            same = self._by_identity("content", content.content_id)
+            same = self.artifact_of("content", content_id)
             other = self._db.row(
                 "SELECT value FROM identities WHERE artifact = ? AND scheme = 'content' AND value != ?",
                 artifact,
-                content.content_id,
+                content_id,
             )
             if other is not None:  # it only looked like an edit of the header
                 artifact = self._part(artifact, same, facts)
             elif same is not None and same != artifact:
                 artifact = self._unite(min(same, artifact), max(same, artifact))
-            self._identify(artifact, "content", content.content_id)
-            if content.sha256:
-                before = self._by_identity("sha256", content.sha256)
+            self._identify(artifact, "content", content_id)
+            if sha256:
+                before = self.artifact_of("sha256", sha256)
                 if before is not None and before != artifact:
                     artifact = self._unite(artifact, before)
-                self._identify(artifact, "sha256", content.sha256)
+                self._identify(artifact, "sha256", sha256)
             self._db.run(
                 "UPDATE files SET sha256 = ?, content_id = ? WHERE path = ?",
-                content.sha256,
-                content.content_id,
+                sha256,
+                content_id,
                 str(facts.path),
             )
             self._db.run(
                 "INSERT OR REPLACE INTO hashes VALUES (?, ?, ?, ?)",
                 facts.stamp,
                 facts.quick_id,
-                content.sha256,
-                content.content_id,
+                sha256,
+                content_id,
             )
             self._index(artifact)
         return artifact
@@ -281,7 +180,15 @@ class Registry:
     # Finding
 
     def entries(
-        self, words: Sequence[str] = (), *, kind: str = "", family: str = "", tag: str = "", everything: bool = False
+        self,
+        words: Sequence[str] = (),
+        *,
+        kind: str = "",
+        family: str = "",
+        tag: str = "",
+        missing: bool = False,
+        everything: bool = False,
+        limit: int | None = None,
     ) -> list[Entry]:
         """The models that have files, the newest first.
 
@@ -290,8 +197,26 @@ class Registry:
             kind: only of this kind.
             family: only of this family.
             tag: only with this tag.
+            missing: only those whose files are gone.
             everything: also those that are only known as parents.
+            limit: at most so many.
         """
+        condition, values = self._condition(words, kind=kind, family=family, tag=tag, everything=everything)
+        return self._entries(condition, values, missing=missing, limit=limit)
+
+    def count(self, words: Sequence[str] = (), *, missing: bool = False, **filters: Any) -> int:
+        """How many there are, see `entries`."""
+        condition, values = self._condition(words, **filters)
+        having = "HAVING MIN(f.missing)" if missing else ""
+        query = f"SELECT 1 FROM {_JOINED} WHERE {condition} {_GROUPED} {having}"
+        row = self._db.row(f"SELECT COUNT(*) AS found FROM ({query})", *values)
+        assert row is not None
+        return int(row["found"])
+
+    @staticmethod
+    def _condition(
+        words: Sequence[str], *, kind: str = "", family: str = "", tag: str = "", everything: bool = False
+    ) -> tuple[str, list[str]]:
         conditions, values = ["1"], []
         for column, value in (("a.kind", kind), ("a.family", family)):
             if value:
@@ -305,7 +230,7 @@ class Registry:
             values.append(query)
         if not everything:
             conditions.append("f.id IS NOT NULL")
-        return self._entries(" AND ".join(conditions), values)
+        return " AND ".join(conditions), values
 
     def find(self, name: str) -> Entry:
         """The model called `name`, or ``@ID``, or by a sha256 of at least ten digits.
@@ -372,7 +297,7 @@ class Registry:
     def learn(self, identities: Sequence[tuple[str, str]], name: str) -> Entry:
         """The model whose content has one of these names; one that is only known of, where there is none yet."""
         with self.writing():
-            found = (self._by_identity(scheme, value) for scheme, value in identities)
+            found = (self.artifact_of(scheme, value) for scheme, value in identities)
             artifact = next((one for one in found if one is not None), None)
             if artifact is None:
                 artifact = self._new_artifact(_safe_name(name))
@@ -490,25 +415,29 @@ class Registry:
 
     # Within
 
-    def _entries(self, condition: str, values: Sequence[object]) -> list[Entry]:
+    def _entries(
+        self, condition: str, values: Sequence[object], *, missing: bool = False, limit: int | None = None
+    ) -> list[Entry]:
+        # The words are looked up only for those that are shown.
         rows = self._db.rows(
-            "SELECT a.id, a.name, a.kind, a.family, a.format, a.size, a.added, f.path, MIN(f.missing) AS missing, "
-            "(SELECT group_concat(word, char(31)) FROM triggers WHERE artifact = a.id) AS triggers, "
-            "(SELECT group_concat(tag, char(31)) FROM tags WHERE artifact = a.id) AS tags "
-            f"FROM artifacts a LEFT JOIN files f ON f.artifact = a.id WHERE {condition} "
-            "GROUP BY a.id ORDER BY a.added DESC, a.id DESC",
+            "SELECT *, (SELECT group_concat(word, char(31)) FROM triggers WHERE artifact = m.id) AS triggers, "
+            "(SELECT group_concat(tag, char(31)) FROM tags WHERE artifact = m.id) AS tags FROM "
+            "(SELECT a.id, a.name, a.kind, a.family, a.format, a.size, a.added, f.path, MIN(f.missing) AS missing "
+            f"FROM {_JOINED} WHERE {condition} {_GROUPED} {'HAVING MIN(f.missing)' if missing else ''} "
+            "ORDER BY a.added DESC, a.id DESC LIMIT ?) m",
             *values,
+            -1 if limit is None else limit,
         )
-        return [
-            Entry(*row[:7], row["path"] or "", bool(row["missing"]), _split(row["triggers"]), _split(row["tags"]))
-            for row in rows
-        ]
+        return [_entry(row) for row in rows]
 
     def _near(self, name: str) -> str:
+        from sdkit.core.plugins import nearest_hint
+
         names = self.names()
         return nearest_hint(name, names) if names else "`sdkit models scan DIR` registers the models of a folder"
 
-    def _by_identity(self, scheme: str, value: str) -> int | None:
+    def artifact_of(self, scheme: str, value: str) -> int | None:
+        """The artifact whose content has this name."""
         row = self._db.row("SELECT artifact FROM identities WHERE scheme = ? AND value = ?", scheme, value)
         return None if row is None else int(row["artifact"])
 
@@ -519,11 +448,12 @@ class Registry:
         return self._db.run("INSERT INTO artifacts (name, added) VALUES (?, ?)", name, time.time())
 
     def _describe(self, artifact: int, facts: Facts) -> None:
-        name = _safe_name(facts.path.name if facts.path.is_dir() else facts.path.stem)
+        files = self._db.rows("SELECT path FROM files WHERE artifact = ? AND path != ?", artifact, str(facts.path))
+        if not any(os.path.exists(file["path"]) for file in files):  # a further copy gives it no other name
+            name = _name_of(facts.path)
+            self._db.run("UPDATE artifacts SET name = ? WHERE id = ? AND NOT named", name, artifact)
         self._db.run(
-            "UPDATE artifacts SET name = CASE WHEN named THEN name ELSE ? END, kind = ?, family = ?, format = ?, "
-            "size = ?, facts = ? WHERE id = ?",
-            name,
+            "UPDATE artifacts SET kind = ?, family = ?, format = ?, size = ?, facts = ? WHERE id = ?",
             facts.kind,
             facts.family,
             facts.format,
@@ -561,7 +491,7 @@ class Registry:
 
     def _part(self, artifact: int, same: int | None, facts: Facts) -> int:
         """Move a file to the artifact of its tensors, away from one it was wrongly taken for."""
-        right = same if same is not None else self._new_artifact(_safe_name(facts.path.stem))
+        right = same if same is not None else self._new_artifact(_name_of(facts.path))
         self._db.run("UPDATE files SET artifact = ? WHERE path = ?", right, str(facts.path))
         self._db.run("UPDATE identities SET artifact = ? WHERE scheme = 'quick' AND value = ?", right, facts.quick_id)
         self._describe(right, facts)
@@ -607,10 +537,9 @@ class Registry:
 
     def _input(self, entry: Input) -> int:
         """The artifact that went in; unknown ones are remembered by their name until a file of them turns up."""
-        artifact = self._by_identity(entry.scheme, entry.value)
+        artifact = self.artifact_of(entry.scheme, entry.value)
         if artifact is None:
-            name = Path(entry.name).stem if Path(entry.name).suffix in _SUFFIXES else entry.name
-            artifact = self._new_artifact(_safe_name(name))
+            artifact = self._new_artifact(_name_of(Path(entry.name)))
             self._identify(artifact, entry.scheme, entry.value)
             self._index(artifact)
         return artifact
@@ -693,6 +622,10 @@ def _safe_name(text: str) -> str:
     return shown.lstrip("-@.") or "unnamed"
 
 
+def _name_of(path: Path) -> str:
+    return _safe_name(path.stem if path.suffix in _SUFFIXES else path.name)
+
+
 def _only_header_differs(known: sqlite3.Row, facts: Facts) -> bool:
     """Whether the same tensors seem to lie at the same place; another recipe says that they do not."""
     recipe = facts.made.hash if facts.made else ""
@@ -701,7 +634,7 @@ def _only_header_differs(known: sqlite3.Row, facts: Facts) -> bool:
 
 def _base_of(inputs: Sequence[Input]) -> int:
     """Which of the inputs gave a file its metadata, and with them the recipe it had before."""
-    return next((index for index, entry in enumerate(inputs) if entry.role in ("base", "a")), 0)
+    return next((index for index, entry in enumerate(inputs) if entry.role in ("base", "A")), 0)
 
 
 def _match(words: Sequence[str]) -> str:
@@ -712,6 +645,22 @@ def _match(words: Sequence[str]) -> str:
 
 def _split(text: str | None) -> tuple[str, ...]:
     return tuple(text.split("\x1f")) if text else ()
+
+
+def _entry(row: sqlite3.Row) -> Entry:
+    return Entry(
+        id=row["id"],
+        name=row["name"],
+        kind=row["kind"],
+        family=row["family"],
+        format=row["format"],
+        size=row["size"],
+        added=row["added"],
+        path=row["path"] or "",
+        missing=bool(row["missing"]),
+        triggers=_split(row["triggers"]),
+        tags=_split(row["tags"]),
+    )
 
 
 def _file(row: sqlite3.Row) -> File:

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from sdkit.registry.facts import unique
-from sdkit.registry.registry import SIDECAR, Model, Registry, Source
+from sdkit.registry.registry import SIDECAR, Registry
+from sdkit.registry.rows import Model, Source
 
 INFO, NOTES, PREVIEW = ".civitai.info", ".json", ".preview.png"
 _PREVIEWS = (".preview.png", ".preview.jpg", ".preview.jpeg", ".preview.webp", ".png", ".jpg", ".jpeg", ".webp")

@@ -7,19 +7,20 @@ from typing import Any
 
 import click
 
+from sdkit.cli.names import MODEL
 from sdkit.cli.output import Output, output_options
 from sdkit.core.human import human_bytes
 
 
 @click.command("convert", no_args_is_help=True)
-@click.argument("source", metavar="IN", type=click.Path(path_type=Path))
+@click.argument("source", metavar="IN", type=MODEL)
 @click.option("--to", required=True, metavar="WHAT", help="single, diffusers, or a program: comfyui, a1111, forge, …")
 @click.option("-o", "--output", "target", type=click.Path(path_type=Path), help="[default: IN's name, here]")
 @click.option("--only", metavar="COMPONENT", help="One component: unet, vae, text_encoder or text_encoder_2.")
 @click.option("--dtype", metavar="TYPE", help="fp16, bf16, fp32, fp8_e4m3 or fp8_e5m2 [default: keep each tensor's].")
 @click.option("--prune", is_flag=True, help="Leave out what no pipeline reads: EMA copy, constants, a trainer's rests.")
 @click.option("--ema", is_flag=True, help="Take the EMA copy of the U-Net in place of its weights.")
-@click.option("--bake-vae", type=click.Path(path_type=Path), help="A file or folder with another autoencoder.")
+@click.option("--bake-vae", type=MODEL, help="A file or folder with another autoencoder.")
 @click.option("--prediction", metavar="KIND", help="epsilon or v_prediction, where IN does not say so.")
 @click.option("--family", metavar="NAME", help="Whose autoencoder IN is: sd1, sd2 or sdxl.")
 @click.option("--configs", type=click.Path(path_type=Path), help="A folder with configurations, where IN has none.")

@@ -15,7 +15,7 @@ from sdkit.core.errors import UsageError
 @output_options
 def rename(output: Output, name: str, new: str) -> None:
     """Call the model NAME NEW. Its files keep their names."""
-    from sdkit.jobs.models import rename_model
+    from sdkit.jobs.models.edit import rename_model
 
     entry = rename_model(name, new)
     output.result({"id": entry.id, "name": entry.name}, [f"@{entry.id} is called {entry.name} now"], [entry.name])
@@ -30,7 +30,7 @@ def rename(output: Output, name: str, new: str) -> None:
 @output_options
 def tag(output: Output, name: str, tags: tuple[str, ...], table: str | None, remove: bool) -> None:
     """Give the model NAME one or more TAGS."""
-    from sdkit.jobs.models import change_words
+    from sdkit.jobs.models.edit import change_words
 
     model = change_words(table or "tags", name, tags, remove=remove)  # type: ignore[arg-type]
     entry = model.entry
@@ -46,7 +46,7 @@ def tag(output: Output, name: str, tags: tuple[str, ...], table: str | None, rem
 @output_options
 def note(output: Output, name: str, text: tuple[str, ...], remove: bool) -> None:
     """Write TEXT down about the model NAME."""
-    from sdkit.jobs.models import change_words
+    from sdkit.jobs.models.edit import change_words
 
     if not text:
         raise UsageError("there is no text", f"sdkit models note {name} 'best at strength 0.7'")
@@ -60,7 +60,7 @@ def note(output: Output, name: str, text: tuple[str, ...], remove: bool) -> None
 @output_options
 def remove(output: Output, names: tuple[str, ...], delete: bool) -> None:
     """Forget models. Their files stay, unless --delete says otherwise."""
-    from sdkit.jobs.models import remove_models
+    from sdkit.jobs.models.edit import remove_models
 
     report = remove_models(names, delete=delete)
     lines = [*(f"forgot {name}" for name in report.names), *(f"deleted {path}" for path in report.deleted)]

@@ -19,7 +19,7 @@ from sdkit.cli.output import Output, output_options
 @output_options
 def export(output: Output, names: tuple[str, ...], target: Path | None, sidecars: bool, force: bool) -> None:
     """Write what is known of the models NAMES, or of all."""
-    from sdkit.jobs.models import export_models
+    from sdkit.jobs.models.exchange import export_models
 
     report = export_models(names, target, sidecars=sidecars, force=force)
     if isinstance(report, dict):
@@ -37,7 +37,7 @@ def export(output: Output, names: tuple[str, ...], target: Path | None, sidecars
 @output_options
 def import_(output: Output, path: Path) -> None:
     """Take over the export FILE, or the sidecars beside the registered models below DIR."""
-    from sdkit.jobs.models import import_models
+    from sdkit.jobs.models.exchange import import_models
 
     report = import_models(path)
     lines = [f"{report.here:,} models that are here know more now"]

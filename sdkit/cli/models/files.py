@@ -12,7 +12,7 @@ from sdkit.cli.names import complete_models, complete_names
 from sdkit.cli.output import Output, columns, output_options
 
 if TYPE_CHECKING:
-    from sdkit.jobs.models import ScanReport
+    from sdkit.jobs.models.files import ScanReport
     from sdkit.registry.scan import Scanned
 
 _LISTED = 10  # of each sort; --json has them all
@@ -25,7 +25,7 @@ _LISTED = 10  # of each sort; --json has them all
 @output_options
 def add(output: Output, paths: tuple[Path, ...], store: bool, hash_now: bool) -> None:
     """Register files and folders of weights where they are."""
-    from sdkit.jobs.models import add_models
+    from sdkit.jobs.models.files import add_models
 
     with output.progress() as progress:
         added = add_models(paths, store=store, hash=hash_now, progress=progress)
@@ -43,7 +43,7 @@ def scan(output: Output, folders: tuple[Path, ...], hash_now: bool) -> None:
     Where DIR is the folder of A1111's web UI, Forge, ComfyUI or InvokeAI, its shelves of models are scanned. Without
     DIR, all folders that were scanned before. Only headers are read.
     """
-    from sdkit.jobs.models import scan_models
+    from sdkit.jobs.models.files import scan_models
 
     with output.progress() as progress:
         report = scan_models(folders, hash=hash_now, progress=progress)
@@ -83,7 +83,7 @@ def verify(output: Output, names: tuple[str, ...], again: bool) -> None:
 
     The exit code is 1 where a file is damaged or gone.
     """
-    from sdkit.jobs.models import verify_models
+    from sdkit.jobs.models.verify import verify_models
 
     with output.progress() as progress:
         report = verify_models(names, again=again, progress=progress)
@@ -111,7 +111,7 @@ def verify(output: Output, names: tuple[str, ...], again: bool) -> None:
 @output_options
 def place(output: Output, name: str, program: str, root: Path, subfolder: str, link: str, force: bool) -> None:
     """Put the model NAME where a program looks for it, without a second copy where that is possible."""
-    from sdkit.jobs.models import place_model
+    from sdkit.jobs.models.place import place_model
 
     report = place_model(name, program, root, link=link, subfolder=subfolder, force=force)  # type: ignore[arg-type]
     what = {"": "is there already", "copy": "is a copy"}.get(report.link, f"is a {report.link} link")

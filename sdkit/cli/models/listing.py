@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from sdkit.cli.output import Mode, Output, columns, output_options
@@ -30,16 +32,16 @@ def list_(
     limit: int | None,
 ) -> None:
     """List models, the newest first. With -q: their names; with --json: all that match."""
-    from sdkit.jobs.models import list_models
+    from sdkit.jobs.models.listing import list_models
 
-    models = list_models(words, kind=kind, family=family, tag=tag, everything=everything).models
-    models = tuple(model for model in models if model.missing or not missing)
+    few = _SHOWN if output.mode is Mode.TEXT else 0
+    filters: dict[str, Any] = {"kind": kind, "family": family, "tag": tag, "missing": missing, "everything": everything}
+    found = list_models(words, **filters, limit=(few if limit is None else limit) or None)
+    models = found.models
     if output.mode is not Mode.TEXT:
-        shown = models[:limit] if limit else models
-        table = [_as_dict(model) for model in shown] if output.mode is Mode.JSON else []
-        output.result({"models": table, "total": len(models)}, brief=[model.name for model in shown])
+        table = [_as_dict(model) for model in models] if output.mode is Mode.JSON else []
+        output.result({"models": table, "total": found.total}, brief=[model.name for model in models])
         return
-    shown = models if limit == 0 else models[: limit or _SHOWN]
     rows = [
         (
             model.name,
@@ -49,11 +51,11 @@ def list_(
             "missing" if model.missing else "",
             ", ".join((*model.triggers, *(f"#{tag}" for tag in model.tags)))[:60],
         )
-        for model in shown
+        for model in models
     ]
     output.result({}, columns(rows) if rows else [])
-    if len(shown) < len(models):
-        output.say(f"{len(models) - len(shown):,} more; --limit 0 shows all, words and --kind show fewer")
+    if len(models) < found.total:
+        output.say(f"{found.total - len(models):,} more; --limit 0 shows all, words and --kind show fewer")
     elif not models:
         output.say("no model matches" if words or kind or family or tag or missing else _EMPTY)
 

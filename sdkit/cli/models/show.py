@@ -12,8 +12,8 @@ from sdkit.cli.output import Output, columns, output_options
 from sdkit.core.human import human_bytes
 
 if TYPE_CHECKING:
-    from sdkit.jobs.models import Shown
-    from sdkit.registry.registry import File
+    from sdkit.jobs.models.show import Shown
+    from sdkit.registry.rows import File
 
 
 @click.command("show", no_args_is_help=True)
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @output_options
 def show(output: Output, name: str) -> None:
     """Say what is known of the model NAME: files, trigger words, lineage, what loads it. With -q: its path."""
-    from sdkit.jobs.models import show_model
+    from sdkit.jobs.models.show import show_model
 
     shown = show_model(name)
     output.result(shown.as_dict(), describe(shown), [shown.model.entry.path])
@@ -69,7 +69,7 @@ def _file(file: File) -> str:
 @output_options
 def lineage(output: Output, name: str, as_dot: bool) -> None:
     """Show what NAME was made from, and what was made from it."""
-    from sdkit.jobs.models import model_lineage
+    from sdkit.jobs.models.show import model_lineage
     from sdkit.registry.lineage import dot, tree
 
     found = model_lineage(name)

@@ -1,0 +1,1 @@
+"""The verbs of the registry: what `sdkit models` does, as functions."""

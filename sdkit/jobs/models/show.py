@@ -1,0 +1,50 @@
+"""Everything known of one model, and its lineage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdkit.core.report import Report
+from sdkit.registry.lineage import Lineage, lineage, tree
+from sdkit.registry.registry import open_registry
+from sdkit.registry.rows import Model
+from sdkit.registry.shelves import loaded_by
+from sdkit.registry.sidecars import find_previews
+
+
+@dataclass(frozen=True, slots=True)
+class Shown(Report):
+    """Everything known of a model.
+
+    Attributes:
+        model: facts, files, words, sources.
+        previews: pictures of it.
+        loaded_by: the programs that load it.
+        tree: its lineage, in lines.
+    """
+
+    model: Model
+    previews: tuple[str, ...]
+    loaded_by: tuple[str, ...]
+    tree: tuple[str, ...]
+
+
+def show_model(name: str) -> Shown:
+    """Everything known of a model."""
+    with open_registry() as registry:
+        model = registry.model(registry.find(name).id)
+        files = [Path(file.path) for file in model.files if not file.missing]
+        is_folder = any(file.is_dir() for file in files)
+        return Shown(
+            model,
+            tuple(dict.fromkeys(str(picture) for file in files for picture in find_previews(file))),
+            tuple(loaded_by(model.entry.kind, model.entry.format, is_folder=is_folder)),
+            tuple(tree(lineage(registry, model.entry.id))),
+        )
+
+
+def model_lineage(name: str) -> Lineage:
+    """What a model was made from, and what was made from it."""
+    with open_registry() as registry:
+        return lineage(registry, registry.find(name).id)

@@ -1,0 +1,168 @@
+"""Verbs register themselves, files carry the same lineage, and a lost registry is rebuilt from them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import models
+import pytest
+from click.testing import CliRunner
+
+import sdkit
+from sdkit.cli.main import main
+from sdkit.core.paths import data_folder
+from sdkit.jobs.models.files import add_models, scan_models
+from sdkit.jobs.models.show import model_lineage
+from sdkit.registry import open_registry
+from sdkit.registry.lineage import dot, tree
+from sdkit.registry.recipes import made_by
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint and a LoRA."""
+    folder = tmp_path_factory.mktemp("small")
+    models.save(models.sd1(), folder / "base.safetensors")
+    models.save(models.kohya_lora(models.sd1_modules()), folder / "fox.safetensors")
+    return folder
+
+
+@pytest.fixture
+def folder(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of one's own with both, the current one."""
+    for file in small.iterdir():
+        shutil.copy(file, tmp_path / file.name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def merged(folder: Path) -> None:
+    sdkit.merge("base.safetensors", {"fox.safetensors": 0.5}, "one.safetensors")
+    sdkit.blend(["base.safetensors", "one.safetensors"], "two.safetensors", alpha=0.25)
+
+
+LINEAGE = [
+    "two (checkpoint sd1) <- blend weighted-sum",
+    "|- A: base (checkpoint sd1)",
+    "`- B: one (checkpoint sd1) <- merge",
+    "   |- base: base (checkpoint sd1)",
+    "   `- adapter x 0.5: fox (lora)",
+]
+
+
+def test_verbs_register_what_they_make(folder: Path) -> None:
+    merged(folder)
+    found = model_lineage("two")
+    assert tree(found) == LINEAGE
+    assert tree(model_lineage("fox"))[-1] == "went into: one, two"
+    with open_registry() as registry:
+        assert {entry.name for entry in registry.entries()} == {"base", "fox", "one", "two"}
+
+
+def test_a_lost_registry_is_rebuilt_by_scanning(folder: Path) -> None:
+    merged(folder)
+    shutil.rmtree(data_folder())
+    scan_models([folder])
+    assert tree(model_lineage("two")) == LINEAGE
+    scan_models([folder])
+    add_models(["two.safetensors"])
+    assert tree(model_lineage("two")) == LINEAGE
+
+
+def test_parents_that_are_not_here_are_known_by_name_and_found_later(folder: Path) -> None:
+    merged(folder)
+    shutil.rmtree(data_folder())
+    (folder / "away").mkdir()
+    (folder / "fox.safetensors").rename(folder / "away" / "fox.safetensors")
+    add_models(["two.safetensors"])
+    lines = tree(model_lineage("two"))
+    assert lines[1:3] == ["|- A: base (not here)", "`- B: one (not here)"]
+    scan_models([folder])
+    assert tree(model_lineage("two")) == LINEAGE
+
+
+def test_lineage_survives_a_rename_and_a_new_header(folder: Path) -> None:
+    merged(folder)
+    with open_registry() as registry:
+        registry.rename(registry.find("fox").id, "reynard")
+    tensors = models.load("fox.safetensors")
+    models.save(dict(reversed(tensors.items())), folder / "fox.safetensors", {"modelspec.title": "Fox"})
+    scan_models([folder])
+    assert "`- adapter x 0.5: reynard (lora)" in tree(model_lineage("one"))
+
+
+def test_kohyas_files_name_their_base_by_its_sha256() -> None:
+    made = made_by({"ss_new_sd_model_hash": "AB" * 32, "ss_sd_model_name": "v1-5.ckpt"})
+    assert made is not None
+    assert [(one.scheme, one.value, one.name) for one in made.inputs] == [("sha256", "ab" * 32, "v1-5.ckpt")]
+    assert made_by({"ss_new_sd_model_hash": "None"}) is None
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "[" * 5000,
+        "{}",
+        '{"verb": 3}',
+        '{"verb": "merge", "parents": [3, {"id": 4}, {"id": "q"}, {"step": "s"}], "steps": {"s": {"parents": "x"}}}',
+        '{"verb": "merge", "parents": [{"id": "q", "name": {"a": 1}, "strength": "x"}], "base_recipe": [1]}',
+    ],
+)
+def test_hostile_recipes_break_nothing(folder: Path, recipe: str) -> None:
+    tensors = models.load("fox.safetensors")
+    models.save(tensors, folder / "evil.safetensors", {"sdkit.recipe": recipe})
+    add_models(["evil.safetensors"])
+    assert model_lineage("evil").as_dict()["model"]
+
+
+def test_a_file_that_claims_to_be_made_of_itself(folder: Path) -> None:
+    """Parents are claims: two files may name each other."""
+    with open_registry() as registry:
+        one = registry.learn([("quick", "q1")], "one").id
+        two = registry.learn([("quick", "q2")], "two").id
+        for output, parent in ((one, "q2"), (two, "q1"), (one, "q1")):
+            made = made_by({"sdkit.recipe": json.dumps({"verb": "merge", "parents": [{"id": parent, "name": "x"}]})})
+            assert made is not None
+            registry.add_activity(output, made)
+    assert tree(model_lineage("@1"))[-1].endswith("one (see above)")
+
+
+def test_a_name_stands_for_a_path_in_every_verb(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    for name in ("base", "fox"):
+        (tmp_path / f"{name}.safetensors").rename(tmp_path / "models" / f"{name}.safetensors")
+    scan_models(["models"])
+    (tmp_path / "mix.yaml").write_text("steps:\n  mix:\n    merge: [base, fox=0.25]\n    output: mix.safetensors\n")
+    for words in (
+        ["inspect", "fox"],
+        ["hash", "fox"],
+        ["merge", "base", "fox=0.5", "-o", "one.safetensors"],
+        ["scale", "fox", "0.5", "-o", "half.safetensors"],
+        ["run", "mix.yaml"],
+    ):
+        result = CliRunner().invoke(main, words)
+        assert result.exit_code == 0, (words, result.output)
+    with open_registry() as registry:
+        assert {"one", "half", "mix"} <= {entry.name for entry in registry.entries()}
+
+
+def test_a_registry_that_cannot_be_written_breaks_no_verb(folder: Path) -> None:
+    data_folder().parent.mkdir(exist_ok=True)
+    data_folder().write_text("a file where a folder should be")
+    report = sdkit.merge("base.safetensors", "fox.safetensors", "one.safetensors")
+    assert Path("one.safetensors").exists()
+    assert "the registry does not know of it" in report.warnings[-1]
+
+
+def test_a_dry_run_registers_nothing(folder: Path) -> None:
+    sdkit.merge("base.safetensors", "fox.safetensors", "one.safetensors", dry_run=True)
+    assert not data_folder().exists()
+
+
+def test_dot_escapes_names(folder: Path) -> None:
+    with open_registry() as registry:
+        registry.learn([("quick", "q")], 'a"];\x1b[31m')
+    (line,) = [line for line in dot(model_lineage("@1")) if "shape=box" in line]
+    assert line.startswith('  m1 [shape=box, label="a\\"];') and "\x1b" not in line
