@@ -71,7 +71,12 @@ def sampling_of(checkpoint: Checkpoint, prediction: str | None = None) -> Sampli
             f"{checkpoint.weights.path}: nothing in it says whether it predicts the noise or the velocity",
             "--prediction v_prediction for models made for 768 pixels, --prediction epsilon for those for 512",
         )
-    predicts = said if said in PREDICTIONS else "epsilon"
+    predicts = said or "epsilon"
+    if predicts not in PREDICTIONS:
+        raise SdkitError(
+            f"{checkpoint.weights.path}: its scheduler says that it predicts {predicts!r}, which only a folder can",
+            f"--prediction {' or '.join(PREDICTIONS)}, if that is wrong",
+        )
     zero_snr = "ztsnr" in markers or bool(scheduler.get("rescale_betas_zero_snr"))
     return Sampling(predicts, zero_snr, _scheduler(scheduler, predicts, zero_snr))
 

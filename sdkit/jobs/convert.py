@@ -34,6 +34,8 @@ from sdkit.weights.metadata import MERGED_FROM_KEY, merged_metadata
 from sdkit.weights.reader import Container
 
 PathLike = str | os.PathLike[str]
+# What a folder says in its scheduler, and must not say twice: the scheduler may be changed.
+SAID_BY_SCHEDULER = ("modelspec.prediction_type", "modelspec.architecture")
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,10 +283,8 @@ class _Writer:
         return Stream(files, overwrite=force, threads=self.threads, advance=self.progress.advance)
 
     def _said_by(self, file: PlannedFile) -> dict[str, str]:
-        own = self.metadata
-        if self.plan.folder:  # whose scheduler says it
-            own = {key: value for key, value in own.items() if key != "modelspec.prediction_type"}
-        return {**own, **file.metadata}
+        told = SAID_BY_SCHEDULER if self.plan.folder else ()
+        return {**{key: value for key, value in self.metadata.items() if key not in told}, **file.metadata}
 
     def _check_named(self, check: Callable[[Path], None]) -> None:
         """A file has its name before anybody can open it; one that fails the check loses it again."""

@@ -293,3 +293,25 @@ def test_the_component_folder_of_a_unet_becomes_a_file(tmp_path: Path, tiny_base
     assert again.keys() == before.keys() and back.components == ("unet",)
     config = json.loads((tmp_path / "unet/config.json").read_text())
     assert config == json.loads((tiny_base / "unet/config.json").read_text())
+
+
+def test_what_no_other_layout_can_say_is_not_called_noise(tmp_path: Path, tiny_base: Path) -> None:
+    from shutil import copytree
+
+    base = copytree(tiny_base, tmp_path / "base")
+    scheduler = base / "scheduler/scheduler_config.json"
+    scheduler.write_text(json.dumps({**json.loads(scheduler.read_text()), "prediction_type": "sample"}))
+    with pytest.raises(SdkitError, match="predicts 'sample'"):
+        sdkit.convert(base, "single", tmp_path / "one.safetensors")
+    assert sdkit.convert(base, "single", tmp_path / "one.safetensors", prediction="epsilon").prediction == "epsilon"
+
+
+def test_a_folder_says_once_what_it_predicts(tmp_path: Path, single: Path, tiny_base: Path) -> None:
+    """So that a scheduler somebody mends is believed."""
+    with safe_open(single, "pt") as file:
+        assert file.metadata()["modelspec.prediction_type"] == "epsilon"
+    sdkit.convert(single, "diffusers", tmp_path / "folder", configs=tiny_base)
+    scheduler = tmp_path / "folder/scheduler/scheduler_config.json"
+    scheduler.write_text(json.dumps({**json.loads(scheduler.read_text()), "prediction_type": "v_prediction"}))
+    back = sdkit.convert(tmp_path / "folder", "single", tmp_path / "back.safetensors")
+    assert back.prediction == "v_prediction" and "v_pred" in load_file(back.output)

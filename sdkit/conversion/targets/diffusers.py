@@ -56,6 +56,8 @@ def plan(whole: Checkpoint, chosen: Checkpoint, settings: Settings) -> Plan:
     if beside:
         files.append(PlannedFile(LEFTOVERS, tuple(Output(read.info.name, read.dtype, read) for read in beside)))
     sampling = sampling_of(chosen, settings.prediction) if "unet" in chosen.parts else None
+    if any(name.startswith("edm_") for name in chosen.model.markers):
+        warnings.append(f"the noise levels it was trained with (edm_vpred) are in no scheduler, only in {LEFTOVERS}")
     side_files = dict(_side_files(chosen, configs, sampling, tuple(folders)))
     side_files |= _tokenizers(chosen, settings.configs) if sampling else {}
     prediction = sampling.prediction if sampling else None
