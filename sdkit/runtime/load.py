@@ -161,7 +161,7 @@ def _component(name: str, configs: Configs, weights: Weights, model: Model) -> n
             raise SdkitError(
                 f"{weights.path}: {place.key} has the shape {list(tensor.shape)}, "
                 f"its configuration asks for {list(parameter.shape)}",
-                "a single file of an unusual layout needs its configurations beside it: use the diffusers folder",
+                "`sdkit convert FOLDER --to single` writes a single file that says its configurations",
             )
         state[key] = tensor.reshape(parameter.shape)
     module.load_state_dict(state, strict=False, assign=True)
