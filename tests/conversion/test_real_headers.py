@@ -65,7 +65,8 @@ def test_the_configurations_of_published_files_are_the_published_ones(
     plan = planned(real_header(name), "diffusers")
     for component in ("unet", "vae", "text_encoder"):
         assert json.loads(plan.side_files[f"{component}/config.json"]) == published(family, component)
-    assert plan.warnings == ()
+    # The file holds every marker there is, one for noise levels that a scheduler cannot say; nothing is supposed.
+    assert len(plan.warnings) == (family == "sdxl") and all("edm_vpred" in warning for warning in plan.warnings)
 
 
 @pytest.fixture
