@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 
 .PHONY: quickstart test test-large lint bench clean
 
-quickstart: $(VENV)/.installed  ## make a small checkpoint and a LoRA, and merge them
+quickstart: $(VENV)/.installed  ## train a LoRA on the embedded base, merge it, draw before and after
 	$(BIN)/sdkit quickstart
 
 test: $(VENV)/.installed-dev  ## what must pass before a change goes in

@@ -70,6 +70,11 @@ class Checkpoint:
         return self.weights.container is Container.FOLDER
 
     @property
+    def is_component(self) -> bool:
+        """Whether it is one component, which a file or folder of its own holds."""
+        return len(self.parts) == 1
+
+    @property
     def used(self) -> set[str]:
         """The names of its own tensors that hold the located parameters."""
         return {where.place.key for where in self.located.values() if where.weights is self.weights}

@@ -77,13 +77,13 @@ def sort_rest(
         SdkitError: there are tensors that no rule explains, and they would be lost.
     """
     rest, reasons, strange = Rest(), dict[str, list[TensorInfo]](), list[str]()
-    places = {where.place.key for where in whole.located.values()}
-    positions = _positions(chosen, target)
+    components = {where.place.key: hub.partition(".")[0] for hub, where in whole.located.items()}
+    used, positions = chosen.used, _positions(chosen, target)
     for name, info in chosen.weights.tensors.items():
-        if name in chosen.used:
+        if name in used:
             continue
-        if name in places:
-            what, why = DROPPED, _unchosen(name, whole, chosen)
+        if name in components:
+            what, why = DROPPED, _unchosen(components[name], chosen)
         elif name.endswith(BUFFER_SUFFIX):
             what, why = _position_fate(info, positions)
             if what == KEPT:
@@ -108,8 +108,7 @@ def sort_rest(
     return rest
 
 
-def _unchosen(name: str, whole: Checkpoint, chosen: Checkpoint) -> str:
-    component = next(hub.partition(".")[0] for hub, where in whole.located.items() if where.place.key == name)
+def _unchosen(component: str, chosen: Checkpoint) -> str:
     if component not in chosen.parts:
         return "not asked for"
     return "the EMA copy takes their place" if component == "unet" else "another autoencoder takes their place"

@@ -13,9 +13,9 @@ _ASSETS = Path(sdkit.__file__).parent / "assets"
 _FOLDERS = (_ASSETS / "tokenizers" / "clip", _ASSETS / "tiny" / "tokenizer")
 
 
-def known_tokenizer(vocabulary: int, folders: tuple[Path, ...] = _FOLDERS) -> Path | None:
+def known_tokenizer(vocabulary: int) -> Path | None:
     """The folder of the tokenizer with so many tokens (``vocab.json``, ``merges.txt``); None where there is none."""
-    return next((folder for folder in folders if len(vocabulary_of(folder)) == vocabulary), None)
+    return next((folder for folder in _FOLDERS if len(vocabulary_of(folder)) == vocabulary), None)
 
 
 def is_clip(folder: Path) -> bool:

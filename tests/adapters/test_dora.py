@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from example_model import Sizes, make_checkpoint
 from safetensors.torch import load_file, save_file
 
 import sdkit
 from sdkit.core.errors import SdkitError
-from sdkit.jobs.example import Sizes, make_checkpoint
 from sdkit.streaming import expression
 
 UNET = "model.diffusion_model"

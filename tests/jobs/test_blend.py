@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from example_model import POSITION_IDS, TEXT, UNET, VAE, Sizes, make_checkpoint
 from models import SDXL_TEXTS, sd1, sdxl
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -17,7 +18,6 @@ import sdkit
 from sdkit.core.errors import SdkitError, UsageError
 from sdkit.families import identify
 from sdkit.jobs.blend import blend
-from sdkit.jobs.example import POSITION_IDS, TEXT, UNET, VAE, Sizes, make_checkpoint
 from sdkit.weights import open_weights
 
 Tensors = dict[str, torch.Tensor]

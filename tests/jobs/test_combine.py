@@ -332,7 +332,7 @@ def test_stray_tensors_are_not_dropped_silently(a: Path, tmp_path: Path) -> None
 
 
 def test_a_checkpoint_takes_no_rank(a: Path, tmp_path: Path) -> None:
-    from sdkit.jobs.example import Sizes, make_checkpoint
+    from example_model import Sizes, make_checkpoint
 
     base = save(make_checkpoint(Sizes()), tmp_path / "base.safetensors")
     refused = run("merge", base, a, "--rank", "4")

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from example_model import Sizes, make_checkpoint, make_lora
 from safetensors.torch import load_file, save_file
 
 import sdkit
 from sdkit.cli.main import main
 from sdkit.core.errors import SdkitError, UsageError
 from sdkit.families import Model, identify
-from sdkit.jobs.example import Sizes, make_checkpoint, make_lora
 from sdkit.jobs.extract import _check_families, extract
 from sdkit.weights import open_weights
 

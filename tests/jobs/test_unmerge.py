@@ -2,14 +2,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
+from example_model import Sizes, make_checkpoint, make_lora
 from safetensors.torch import load_file, save_file
 
 import sdkit
 from sdkit.core.errors import SdkitError, UsageError
-from sdkit.jobs.quickstart import quickstart
 
 
 def sha256(path) -> str:
@@ -18,7 +19,13 @@ def sha256(path) -> str:
 
 @pytest.fixture(scope="module")
 def example(tmp_path_factory):
-    return quickstart(tmp_path_factory.mktemp("example"))
+    folder = tmp_path_factory.mktemp("example")
+    made = SimpleNamespace(base=folder / "base.safetensors", lora=folder / "lora.safetensors")
+    save_file(make_checkpoint(Sizes()), made.base)
+    save_file(make_lora(Sizes()), made.lora)
+    made.merged = folder / "merged.safetensors"
+    sdkit.merge(made.base, {made.lora: 0.8}, made.merged)
+    return made
 
 
 def test_an_undo_file_restores_every_bit(example, tmp_path) -> None:

@@ -111,3 +111,50 @@ def test_clip_skip_reads_the_text_encoder_as_if_it_had_fewer_layers(tiny_base: P
     del layers[-1]
     assert torch.equal(short.encode_text(ids, (16, 16)).context, before)
     assert not torch.equal(last, before)
+
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "tiny-base" / "configs"
+
+
+@pytest.fixture
+def recipe_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The tiny base's structure with random weights; its tokenizer among those that come with sdkit."""
+    from sdkit.families import tokenizers
+    from sdkit.runtime.create import create_base
+
+    monkeypatch.setattr(tokenizers, "_FOLDERS", (*tokenizers._FOLDERS[:1], RECIPE / "tokenizer"))
+    create_base(RECIPE, tmp_path / "base")
+    return tmp_path / "base"
+
+
+def test_the_tiny_base_as_a_single_file_is_the_same_model(tmp_path: Path, recipe_base: Path) -> None:
+    """Its widths, its missing attention, its heads and its tokenizer are nobody's published ones."""
+    import sdkit
+
+    sdkit.convert(recipe_base, "single", tmp_path / "single.safetensors")
+    folder, single = load_backbone(recipe_base), load_backbone(tmp_path / "single.safetensors")
+    ids, others = (backbone.tokenize(["a red cat"])["text_encoder"] for backbone in (folder, single))
+    assert torch.equal(ids, others)
+    noised, steps = torch.randn(1, 4, 8, 8), torch.tensor([500])
+    with torch.no_grad():
+        outputs = [
+            backbone.denoise(noised, steps, backbone.encode_text({"text_encoder": ids}, (64, 64)))
+            for backbone in (folder, single)
+        ]
+    assert torch.equal(*outputs)
+
+
+def test_a_single_file_without_a_word_is_read_by_its_family_s_rule(tmp_path: Path) -> None:
+    """The example's widths are unusual; SD1 has eight heads of any width."""
+    from sdkit.jobs.example import Sizes, make_checkpoint
+
+    from sdkit.families import identify
+    from sdkit.runtime.load import base_configs
+    from sdkit.weights import open_weights
+
+    write_tensors(tmp_path / "x.safetensors", make_checkpoint(Sizes()))
+    with open_weights(tmp_path / "x.safetensors") as weights:
+        configs = base_configs(weights, identify(weights))
+    assert configs["unet"]["block_out_channels"] == [32, 64, 128, 128] and configs["unet"]["attention_head_dim"] == 8
+    assert configs["text_encoder"]["num_attention_heads"] == 1
+    load_backbone(tmp_path / "x.safetensors")

@@ -7,7 +7,8 @@ import pytest
 import torch
 from tensor_files import opened, read
 
-from sdkit.streaming import Output, OutputFile, Reshape
+from sdkit.streaming import Cat, Output, OutputFile, Reshape
+from sdkit.streaming.expression import rows_of
 from sdkit.streaming.plan import CopyRun, copy_runs
 from sdkit.weights import DTYPES, Weights
 
@@ -88,3 +89,20 @@ def test_sizes_are_known_before_anything_is_read(weights: Weights) -> None:
     )
     assert file.layout() == [("a", DTYPES["F16"], (5, 2)), ("b", DTYPES["F32"], (10,))]
     assert file.nbytes == 60
+
+
+def test_tensors_put_together_are_copied_where_they_lie_in_files(weights: Weights) -> None:
+    together = Output("ca", DTYPES["F32"], Cat((read(weights, "c"), read(weights, "a"))))
+    assert [piece.info.name for piece in together.pieces] == ["c", "a"] and together.copied is None
+    start = weights.tensors["a"].offset
+    found = copy_runs(OutputFile(Path("out"), (together,), {}), {"ca": 0}, 1000)
+    assert [(run.source - start, run.target, run.length) for run in found] == [(80, 0, 40), (0, 40, 40)]
+    assert Output("ca", DTYPES["F16"], together.expression).pieces == ()
+
+
+def test_rows_are_copied_from_the_middle_of_a_tensor(tmp_path: Path) -> None:
+    with opened(tmp_path / "m.safetensors", {"m": torch.arange(12.0).reshape(6, 2)}) as weights:
+        rows = rows_of(read(weights, "m"), 2, 5)
+        (piece,) = Output("rows", DTYPES["F32"], rows).pieces
+        assert (piece.info.offset - weights.tensors["m"].offset, piece.info.nbytes) == (16, 24)
+        assert piece.load().tolist() == [[4, 5], [6, 7], [8, 9]]

@@ -35,8 +35,7 @@ _WITHOUT_PIPELINE = {"depth": "a depth estimator", "unclip": "an image encoder"}
 
 def plan(whole: Checkpoint, chosen: Checkpoint, settings: Settings) -> Plan:
     """A pipeline's folder, or one component's."""
-    parts = _parts(chosen, settings)
-    alone = settings.only is not None or chosen.family is None
+    parts = _parts(chosen)
     fate = _keep_folder(chosen) if chosen.is_folder else single_to_folder
     rest = sort_rest(whole, chosen, parts, fate, prune=settings.prune)
     tensors = converted(chosen.located, spellings(parts), settings.dtype)
@@ -44,7 +43,7 @@ def plan(whole: Checkpoint, chosen: Checkpoint, settings: Settings) -> Plan:
     tensors += [Output(info.name, info.dtype, Read(chosen.weights, info)) for info in rest.kept]
     warnings: list[str] = []
     configs = _configs(chosen, warnings)
-    if alone:
+    if chosen.is_component:
         (name,) = parts
         files = [_component_file(name, "", tensors)]
         return Plan(tuple(files), parts, rest, True, {"config.json": _json(configs[name])}, warnings=tuple(warnings))
@@ -63,8 +62,8 @@ def plan(whole: Checkpoint, chosen: Checkpoint, settings: Settings) -> Plan:
     return Plan(tuple(files), parts, rest, True, side_files, prediction, tuple(warnings))
 
 
-def _parts(chosen: Checkpoint, settings: Settings) -> dict[str, Part]:
-    if settings.only is not None or chosen.family is None:
+def _parts(chosen: Checkpoint) -> dict[str, Part]:
+    if chosen.is_component or chosen.family is None:
         return {name: spelled_alone(name, layout, "diffusers") for name, layout in chosen.layouts.items()}
     return spelled(chosen.family, chosen.layouts, "diffusers")
 

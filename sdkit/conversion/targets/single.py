@@ -54,11 +54,9 @@ def plan(whole: Checkpoint, chosen: Checkpoint, settings: Settings) -> Plan:
 
 
 def _parts(chosen: Checkpoint, settings: Settings) -> dict[str, Part]:
-    if settings.only is not None:
-        return {settings.only: spelled_alone(settings.only, chosen.layouts[settings.only], "ldm")}
-    if chosen.is_single:
+    if chosen.is_single and settings.only is None:
         return dict(chosen.parts)
-    if chosen.family is None:
+    if chosen.is_component or chosen.family is None:
         return {name: spelled_alone(name, layout, "ldm") for name, layout in chosen.layouts.items()}
     return spelled(chosen.family, chosen.layouts, "ldm")
 
@@ -108,9 +106,7 @@ def _warnings(chosen: Checkpoint) -> list[str]:
     warnings = []
     for name, layout in chosen.layouts.items():
         if isinstance(layout, TextLayout) and chosen.is_folder and known_tokenizer(layout.vocabulary) is None:
-            warnings.append(
-                f"the tokenizer of its {name} is its own, and a single file cannot carry it: keep the folder"
-            )
+            warnings.append(f"its {name} has a tokenizer of its own, which a single file cannot carry: keep the folder")
     if str(chosen.configs.get("scheduler", {}).get("_class_name", "")).startswith("EDM"):
         warnings.append("it is sampled in the EDM way, which only sdkit's metadata say")
     return warnings

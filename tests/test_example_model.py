@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from sdkit.jobs.example import REAL_SIZES, Sizes, checkpoint_shapes, lora_modules, make_checkpoint, make_lora
+from example_model import REAL_SIZES, Sizes, checkpoint_shapes, lora_modules, make_checkpoint, make_lora
 
 SMALL = Sizes()
 

@@ -1,0 +1,91 @@
+"""Every key of the published single files, both ways, from headers alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from header_files import real_header
+
+from sdkit.conversion.checkpoint import read_checkpoint
+from sdkit.conversion.plan import Plan, Settings, load_target
+from sdkit.families import reference
+from sdkit.weights import TensorInfo, Weights
+from sdkit.weights.reader import Container
+
+
+def planned(weights: Weights, to: str, leftovers: Weights | None = None, **settings: Any) -> Plan:
+    _, target = load_target(to)
+    checkpoint = read_checkpoint(weights, leftovers=leftovers)
+    return target.plan(checkpoint, checkpoint, Settings(**settings))
+
+
+def as_written(plan: Plan) -> tuple[Weights, Weights]:
+    """The folder a plan would write, as it would be opened, and what lies beside its components."""
+    tensors, beside = {}, {}
+    for file in plan.files:
+        table = tensors if file.prefix else beside
+        for output in file.tensors:
+            name = file.prefix + output.name
+            table[name] = TensorInfo(name, output.dtype, output.shape, 0)
+    configs = {
+        name.split("/")[0].removesuffix(".json"): json.loads(data)
+        for name, data in plan.side_files.items()
+        if name.endswith("config.json") and not name.startswith("tokenizer")
+    }
+    path = Path("folder")
+    folder = Weights(path, Container.FOLDER, [path], tensors, {}, configs=configs)
+    return folder, Weights(path, Container.SAFETENSORS, [path], beside, {})
+
+
+@pytest.mark.parametrize(("name", "family"), [("sd1-ldm", "sd1"), ("sdxl-sgm", "sdxl")])
+def test_every_key_has_its_place_in_a_folder_and_comes_back(name: str, family: str) -> None:
+    single = real_header(name)
+    plan = planned(single, "diffusers")
+    folder, beside = as_written(plan)
+
+    weights = {key.replace("/", "."): info.shape for key, info in folder.tensors.items() if "position_ids" not in key}
+    assert weights == {hub: place.shape for hub, place in reference(family).places.items()}
+    dropped = {key for drop in plan.rest.dropped for key in drop.names}
+    assert dropped == {key for key in single.tensors if key.startswith("model_ema.")}
+
+    back = planned(folder, "single", beside)
+    written = {output.name: (output.dtype, output.shape) for output in back.tensors}
+    assert written == {key: (info.dtype, info.shape) for key, info in single.tensors.items() if key not in dropped}
+    assert back.rest.dropped == []
+
+
+@pytest.mark.parametrize(("name", "family"), [("sd1-ldm", "sd1"), ("sdxl-sgm", "sdxl")])
+def test_the_configurations_of_published_files_are_the_published_ones(
+    name: str, family: str, published: Callable[[str, str], dict[str, Any]]
+) -> None:
+    plan = planned(real_header(name), "diffusers")
+    for component in ("unet", "vae", "text_encoder"):
+        assert json.loads(plan.side_files[f"{component}/config.json"]) == published(family, component)
+    assert plan.warnings == ()
+
+
+@pytest.fixture
+def published(test_data: Path) -> Callable[[str, str], dict[str, Any]]:
+    """A configuration as the published repository has it."""
+    folders = {"sd1": "stable-diffusion-v1-5", "sdxl": "stable-diffusion-xl-base-1.0"}
+
+    def read(family: str, component: str) -> dict[str, Any]:
+        file = test_data / "data" / "models" / folders[family] / component / "config.json"
+        fields: dict[str, Any] = json.loads(file.read_text())
+        return {key: value for key, value in fields.items() if key != "_name_or_path"}
+
+    return read
+
+
+def test_pruned_keeps_what_says_how_to_sample() -> None:
+    single = real_header("sdxl-sgm")
+    pruned = planned(single, "single", prune=True)
+    names = {output.name for output in pruned.tensors}
+    assert {"v_pred", "ztsnr", "edm_vpred.sigma_max"} <= names
+    assert not names & {"betas", "alphas_cumprod", "conditioner.embedders.1.model.logit_scale"}
+    drops = {key for drop in pruned.rest.dropped for key in drop.names}
+    assert names | drops == set(single.tensors) and not names & drops

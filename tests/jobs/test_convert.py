@@ -1,0 +1,254 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import sdkit
+from sdkit.core.errors import SdkitError, UsageError
+
+PREFIX = "model.diffusion_model."
+
+
+@pytest.fixture
+def single(tmp_path: Path, tiny_base: Path) -> Path:
+    """The small SD1 pipeline as a single file with its configurations."""
+    return Path(sdkit.convert(tiny_base, "single", tmp_path / "single.safetensors", verify=False).output)
+
+
+def changed(path: Path, more: dict[str, torch.Tensor], without: str = "", stated: bool = True) -> Path:
+    """The file with other tensors in it."""
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    tensors = {name: tensor for name, tensor in load_file(path).items() if not without or without not in name}
+    target = path.with_name(f"changed-{path.name}")
+    save_file({**tensors, **more}, target, metadata if stated else {})
+    return target
+
+
+def ema_of(path: Path) -> dict[str, torch.Tensor]:
+    """An EMA copy as latent diffusion's LitEma names it: dots and the outermost module left out."""
+    unet = {name: tensor for name, tensor in load_file(path).items() if name.startswith(PREFIX)}
+    return {f"model_ema.diffusion_model{name.removeprefix(PREFIX).replace('.', '')}": t + 1 for name, t in unet.items()}
+
+
+def test_the_ema_copy_is_chosen_or_named_among_the_dropped(tmp_path: Path, single: Path, tiny_base: Path) -> None:
+    copy = ema_of(single)
+    counters = {"model_ema.decay": torch.tensor(0.9999), "model_ema.num_updates": torch.tensor(7)}
+    source = changed(single, copy | counters)
+    plain = sdkit.convert(source, "diffusers", tmp_path / "plain", configs=tiny_base)
+    (drop,) = plain.dropped
+    assert set(drop.names) == {*copy, *counters} and "--ema" in drop.reason
+    sdkit.convert(source, "diffusers", tmp_path / "ema", ema=True, configs=tiny_base)
+    name = "unet/diffusion_pytorch_model.safetensors"
+    before, after = load_file(tmp_path / "plain" / name), load_file(tmp_path / "ema" / name)
+    assert all(torch.equal(after[key], tensor + 1) for key, tensor in before.items())
+    with pytest.raises(SdkitError, match="no EMA copy"):
+        sdkit.convert(single, "diffusers", tmp_path / "no", ema=True)
+    half = changed(single, dict(list(copy.items())[:-1]))
+    with pytest.raises(SdkitError, match="its EMA copy lacks"):
+        sdkit.convert(half, "single", tmp_path / "no.safetensors", ema=True)
+
+
+def test_pruning_a_single_file_leaves_the_weights(tmp_path: Path, single: Path) -> None:
+    rests = {**ema_of(single), "betas": torch.rand(10), "optimizer.step": torch.ones(1)}
+    source = changed(single, rests)
+    kept = sdkit.convert(source, "single", tmp_path / "kept.safetensors")
+    assert load_file(kept.output).keys() == load_file(source).keys() and kept.dropped == ()
+    pruned = sdkit.convert(source, "single", tmp_path / "pruned.safetensors", prune=True)
+    assert load_file(pruned.output).keys() == load_file(single).keys()
+    assert {name for drop in pruned.dropped for name in drop.names} == set(rests)
+
+
+def test_a_pickled_checkpoint_becomes_safetensors(tmp_path: Path, single: Path) -> None:
+    tensors = load_file(single)
+    torch.save({"state_dict": tensors, "epoch": 3, "optimizer_states": [{"step": torch.ones(3)}]}, tmp_path / "m.ckpt")
+    report = sdkit.convert(tmp_path / "m.ckpt", "single", tmp_path / "m.safetensors")
+    after = load_file(report.output)
+    assert after.keys() == tensors.keys() and all(torch.equal(after[name], tensors[name]) for name in tensors)
+
+
+def test_another_type_rounds_each_number_once(tmp_path: Path, tiny_sdxl: Path) -> None:
+    report = sdkit.convert(tiny_sdxl, "single", tmp_path / "half.safetensors", dtype="fp16")
+    exact = sdkit.convert(tiny_sdxl, "single", tmp_path / "full.safetensors")
+    assert report.proof is not None and not report.proof.exact and exact.proof is not None and exact.proof.exact
+    full, half = load_file(exact.output), load_file(report.output)
+    assert full.keys() == half.keys()
+    assert all(torch.equal(half[name], tensor.half()) for name, tensor in full.items())
+    back = sdkit.convert(report.output, "single", tmp_path / "back.safetensors", dtype="fp32")
+    assert back.proof is not None and back.proof.exact  # every number of fp16 is one of fp32
+
+
+def test_the_proof_names_models_of_equal_weights_alike(tmp_path: Path, tiny_sdxl: Path) -> None:
+    one = sdkit.convert(tiny_sdxl, "single", tmp_path / "one.safetensors").proof
+    two = sdkit.convert(tmp_path / "one.safetensors", "diffusers", tmp_path / "two", configs=tiny_sdxl).proof
+    assert one is not None and two is not None and one.sha256 == two.sha256 and one.parameters == two.parameters
+
+
+@pytest.mark.parametrize("harm", ["swap", "transpose"])
+def test_the_proof_sees_what_shapes_cannot_show(
+    tmp_path: Path, tiny_sdxl: Path, harm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fused rows in another order have the same names and shapes; so has a square projection left untransposed."""
+    from dataclasses import replace
+
+    from sdkit.conversion.targets import single as target
+
+    right = target.converted
+
+    def wrong(*arguments: object) -> object:
+        outputs = right(*arguments)  # type: ignore[arg-type]
+        for number, output in enumerate(outputs):
+            if harm == "swap" and output.name.endswith("resblocks.1.attn.in_proj_weight"):
+                flipped = replace(output.expression, sources=output.expression.sources[::-1])  # type: ignore[type-var]
+                outputs[number] = replace(output, expression=flipped)  # type: ignore[arg-type]
+            if harm == "transpose" and output.name.endswith("resblocks.0.attn.out_proj.weight"):
+                from sdkit.streaming import Transpose
+
+                outputs[number] = replace(output, expression=Transpose(output.expression))
+        return outputs
+
+    monkeypatch.setattr(target, "converted", wrong)
+    with pytest.raises(SdkitError, match="does not read back"):
+        sdkit.convert(tiny_sdxl, "single", tmp_path / "wrong.safetensors")
+    assert not (tmp_path / "wrong.safetensors").exists()
+
+
+def test_another_autoencoder_is_baked_in(tmp_path: Path, tiny_base: Path, tiny_sdxl: Path, single: Path) -> None:
+    other = sdkit.convert(tiny_sdxl, "single", tmp_path / "vae.safetensors", only="vae").output
+    report = sdkit.convert(single, "diffusers", tmp_path / "baked", bake_vae=other, configs=tiny_base)
+    vae = load_file(tmp_path / "baked/vae/diffusion_pytorch_model.safetensors")
+    wanted = load_file(tiny_sdxl / "vae/diffusion_pytorch_model.safetensors")
+    assert vae.keys() == wanted.keys() and all(torch.equal(vae[name], wanted[name]) for name in wanted)
+    assert [parent["role"] for parent in report.parents] == ["source", "vae"]
+    assert any("another autoencoder" in drop.reason for drop in report.dropped)
+    unet = load_file(tmp_path / "baked/unet/diffusion_pytorch_model.safetensors")
+    assert torch.equal(unet["conv_in.weight"], load_file(single)[f"{PREFIX}input_blocks.0.0.weight"])
+
+
+def test_parts_are_written_as_programs_load_them(tmp_path: Path, tiny_sdxl: Path) -> None:
+    for name, key in (
+        ("unet", f"{PREFIX}input_blocks.0.0.weight"),
+        ("vae", "decoder.conv_in.weight"),
+        ("text_encoder_2", "text_model.embeddings.token_embedding.weight"),
+    ):
+        report = sdkit.convert(tiny_sdxl, "comfyui", tmp_path / f"{name}.safetensors", only=name)
+        assert key in load_file(report.output) and report.components == (name,)
+        assert {drop.reason for drop in report.dropped} == {"not asked for"}
+    with pytest.raises(UsageError, match="text_encoder_3"):
+        sdkit.convert(tiny_sdxl, "single", tmp_path / "x.safetensors", only="text_encoder_3")
+
+
+def test_an_autoencoder_alone_needs_to_be_told_whose_it_is(tmp_path: Path, tiny_base: Path) -> None:
+    """Its shapes are every family's; its scale is not."""
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    sizes = {"block_out_channels": [32, 64], "down_block_types": ["DownEncoderBlock2D"] * 2, "latent_channels": 4}
+    AutoencoderKL(**sizes, up_block_types=["UpDecoderBlock2D"] * 2).save_pretrained(tmp_path / "source")
+    vae = sdkit.convert(tmp_path / "source", "single", tmp_path / "vae.safetensors").output
+    save_file(load_file(vae), vae)  # without what sdkit says in the metadata
+    with pytest.raises(SdkitError, match="how its latents are scaled"):
+        sdkit.convert(vae, "diffusers", tmp_path / "unknown")
+    for family, scale in (("sd1", 0.18215), ("sdxl", 0.13025)):
+        sdkit.convert(vae, "diffusers", tmp_path / family, family=family)
+        assert AutoencoderKL.from_pretrained(tmp_path / family).config.scaling_factor == scale
+
+
+def test_shards_and_the_fp16_variant_are_read(tmp_path: Path, tiny_base: Path) -> None:
+    from shutil import copytree
+
+    from diffusers import UNet2DConditionModel
+
+    whole = sdkit.convert(tiny_base, "single", tmp_path / "whole.safetensors", dtype="fp16").output
+    copytree(tiny_base, tmp_path / "base")
+    (tmp_path / "base/unet/diffusion_pytorch_model.safetensors").unlink()
+    unet = UNet2DConditionModel.from_pretrained(tiny_base / "unet").half()
+    unet.save_pretrained(tmp_path / "base/unet", variant="fp16", max_shard_size="300KB")
+    assert len(list((tmp_path / "base/unet").glob("*fp16*.safetensors"))) > 2
+    parts = sdkit.convert(tmp_path / "base", "single", tmp_path / "parts.safetensors", dtype="fp16").output
+    one, two = load_file(whole), load_file(parts)
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_an_sd2_file_that_does_not_say_what_it_predicts_is_asked(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    import models
+
+    from sdkit.families.clip import TextLayout, text_parameters
+    from sdkit.families.unet import unet_parameters
+    from sdkit.families.vae import vae_parameters
+
+    unet = replace(models.SD1_UNET, linear=True, channels=(64,) * 4, time_dim=256, cross_dim=64)
+    text = TextLayout(64, 128, 3, 49408, 77)
+    tables = {
+        models.UNET: unet_parameters(unet),
+        "cond_stage_model.model.": text_parameters(text, "openclip"),
+        models.VAE: vae_parameters(models.AUTOENCODER),
+    }
+    source = models.save(models._tensors(tables, 0, torch.float16), tmp_path / "sd2.safetensors")
+    with pytest.raises(SdkitError, match="noise or the velocity") as caught:
+        sdkit.convert(source, "diffusers", tmp_path / "out")
+    assert "--prediction" in caught.value.hint
+    report = sdkit.convert(source, "diffusers", tmp_path / "out", prediction="epsilon")
+    scheduler = json.loads((tmp_path / "out/scheduler/scheduler_config.json").read_text())
+    assert scheduler["prediction_type"] == report.prediction == "epsilon"
+    assert len(report.warnings) == 2 and all("the file does not say" in warning for warning in report.warnings)
+
+
+def test_what_cannot_be_converted_is_refused_before_anything_is_written(
+    tmp_path: Path, single: Path, tiny_base: Path
+) -> None:
+    out = tmp_path / "out.safetensors"
+    with pytest.raises(UsageError, match="nothing is written as 'diffuser'") as caught:
+        sdkit.convert(single, "diffuser", out)
+    assert "diffusers" in caught.value.hint
+    with pytest.raises(SdkitError, match="is missing|are missing"):
+        sdkit.convert(changed(single, {}, without="input_blocks.1.0.in_layers.0"), "single", out)
+    scaled = changed(single, {f"{PREFIX}out.2.scale_weight": torch.ones(1)})
+    with pytest.raises(SdkitError, match="quantised"):
+        sdkit.convert(scaled, "single", out)
+    with pytest.raises(SdkitError, match="attention heads"):
+        sdkit.convert(changed(single, {}, stated=False), "diffusers", tmp_path / "out")
+    save_file({"lora_unet_x.lora_down.weight": torch.ones(1, 2)}, tmp_path / "lora.safetensors")
+    with pytest.raises(SdkitError, match="is an adapter"):
+        sdkit.convert(tmp_path / "lora.safetensors", "single", out)
+    wrong = json.loads((tiny_base / "unet/config.json").read_text()) | {"block_out_channels": [32, 96]}
+    (tmp_path / "wrong/unet").mkdir(parents=True)
+    (tmp_path / "wrong/unet/config.json").write_text(json.dumps(wrong))
+    with pytest.raises(SdkitError, match="describes other tensors"):
+        sdkit.convert(single, "diffusers", tmp_path / "out", configs=tmp_path / "wrong")
+    with pytest.raises(SdkitError, match="is an input"):
+        sdkit.convert(single, "single", single, force=True)
+    assert not out.exists() and not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_writes_nothing_and_says_the_same(tmp_path: Path, single: Path, tiny_base: Path) -> None:
+    plan = sdkit.convert(single, "diffusers", tmp_path / "out", configs=tiny_base, dry_run=True)
+    assert plan.dry_run and plan.proof is None and not (tmp_path / "out").exists()
+    done = sdkit.convert(single, "diffusers", tmp_path / "out", configs=tiny_base, verify=False)
+    assert (plan.bytes, plan.consumed, plan.renamed) == (done.bytes, done.consumed, done.renamed)
+    assert done.proof is None
+    with pytest.raises(SdkitError, match="already exists"):
+        sdkit.convert(single, "diffusers", tmp_path / "out", configs=tiny_base)
+
+
+def test_the_same_command_gives_the_same_bytes(tmp_path: Path, tiny_sdxl: Path) -> None:
+    for name, threads in (("one", 1), ("two", 2)):
+        sdkit.convert(tiny_sdxl, "single", tmp_path / f"{name}.safetensors", threads=threads)
+    assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "two.safetensors").read_bytes()
+
+
+def test_private_paths_stay_private(tmp_path: Path, tiny_base: Path) -> None:
+    from shutil import copytree
+
+    copytree(tiny_base, tmp_path / "base")
+    config = tmp_path / "base/unet/config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "_name_or_path": "/home/ada/secret"}))
+    sdkit.convert(tmp_path / "base", "single", tmp_path / "single.safetensors")
+    assert b"/home/ada" not in (tmp_path / "single.safetensors").read_bytes()
