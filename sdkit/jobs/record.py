@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 from sdkit.core.errors import SdkitError
 from sdkit.families.bases import TINY
+from sdkit.registry.database import RepairedError
+from sdkit.registry.facts import look_at, stamp_of
 from sdkit.registry.registry import Registry, is_on, open_registry
 from sdkit.streaming.lazy import leaves
 from sdkit.weights import Weights
@@ -29,29 +31,38 @@ def recorded(report: T, inputs: Iterable[Any] = ()) -> T:
     """
     if not is_on() or getattr(report, "dry_run", False) or not getattr(report, "finished", True):
         return report
+    given = list(inputs)
     try:
-        with open_registry() as registry:
-            notes = [*registry.notes, *_record(registry, report, inputs)]
+        try:
+            notes = _record(report, given)
+        except RepairedError as repaired:
+            notes = [repaired.message, *_record(report, given)]
     except Exception as error:  # whatever it is, the work is done and must not look as if it were not
         notes = [f"the registry does not know of it: {error}"]
     return _with_notes(report, notes)
 
 
-def _record(registry: Registry, report: Any, inputs: Iterable[Any]) -> list[str]:
-    from sdkit.registry.facts import look_at, stamp_of
-
-    notes = []
+def _record(report: Any, inputs: Iterable[Any]) -> list[str]:
+    """Register the files; returns what a person should know of those that could not be."""
+    notes: list[str] = []
     outputs = [Path(report.output), *map(Path, getattr(report, "saved", ()))]
-    for path in [*_paths(inputs), *outputs]:
-        try:
-            if path in outputs or registry.stamp(path.absolute()) != stamp_of(path):
-                facts = look_at(path)
-                artifact = registry.observe(facts)
-                if path == outputs[0] and facts.made is not None:
-                    registry.finish_activity(artifact, facts.made, time.time())
-        except (SdkitError, OSError) as error:
-            notes.append(f"not in the registry: {error}")
+    with open_registry() as registry:
+        for path in [*_paths(inputs), *outputs]:
+            try:
+                _register(registry, path, is_made=path == outputs[0])
+            except (SdkitError, OSError) as error:
+                notes.append(f"not in the registry: {error}")
     return notes
+
+
+def _register(registry: Registry, path: Path, *, is_made: bool) -> None:
+    """Register one file, unless it is known as it is."""
+    if not is_made and registry.stamp(path.absolute()) == stamp_of(path):
+        return
+    facts = look_at(path)
+    artifact = registry.observe(facts)
+    if is_made and facts.made is not None:
+        registry.finish_activity(artifact, facts.made, time.time())
 
 
 def _paths(inputs: Iterable[Any]) -> list[Path]:

@@ -29,6 +29,13 @@ _BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
+class RepairedError(SdkitError):
+    """The database was damaged, and is sound again; the message says what came of it. Opening it again will do."""
+
+    def __init__(self, told: str) -> None:
+        super().__init__(told, "run the same command again")
+
+
 class Database:
     """An open database. Reading needs no care; writing happens within `writing`.
 
@@ -36,29 +43,19 @@ class Database:
         folder: holds the database and its backup; made if need be.
 
     Raises:
+        RepairedError: it was damaged.
         SdkitError: it cannot be opened, is busy for too long, or was made by a newer sdkit.
     """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / NAME
-        self.notes: list[str] = []
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._connection = self._open_sound()
+            self._connection = self._open()
         except OSError as error:
             raise SdkitError(f"{folder}: {error.strerror}", "SDKIT_HOME may name another folder") from None
-
-    def _open_sound(self) -> sqlite3.Connection:
-        try:
-            return self._open()
         except sqlite3.Error as error:
-            if not is_damage(error):
-                raise plain_error(self.path, error) from error
-        self.notes.append(repair(self.path))
-        try:
-            return self._open()
-        except sqlite3.Error as error:
-            raise plain_error(self.path, error) from error
+            raise explained(self.path, error) from error
 
     def _open(self) -> sqlite3.Connection:
         local = is_local(self.path.parent)
@@ -195,8 +192,10 @@ def repair(path: Path) -> str:
         )
 
 
-def plain_error(path: Path, error: sqlite3.Error) -> SdkitError:
-    """SQLite's error in a person's words."""
+def explained(path: Path, error: sqlite3.Error) -> SdkitError:
+    """SQLite's error in a person's words; damage is repaired first."""
+    if is_damage(error):
+        return RepairedError(repair(path))
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code in _BUSY:
         return SdkitError(f"{path}: other processes kept it busy for {BUSY_SECONDS:.0f} s", "try again")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdkit.core.errors import SdkitError, UsageError
 from sdkit.core.paths import data_folder
-from sdkit.registry.database import NAME, Database, is_damage, plain_error, repair
+from sdkit.registry.database import NAME, Database, explained
 from sdkit.registry.rows import Activity, Entry, File, Model, Source
 
 if TYPE_CHECKING:
@@ -44,7 +44,8 @@ def open_registry(folder: Path | None = None) -> Iterator[Registry]:
     """The registry of this person, closed afterwards. Its backup is renewed now and then.
 
     Raises:
-        SdkitError: it is switched off, cannot be used, or was damaged (and has been repaired).
+        RepairedError: it was damaged; opening it again will do.
+        SdkitError: it is switched off or cannot be used.
     """
     if not is_on():
         raise SdkitError("the registry is switched off", "unset SDKIT_REGISTRY")
@@ -56,9 +57,7 @@ def open_registry(folder: Path | None = None) -> Iterator[Registry]:
             database.back_up()
     except sqlite3.Error as error:
         database.close()
-        if is_damage(error):
-            raise SdkitError(repair(database.path), "run the same command again") from error
-        raise plain_error(database.path, error) from error
+        raise explained(database.path, error) from error
     finally:
         database.close()
 
@@ -68,13 +67,11 @@ class Registry:
 
     Attributes:
         changed: whether anything was written.
-        notes: what a person should know of how it was opened.
     """
 
     def __init__(self, database: Database) -> None:
         self._db = database
         self.changed = False
-        self.notes = database.notes
 
     @contextmanager
     def writing(self) -> Iterator[None]:

@@ -156,6 +156,14 @@ def test_a_registry_that_cannot_be_written_breaks_no_verb(folder: Path) -> None:
     assert "the registry does not know of it" in report.warnings[-1]
 
 
+def test_a_damaged_registry_is_repaired_by_the_verb_that_finds_it(folder: Path) -> None:
+    data_folder().mkdir()
+    (data_folder() / "registry.db").write_bytes(b"this is no database" * 1000)
+    report = sdkit.merge("base.safetensors", "fox.safetensors", "one.safetensors")
+    assert "was damaged and begins anew" in report.warnings[-1]
+    assert len(tree(model_lineage("one"))) == 3
+
+
 def test_a_dry_run_registers_nothing(folder: Path) -> None:
     sdkit.merge("base.safetensors", "fox.safetensors", "one.safetensors", dry_run=True)
     assert not data_folder().exists()
