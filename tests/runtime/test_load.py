@@ -146,7 +146,7 @@ def test_the_tiny_base_as_a_single_file_is_the_same_model(tmp_path: Path, recipe
 
 def test_a_single_file_without_a_word_is_read_by_its_family_s_rule(tmp_path: Path) -> None:
     """The example's widths are unusual; SD1 has eight heads of any width."""
-    from sdkit.jobs.example import Sizes, make_checkpoint
+    from example_model import Sizes, make_checkpoint
 
     from sdkit.families import identify
     from sdkit.runtime.load import base_configs
