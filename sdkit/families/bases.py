@@ -22,5 +22,5 @@ def resolve_base(name: str | os.PathLike[str]) -> Path:
         return Path(name)
     folder = Path(__file__).parents[1] / "assets" / TINY
     if not (folder / "model_index.json").is_file():
-        raise SdkitError("the base tiny is not part of this sdkit yet", "name a checkpoint or a diffusers folder")
+        raise SdkitError("the base tiny is missing from this installation", "install sdkit again, or name another base")
     return folder

@@ -13,7 +13,7 @@ def test_a_name_is_a_path_unless_it_is_the_embedded_bases(tmp_path: Path, monkey
     assert resolve_base("sd15.safetensors") == resolve_base(Path("sd15.safetensors")) == Path("sd15.safetensors")
     assert resolve_base("./tiny") == resolve_base(Path("./tiny")) == Path("tiny")
     monkeypatch.setattr(bases, "__file__", str(tmp_path / "families" / "bases.py"))
-    with pytest.raises(SdkitError, match="the base tiny is not part of this sdkit"):
+    with pytest.raises(SdkitError, match="the base tiny is missing from this installation"):
         resolve_base("tiny")
     (tmp_path / "assets" / "tiny").mkdir(parents=True)
     (tmp_path / "assets" / "tiny" / "model_index.json").write_text("{}")
