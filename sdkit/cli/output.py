@@ -19,6 +19,7 @@ from typing import Any, TextIO
 
 import click
 
+from sdkit.core.human import human_bytes
 from sdkit.core.progress import NoProgress, Progress
 
 _ESCAPE_SEQUENCES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|[@-Z\\-_])")
@@ -96,6 +97,19 @@ def columns(rows: Sequence[Sequence[str]], indent: str = "") -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     padded = ([cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows)
     return [f"{indent}{'  '.join(cells)}".rstrip() for cells in padded]
+
+
+def written_line(report: Any, kind: str = "") -> str:
+    """The line that ends what a job tells of its file: what was written, or in a dry run would be.
+
+    Args:
+        kind: stands before the size.
+    """
+    size = f"{kind}{human_bytes(report.bytes)}"
+    if report.dry_run:
+        return f"would write {report.output} ({size}); nothing was written"
+    memory = f", {report.peak_memory_mib:.0f} MiB" if report.peak_memory_mib else ""
+    return f"wrote {report.output} ({size}) in {report.seconds:.1f} s{memory}"
 
 
 def write_line(stream: TextIO, line: str) -> None:

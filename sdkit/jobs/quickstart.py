@@ -107,11 +107,11 @@ def quickstart(
     folder.mkdir(parents=True, exist_ok=True)
     base, lora, merged = (folder / f"{name}.safetensors" for name in ("base", "lora", "merged"))
     convert(resolve_base(TINY), "single", base, force=True, verify=False)
-    say(f"training a LoRA on {len(_subjects())} pictures of subjects the base has never seen")
+    subjects = _subjects()
+    say(f"training a LoRA on {len(subjects)} pictures of subjects the base has never seen")
     train("lora", base, PICTURES, lora, force=True, watch=watch, steps=steps, **OPTIONS)
     say("merging it into the base, and drawing with both from the same noise")
     report = merge(base, lora, merged, force=True)
-    subjects = _subjects()
     before, after = (_draw(model, subjects) for model in (base, merged))
     sheet = folder / "before-after.png"
     write_file(sheet, _sheet(subjects, before, after), overwrite=True)

@@ -9,9 +9,8 @@ from typing import Any, TypeVar
 import click
 
 from sdkit.cli.names import MODEL, model_path
-from sdkit.cli.output import Output, columns
+from sdkit.cli.output import Output, columns, written_line
 from sdkit.core.errors import UsageError
-from sdkit.core.human import human_bytes
 
 TOP = 8  # modules in the table; --json has them all
 
@@ -63,13 +62,7 @@ def describe(report: Any) -> list[str]:
     lines += table(report.modules)
     ranks = f"rank {_ranks(report.modules)}" if report.rank else "no ranks"
     lines.append(f"{len(report.modules)} parameters change, {ranks}, {_error(report.error)}")
-    if report.dry_run:
-        lines.append(f"would write {report.output} ({report.format}, {human_bytes(report.bytes)}); nothing was written")
-    else:
-        memory = f", {report.peak_memory_mib:.0f} MiB" if report.peak_memory_mib else ""
-        size = human_bytes(report.bytes)
-        lines.append(f"wrote {report.output} ({report.format}, {size}) in {report.seconds:.1f} s{memory}")
-    return lines
+    return [*lines, written_line(report, f"{report.format}, ")]
 
 
 def table(modules: Iterable[Any]) -> list[str]:

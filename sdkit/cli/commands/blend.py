@@ -13,9 +13,8 @@ import click
 
 from sdkit.cli.commands._algebra import split_strength
 from sdkit.cli.names import MODEL, complete_models
-from sdkit.cli.output import Output, columns, output_options
+from sdkit.cli.output import Output, columns, output_options, written_line
 from sdkit.core.errors import UsageError
-from sdkit.core.human import human_bytes
 
 
 @click.command("blend", no_args_is_help=True)
@@ -155,10 +154,4 @@ def describe(report: Any) -> list[str]:
     lines = [f"{verb} {', '.join(report.models)} by {report.method}" + (f" ({options})" if options else "")]
     lines.extend(f"  note: {warning}" for warning in report.warnings)
     lines.append(f"{report.blended} tensors are computed, {report.copied} copied")
-    size = human_bytes(report.bytes)
-    if report.dry_run:
-        lines.append(f"would write {report.output} ({size}); nothing was written")
-    else:
-        memory = f", {report.peak_memory_mib:.0f} MiB" if report.peak_memory_mib else ""
-        lines.append(f"wrote {report.output} ({size}) in {report.seconds:.1f} s{memory}")
-    return lines
+    return [*lines, written_line(report)]

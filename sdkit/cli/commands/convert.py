@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from sdkit.cli.names import MODEL
-from sdkit.cli.output import Output, output_options
+from sdkit.cli.output import Output, output_options, written_line
 from sdkit.core.human import human_bytes
 
 
@@ -56,10 +56,4 @@ def describe(report: Any) -> list[str]:
     if report.proof:
         same = "every bit is the same" if report.proof.exact else "each number is the source's, rounded once"
         lines.append(f"read back in {report.proof.seconds:.1f} s: {report.proof.parameters} parameters, {same}")
-    size = human_bytes(report.bytes)
-    if report.dry_run:
-        lines.append(f"would write {report.output} ({size}); nothing was written")
-    else:
-        memory = f", {report.peak_memory_mib:.0f} MiB" if report.peak_memory_mib else ""
-        lines.append(f"wrote {report.output} ({size}) in {report.seconds:.1f} s{memory}")
-    return lines
+    return [*lines, written_line(report)]

@@ -9,9 +9,8 @@ import click
 
 from sdkit.cli.commands._algebra import combine_adapters, is_adapter, split_strength
 from sdkit.cli.names import MODEL, complete_models
-from sdkit.cli.output import Output, output_options
+from sdkit.cli.output import Output, output_options, written_line
 from sdkit.core.errors import UsageError
-from sdkit.core.human import human_bytes
 
 
 @click.command("merge", no_args_is_help=True)
@@ -63,11 +62,5 @@ def describe(report: Any) -> list[str]:
     lines.extend(f"saved the token beside it: {path}" for path in report.saved)
     if report.undo:
         lines.append(f"saved the undo file: {report.undo}")
-    size = human_bytes(report.bytes)
     lines.append(f"{report.changed} of {report.tensors} tensors change, the rest is copied")
-    if report.dry_run:
-        lines.append(f"would write {report.output} ({size}); nothing was written")
-    else:
-        memory = f", {report.peak_memory_mib:.0f} MiB" if report.peak_memory_mib else ""
-        lines.append(f"wrote {report.output} ({size}) in {report.seconds:.1f} s{memory}")
-    return lines
+    return [*lines, written_line(report)]

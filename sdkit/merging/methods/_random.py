@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sdkit.core.errors import UsageError
 from sdkit.merging.where import Where
 
 if TYPE_CHECKING:
@@ -17,6 +18,16 @@ def dropped(delta: torch.Tensor, model: int, where: Where, density: float) -> to
     if density <= 0.0:
         return delta.zero_()
     return delta.mul_(where.uniform(model, delta) < density).div_(density)
+
+
+def check_probabilities(method: str, density: float, epsilon: float) -> None:
+    """Refuse what `dropped_by_rank` cannot do.
+
+    Raises:
+        UsageError: a probability would not lie between 0 and 1.
+    """
+    if density < 1.0 and not epsilon < min(density, 1 - density):
+        raise UsageError(f"{method}: density ± epsilon = {density:g} ± {epsilon:g} leaves the range 0 … 1")
 
 
 def dropped_by_rank(delta: torch.Tensor, model: int, where: Where, density: float, epsilon: float) -> torch.Tensor:

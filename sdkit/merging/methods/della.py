@@ -12,10 +12,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from sdkit.core.errors import UsageError
 from sdkit.merging.method import Delta, PerModel, Share, Strength, merge_method
 from sdkit.merging.methods._consensus import agreed_mean
-from sdkit.merging.methods._random import dropped_by_rank
+from sdkit.merging.methods._random import check_probabilities, dropped_by_rank
 from sdkit.merging.methods._weights import per_model
 from sdkit.merging.where import Where
 
@@ -31,8 +30,7 @@ def della(
     majority: Literal["sum", "count"] = "sum",
 ) -> Delta:
     """α times the mean of what is left and agrees with the elected sign."""
-    if density < 1.0 and not epsilon < min(density, 1 - density):
-        raise UsageError(f"della: density ± epsilon = {density:g} ± {epsilon:g} leaves the range 0 … 1")
+    check_probabilities("della", density, epsilon)
     factors = per_model(weights, len(deltas), 1.0)
     kept = [dropped_by_rank(delta, index, where, density, epsilon) for index, delta in enumerate(deltas)]
     return agreed_mean(kept, factors, majority).mul_(alpha)

@@ -10,10 +10,9 @@ Source: Deep et al. 2024, https://arxiv.org/abs/2406.11617
 
 from __future__ import annotations
 
-from sdkit.core.errors import UsageError
 from sdkit.merging.method import Delta, PerModel, Share, Strength, merge_method
 from sdkit.merging.methods._consensus import weighted
-from sdkit.merging.methods._random import dropped_by_rank
+from sdkit.merging.methods._random import check_probabilities, dropped_by_rank
 from sdkit.merging.methods._weights import per_model
 from sdkit.merging.where import Where
 
@@ -28,8 +27,7 @@ def della_linear(
     weights: PerModel = (),
 ) -> Delta:
     """α Σ wᵢ of what is left of each difference."""
-    if density < 1.0 and not epsilon < min(density, 1 - density):
-        raise UsageError(f"della_linear: density ± epsilon = {density:g} ± {epsilon:g} leaves the range 0 … 1")
+    check_probabilities("della_linear", density, epsilon)
     factors = per_model(weights, len(deltas), 1.0)
     kept = [dropped_by_rank(delta, index, where, density, epsilon) for index, delta in enumerate(deltas)]
     return weighted(kept, factors).mul_(alpha)
