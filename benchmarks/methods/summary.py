@@ -201,7 +201,8 @@ def _percent(value: Estimate) -> str:
 
 
 def _signed(value: float, digits: int) -> str:
-    return f"{value:.{digits}f}".replace("-", "−")
+    rounded = round(value, digits) + 0.0  # no minus before what rounds to nothing
+    return f"{rounded:.{digits}f}".replace("-", "−")
 
 
 def _percent_of(counts: tuple[int, int]) -> str:

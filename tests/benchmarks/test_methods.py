@@ -128,6 +128,11 @@ def test_accuracy_counts_pictures() -> None:
     assert accuracy(RUNS[:4], "style") == (8, 16)
 
 
+def test_a_loss_that_hardly_rose_has_no_sign() -> None:
+    line_of_nothing = line("thin", "owl", 1, [0.4 + 1e-9, 0.2 + 1e-9])
+    assert apart_table(BASES[:1], [line_of_nothing], ["thin"])[2] == "| `thin` | 0.0000 (0.0000 … 0.0000) |"
+
+
 def test_the_tables_say_what_was_measured() -> None:
     heads, _, base, whole, thin = (
         [cell.strip() for cell in row.strip("|").split("|")]
