@@ -13,7 +13,15 @@ from benchmarks.methods import settings
 from benchmarks.methods.concepts import DRAWN, Concept
 from benchmarks.methods.one import pictures_folder
 from benchmarks.methods.plot import falls_plot
-from benchmarks.methods.summary import Line, apart_table, cost_table, falls, settings_table, teaching_table
+from benchmarks.methods.summary import (
+    Line,
+    apart_table,
+    cost_table,
+    falls,
+    prior_sentence,
+    settings_table,
+    teaching_table,
+)
 from sdkit.report.sheet import contact_sheet
 
 BEGIN, END = "<!-- measured by benchmarks.methods: begin -->", "<!-- measured by benchmarks.methods: end -->"
@@ -40,15 +48,19 @@ def tables(bases: Sequence[Line], runs: Sequence[Line]) -> str:
         parts.append(f"**The {kind}** ({', '.join(names)}), {seeds} seeds each:")
         parts.append("\n".join(teaching_table(some, taught, conditions, settings.REFERENCE)))
         if kind == "subjects":
+            parts.append(prior_sentence(some, taught, settings.REFERENCE, settings.PRIOR))
             parts.append(f"![how far each run's loss fell](pictures/{PLOT})")
-        parts.append("\n".join(f"![{name}: what each method draws](pictures/{sheet_name(name)})" for name in names))
+        parts += [f"![{name}: what each method draws](pictures/{sheet_name(name)})" for name in names]
         if len(some) > 1:
             parts += ["Each of them apart:", "\n".join(apart_table(some, taught, conditions))]
     drawn = sum(base["class_drawn"] for base in bases)
     seconds = sum(base["class_cpu_seconds"] for base in bases) / drawn if drawn else 0
-    note = f" Drawing the {settings.CLASS_IMAGES} pictures of a class comes on top once: {seconds:.1f} s each."
-    parts.append("**The cost of a run**, medians and the largest peak:" + (note if drawn else ""))
+    parts.append("**The cost of a run** (medians; of the peaks the largest):")
     parts.append("\n".join(cost_table(runs, everything)))
+    if drawn:
+        parts.append(
+            f"The base draws the {settings.CLASS_IMAGES} pictures of a class before, once: {seconds:.1f} s each."
+        )
     choice = settings.choice()
     parts.append(f"**The hyper-parameters**, chosen on another subject ({choice['concept']}):")
     parts.append("\n".join(settings_table(choice["methods"])))
@@ -88,7 +100,7 @@ def write_sheet(path: Path, thing: Concept, out: Path, base_id: str, conditions:
         ValueError: it is larger than a page should load.
     """
     taught = [PIL.Image.open(picture.file).convert("RGB") for picture in thing.taught[:DRAWN]]
-    rows = [("trained on", [*taught, *[None] * (len(thing.drawn) - len(taught))])]
+    rows = [("trained on (other captions)", [*taught, *[None] * (len(thing.drawn) - len(taught))])]
     for condition in ("", *conditions):
         folder = pictures_folder(out, base_id, thing.name, condition, seed)
         drawn = [PIL.Image.open(folder / f"{number}.png").convert("RGB") for number in range(len(thing.drawn))]

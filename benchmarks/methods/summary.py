@@ -67,6 +67,11 @@ class Falls:
         """How far the mean loss rose, as a share of what it was."""
         return self.estimate().times(-1 / self.before)
 
+    def rise_less(self, other: Falls) -> Estimate:
+        """By how much another condition's loss rose less, on the same pairs, as a share of what it was."""
+        differences = other._resampled() - self._resampled()
+        return Estimate(other.mean - self.mean, *_bounds(differences)).times(1 / self.before)
+
     def _resampled(self) -> Array:
         """The mean fall of every bootstrap sample, [RESAMPLES]."""
         means = []
@@ -125,6 +130,15 @@ def teaching_table(bases: Sequence[Line], runs: Sequence[Line], conditions: Sequ
         row.append(_rise_on(condition, "known", bases, runs))
         rows.append([*row, _percent_of(accuracy(_of(runs, condition), aspect))])
     return _table(heads, rows)
+
+
+def prior_sentence(bases: Sequence[Line], runs: Sequence[Line], plain: str, prior: str) -> str:
+    """What prior preservation does to the loss of the class; empty where it was not measured."""
+    without, with_it = (falls(condition, "class", bases, runs) for condition in (plain, prior))
+    if without is None or with_it is None:
+        return ""
+    less = without.rise_less(with_it)
+    return f"With prior preservation, the loss of the class rises less, by this share of the base's: {_percent(less)}."
 
 
 def apart_table(bases: Sequence[Line], runs: Sequence[Line], conditions: Sequence[str]) -> list[str]:

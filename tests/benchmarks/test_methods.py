@@ -21,6 +21,7 @@ from benchmarks.methods.summary import (
     apart_table,
     cost_table,
     falls,
+    prior_sentence,
     settings_table,
     teaching_table,
 )
@@ -95,6 +96,13 @@ def test_a_rise_is_a_share_of_what_the_loss_was() -> None:
     assert rise.mean == pytest.approx(0.2)  # from 0.1 to 0.12
     assert rise.low == pytest.approx(0.15)  # owl's runs rose by 10 % and 30 %; seed 1 twice: (10 + 20) / 2
     assert rise.high == pytest.approx(0.25)
+
+
+def test_prior_preservation_is_what_the_rise_of_the_class_is_less() -> None:
+    with_prior = [{**run, "condition": "prior", "losses": {"class": [[0.22]]}} for run in RUNS[:4]]
+    said = prior_sentence(BASES, [*RUNS, *with_prior], "whole", "prior")
+    assert said.endswith(": 40 % (40 … 40).")  # from 0.2 to 0.3 without, to 0.22 with it
+    assert prior_sentence(BASES, RUNS, "whole", "prior") == ""
 
 
 def test_the_interval_knows_pairs_and_seeds() -> None:
