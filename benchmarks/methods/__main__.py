@@ -14,6 +14,7 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.measure import Failed
@@ -44,14 +45,13 @@ class Comparison:
         path = resolve_base(base)
         with open_weights(path) as weights:
             base_id = quick_id(*weights.files)
-        self.data, self.out, self._workers = data.absolute(), out.absolute(), workers
-        self.base_id = base_id
-        self._common = {"base": str(path.absolute()), "base_id": base_id, "data": str(self.data), "out": str(self.out)}
+        self.data, self._workers = data.absolute(), workers
+        self._blank = Order(str(path.absolute()), base_id, str(self.data), str(out.absolute()), concept="")
         self.results = Results(out / "results.jsonl")
 
     def base_orders(self, names: Sequence[str]) -> list[Order]:
         """What the base does by itself."""
-        return [Order(**self._common, concept=name) for name in names]
+        return [replace(self._blank, concept=name) for name in names]
 
     def tuning_orders(self) -> Iterator[tuple[str, settings.Options, Order]]:
         """(method, hyper-parameters, what they mean) for everything that is tried."""
@@ -72,7 +72,7 @@ class Comparison:
 
     def _order(self, name: str, condition: str, hyper: settings.Options, seed: int, *, draw: bool = True) -> Order:
         options = settings.run_options(condition, concept(self.data, name), hyper)
-        return Order(**self._common, concept=name, condition=condition, seed=seed, options=options, draw=draw)
+        return replace(self._blank, concept=name, condition=condition, seed=seed, options=options, draw=draw)
 
     def carry_out(self, orders: Sequence[Order]) -> list[Line]:
         """The results of orders, measured where they are not there yet."""
@@ -80,24 +80,27 @@ class Comparison:
         for order, line in carry_out(orders, self.results, COMMAND, self._workers):
             done += 1
             print(f"{done} of {len(orders)}: {_told(order, line)}", file=sys.stderr)
-        return [line for order in orders if (line := self.results.of(order)) is not None]
+        return [found for order in orders if (found := self.results.of(order)) is not None]
 
     def tune(self) -> None:
         """Choose the hyper-parameters: those that lead to the lowest held-out loss."""
         entries = list(self.tuning_orders())
         self.carry_out(self.base_orders(list(TUNING)))
-        lines = self.carry_out([order for _, _, order in entries])
+        tuned = self.carry_out([order for _, _, order in entries])
         losses: dict[str, list[tuple[settings.Options, float]]] = {}
-        for (method, hyper, _), line in zip(entries, lines, strict=True):
+        for (method, hyper, _), line in zip(entries, tuned, strict=True):
             losses.setdefault(method, []).append((hyper, mean(line["losses"]["held_out"])))
         settings.write_chosen(next(iter(TUNING)), losses)
 
     def write_sheets(self, folder: Path) -> None:
         """A contact sheet of each concept that is reported, with the first seed."""
         for name in (*SUBJECTS, NEW_STYLE):
-            shown = settings.conditions(style=name == NEW_STYLE)
             thing = concept(self.data, name)
-            write_sheet(folder / sheet_name(name), thing, self.out, self.base_id, shown, SEEDS[0])
+            (base,) = self.base_orders([name])
+            first = [order for order in self.run_orders() if (order.concept, order.seed) == (name, SEEDS[0])]
+            drawn = [(f"the base, asked for “{thing.like}”", base.pictures)]
+            drawn += [(order.condition, order.pictures) for order in first]
+            write_sheet(folder / sheet_name(name), thing, drawn)
 
 
 def mean(losses: Sequence[Sequence[float]]) -> float:

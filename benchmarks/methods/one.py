@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import sys
 import time
@@ -67,15 +68,10 @@ class Order:
 
     @property
     def pictures(self) -> Path:
-        """Where the drawn pictures go."""
-        return pictures_folder(Path(self.out), self.base_id, self.concept, self.condition, self.seed)
-
-
-def pictures_folder(out: Path, base_id: str, concept: str, condition: str, seed: int) -> Path:
-    """Where the pictures of a run lie, or those of the base by itself."""
-    digest = hashlib.sha256(base_id.encode()).hexdigest()[:8]
-    name = f"{concept}-{condition}-{seed}" if condition else f"{concept}-base"
-    return out / "pictures" / digest / "".join(letter if letter.isalnum() else "-" for letter in name)
+        """Where the drawn pictures go: another folder for other options."""
+        digest = hashlib.sha256(json.dumps(self.said, sort_keys=True).encode()).hexdigest()[:8]
+        words = f"{self.concept} {self.condition or 'base'} {self.seed} {digest}"
+        return Path(self.out) / "pictures" / re.sub(r"\W+", "-", words)
 
 
 def measure_base(order: Order) -> Line:

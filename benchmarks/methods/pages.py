@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import PIL.Image
+from PIL.Image import Image
 
 from benchmarks.merge import machine
 from benchmarks.methods import settings
-from benchmarks.methods.concepts import DRAWN, Concept
-from benchmarks.methods.one import pictures_folder
+from benchmarks.methods.concepts import Concept
 from benchmarks.methods.plot import falls_plot
 from benchmarks.methods.summary import (
     Line,
@@ -93,24 +93,31 @@ def write_plot(path: Path, bases: Sequence[Line], runs: Sequence[Line]) -> None:
     path.write_text(falls_plot(title, [each for each in found if each is not None]), "utf-8")
 
 
-def write_sheet(path: Path, thing: Concept, out: Path, base_id: str, conditions: Sequence[str], seed: int) -> None:
-    """A contact sheet: the pictures trained on, what the base draws, and what each condition draws from the same noise.
+def write_sheet(path: Path, thing: Concept, drawn: Sequence[tuple[str, Path]]) -> None:
+    """A contact sheet: the pictures trained on, and what each model draws from the same noise.
+
+    Args:
+        drawn: what stands beside a row, and the folder of its pictures.
 
     Raises:
         ValueError: it is larger than a page should load.
     """
-    taught = [PIL.Image.open(picture.file).convert("RGB") for picture in thing.taught[:DRAWN]]
-    rows = [("trained on (other captions)", [*taught, *[None] * (len(thing.drawn) - len(taught))])]
-    for condition in ("", *conditions):
-        folder = pictures_folder(out, base_id, thing.name, condition, seed)
-        drawn = [PIL.Image.open(folder / f"{number}.png").convert("RGB") for number in range(len(thing.drawn))]
-        rows.append((condition or f"the base, asked for “{thing.like}”", drawn))
+    places = range(len(thing.drawn))
+    taught = [_open(picture.file) for picture in thing.taught[: len(places)]]
+    rows: list[tuple[str, Sequence[Image | None]]]
+    rows = [("trained on (other captions)", [*taught, *[None] * (len(places) - len(taught))])]
+    rows += [(label, [_open(folder / f"{place}.png") for place in places]) for label, folder in drawn]
     data = io.BytesIO()
     sheet = contact_sheet(_heads(thing), rows)
     sheet.quantize(256, dither=PIL.Image.Dither.NONE).save(data, "PNG", optimize=True)
     if data.tell() > MAX_BYTES:
         raise ValueError(f"{path}: {data.tell()} bytes are more than {MAX_BYTES}")
     path.write_bytes(data.getvalue())
+
+
+def _open(path: Path) -> Image:
+    with PIL.Image.open(path) as picture:
+        return picture.convert("RGB")
 
 
 def _subjects(bases: Sequence[Line]) -> list[Line]:
