@@ -92,13 +92,14 @@ class Comparison:
             losses.setdefault(method, []).append((hyper, mean(line["losses"]["held_out"])))
         settings.write_chosen(next(iter(TUNING)), losses)
 
-    def write_sheets(self, folder: Path) -> None:
+    def write_sheets(self, folder: Path, bases: Sequence[Line]) -> None:
         """A contact sheet of each concept that is reported, with the first seed."""
+        asked = {line["concept"]: line["asked"] for line in bases}
         for name in (*SUBJECTS, NEW_STYLE):
             thing = concept(self.data, name)
             (base,) = self.base_orders([name])
             first = [order for order in self.run_orders() if (order.concept, order.seed) == (name, SEEDS[0])]
-            drawn = [(f"the base, asked for “{thing.like}”", base.pictures)]
+            drawn = [(f"the base, asked for “{asked[name]}”", base.pictures)]
             drawn += [(order.condition, order.pictures) for order in first]
             write_sheet(folder / sheet_name(name), thing, drawn)
 
@@ -146,7 +147,7 @@ def main() -> None:
     if given.write is not None:
         write_tables(given.write / "training.md", text)
         write_plot(given.write / "pictures" / PLOT, bases, runs)
-        comparison.write_sheets(given.write / "pictures")
+        comparison.write_sheets(given.write / "pictures", bases)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What the methods are taught: subjects and a style that the base has never seen, and what they are measured on.
 
-A caption has ``{}`` where the new thing is named. The base alone is asked with the words it knows that come nearest
-(`Concept.like`), so that the loss before is the same for all methods, and the best the base can do.
+A caption has ``{}`` where the new thing is named. The base alone is asked by the thing's own name or by what it knows
+that comes nearest, whichever suits it better, so that the loss before is the same for all methods.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -75,7 +75,7 @@ class Order:
 
 
 def measure_base(order: Order) -> Line:
-    """The losses and pictures of the base by itself, asked in words it knows; the class is drawn."""
+    """The losses and pictures of the base by itself, asked in the words that suit it best; the class is drawn."""
     from sdkit.runtime.load import load_backbone
 
     thing = concept(Path(order.data), order.concept)
@@ -83,11 +83,20 @@ def measure_base(order: Order) -> Line:
     began = time.process_time()
     drawn = _draw_class(order, thing, backbone)
     class_seconds = time.process_time() - began
-    measured = {
-        "losses": _losses(backbone, order, thing, thing.like),
-        "nearest": _drawn(backbone, order, thing, thing.like),
-    }
-    return {**order.said, **measured, "class_drawn": drawn, "class_cpu_seconds": round(class_seconds, 1)}
+    asked = _best_words(backbone, thing)
+    losses = _losses(backbone, _measured_on(order, thing), asked)
+    nearest = _drawn(backbone, order, thing, asked)
+    cost = {"class_drawn": drawn, "class_cpu_seconds": round(class_seconds, 1)}
+    return {**order.said, "asked": asked, "losses": losses, "nearest": nearest, **cost}
+
+
+def _best_words(backbone: Backbone, thing: Concept) -> str:
+    """What the base is asked for: the thing's own name, or what it knows that comes nearest."""
+
+    def loss(phrase: str) -> float:
+        return sum(map(sum, _losses(backbone, {"held_out": thing.held_out}, phrase)["held_out"]))
+
+    return min((thing.like, thing.name), key=loss)
 
 
 def measure_run(order: Order) -> Line:
@@ -118,7 +127,7 @@ def measure_run(order: Order) -> Line:
     }
     with _trained(order, Path(report.output)) as backbone:
         phrase = thing.called(method)
-        losses = _losses(backbone, order, thing, phrase)
+        losses = _losses(backbone, _measured_on(order, thing), phrase)
         nearest = _drawn(backbone, order, thing, phrase) if order.draw else None
     shutil.rmtree(place)
     return {**order.said, **cost, "losses": losses, "nearest": nearest}
@@ -153,8 +162,14 @@ def _trained(order: Order, result: Path) -> Iterator[Backbone]:
         yield backbone
 
 
-def _losses(backbone: Backbone, order: Order, thing: Concept, phrase: str) -> dict[str, list[list[float]]]:
-    """Held-out losses [pictures, pairs], by what the pictures are; the pairs are the same for every model."""
+def _measured_on(order: Order, thing: Concept) -> dict[str, Sequence[Picture]]:
+    """The pictures whose losses are measured, by what they are."""
+    parts = {"held_out": thing.held_out, "other": thing.other, "known": thing.known, "class": _class(order, thing)}
+    return {part: pictures for part, pictures in parts.items() if pictures}
+
+
+def _losses(backbone: Backbone, parts: Mapping[str, Sequence[Picture]], phrase: str) -> dict[str, list[list[float]]]:
+    """Held-out losses [pictures, pairs] of each part; the pairs are the same for every model."""
     from sdkit.runtime.losses import HeldOut, held_out_losses
     from sdkit.training.images import fit, open_picture, pixels
 
@@ -163,14 +178,12 @@ def _losses(backbone: Backbone, order: Order, thing: Concept, phrase: str) -> di
         digest = hashlib.sha256(picture.file.read_bytes()).hexdigest()
         return HeldOut(digest, picture.caption.replace("{}", phrase), (64, 64), backbone.encode_image(seen))
 
-    parts = {"held_out": thing.held_out, "other": thing.other, "known": thing.known, "class": _class(order, thing)}
     return {
         part: [
             [round(loss, 6) for loss in row]
             for row in held_out_losses(backbone, [held_out(picture) for picture in pictures], pairs=PAIRS).tolist()
         ]
         for part, pictures in parts.items()
-        if pictures
     }
 
 
