@@ -20,7 +20,7 @@ from sdkit.families.bases import resolve_base
 from sdkit.jobs.class_pictures import STEPS, ClassPictures, class_pictures, given_pictures
 from sdkit.jobs.record import recorded
 from sdkit.jobs.report import report
-from sdkit.jobs.run_facts import begun, ended, without_places, written_bytes
+from sdkit.jobs.run_facts import begun, ended, written_bytes
 from sdkit.jobs.samples import Samples, sample_prompts, sample_requests
 from sdkit.jobs.stop import StopRequest
 from sdkit.report.tensorboard import Board, check_tensorboard, tensorboard
@@ -28,7 +28,7 @@ from sdkit.training.data import Dataset, Sample, split_dataset
 from sdkit.training.folder import RunFolder, write_event
 from sdkit.training.metadata import training_metadata
 from sdkit.training.method import Method, Result, load_method
-from sdkit.training.options import UNSEEN, TrainOptions, parse_options, spelled
+from sdkit.training.options import TrainOptions, keys, spelled
 from sdkit.training.plan import Base, ClassPlan, Plan, buckets, look_at_base, make_plan
 from sdkit.training.processes import Processes
 from sdkit.training.state import RunState, complete_states, load_newest
@@ -43,9 +43,6 @@ if TYPE_CHECKING:
 
 PathLike = str | os.PathLike[str]
 Watch = Callable[[Event], None]
-
-# What a resume may change: how long, how fast, and what is kept; everything else is the run itself.
-CHANGEABLE = UNSEEN | frozenset("steps epochs lr te_lr save_every keep_states device".split())
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +89,7 @@ class _Request:
     """One call of `train`, checked as far as it can be without looking at files."""
 
     name: str
-    method: Method
+    method: Method[Any]
     base: Path
     data: Path
     folder: RunFolder
@@ -209,26 +206,40 @@ class _Run:
         if found is None:
             return request.options, None
         state = found[1]
-        saved = {key: value for key, value in state.settings["options"].items() if key in request.method.accepts}
         if state.settings["method"] != request.name:
             raise UsageError(f"the saved run is {state.settings['method']}, not {request.name}")
         if state.settings["base"] != quick_id(*_files(request.base)):
             raise SdkitError("the saved run was begun on another base", f"it was {state.settings['base_name']}")
-        asked = {key.replace("-", "_"): value for key, value in request.given.items()}
+        saved = dict(state.settings["options"])
+        asked = {spelled(word) for word in request.given}
         if "epochs" not in asked and "steps" in asked:
             saved.pop("epochs", None)
-        merged = parse_options({**saved, **asked}, request.method.accepts, request.method.defaults, request.name)
-        for key, value in merged.as_dict().items():
-            if key in saved and value != saved[key]:
-                self._check_changeable(key, saved[key], value)
+        _, merged = request.method.resolve(request.name, request.given, saved)
+        self._note_changes(saved, merged)
         return merged, state
 
-    def _check_changeable(self, key: str, old: Any, new: Any) -> None:
-        if key not in CHANGEABLE:
-            raise UsageError(
-                f"{key}={new}: the saved run has {key}={old}", "leave it out to go on, or begin a new run with --force"
+    def _note_changes(self, saved: Mapping[str, Any], options: TrainOptions) -> None:
+        """Say what a resume changes.
+
+        Raises:
+            UsageError: it would make another run of it.
+        """
+        known, now = keys(type(options)), options.as_dict()
+        for word, old in saved.items():
+            if word in known and now[word] != old:
+                if not known[word].declaration.late:
+                    raise UsageError(
+                        f"{word}={now[word]}: the saved run has {word}={old}",
+                        "leave it out to go on, or begin a new run with --force",
+                    )
+                self._notes.append(f"{word} changes from {old} to {now[word]}")
+        strange = [word for word in saved if word not in known]
+        if strange:
+            more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
+            listed = ", ".join(strange[:3])
+            self._notes.append(
+                f"the saved run's {listed}{more} are no options of {self._request.name}, and are left out"
             )
-        self._notes.append(f"{key} changes from {old} to {new}")
 
     def _check_same_data(self, state: RunState | None, dataset: Dataset) -> None:
         if state is not None and state.settings["data"] != self._data_id(dataset):
@@ -251,7 +262,7 @@ class _Run:
         first = int(states[-1].name.rpartition("-")[2]) if states and resume else 0
         interrupted, size = False, None
         with self._log(first) as log, self._board(first, options) as board:
-            write_event(log, begun(first, plan, self._request.method, options, self._request.data, backbone))
+            write_event(log, begun(first, plan, options, self._request.data, backbone))
             for note in (*plan.notes, *self._notes):
                 write_event(log, Note(first, note))
             try:
@@ -271,7 +282,7 @@ class _Run:
                 self._make_page()
         return self._report(plan, trainer.step, finished=not interrupted)
 
-    def _save(self, result: Result, trainer: Trainer, dataset: Dataset) -> None:
+    def _save(self, result: Result[Any], trainer: Trainer, dataset: Dataset) -> None:
         metadata = self._metadata(result.backbone, result.options, dataset)
         with trainer.averaged():
             self._request.folder.result.parent.mkdir(parents=True, exist_ok=True)
@@ -395,14 +406,14 @@ class _Run:
 
     def _plan_class(self, base: Base, options: TrainOptions) -> ClassPlan | None:
         """The pictures of the class: a person's own are read, the base's are looked for."""
-        prompt = self._request.method.class_prompt(options)
-        if not prompt:
+        prior = self._request.method.prior(options)
+        if prior is None:
             return None
-        if options.class_data:
-            self._priors = given_pictures(Path(options.class_data), prompt, options.background)
-            return ClassPlan(prompt, len(self._priors))
-        self._class_pictures = wanted = class_pictures(base, options, prompt)
-        return ClassPlan(prompt, wanted.count, len(wanted.missing), STEPS)
+        if prior.folder is not None:
+            self._priors = given_pictures(prior, options.background)
+            return ClassPlan(prior.prompt, len(self._priors))
+        self._class_pictures = wanted = class_pictures(base, options, prior)
+        return ClassPlan(prior.prompt, wanted.count, len(wanted.missing), STEPS)
 
     def _draw_class(self, backbone: Backbone) -> None:
         """Have the base draw what is missing of its class; several processes share the work."""
@@ -465,10 +476,7 @@ class _Run:
     def _metadata(self, backbone: Backbone, options: TrainOptions, dataset: Dataset) -> dict[str, str]:
         request = self._request
         name = request.folder.result.stem
-        given = {key: value for key, value in options.as_dict().items() if key in request.method.accepts}
-        made_with = {**without_places(given), "init": options.init}
-        kind = request.method.modelspec
-        return training_metadata(request.name, name, backbone, dataset, made_with, kind)
+        return training_metadata(request.name, name, backbone, dataset, options, request.method.modelspec)
 
     def _take(self, event: Event) -> None:
         if isinstance(event, Step):

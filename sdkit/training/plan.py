@@ -149,7 +149,7 @@ class Plan(Report):
 
 def make_plan(
     name: str,
-    method: Method,
+    method: Method[Any],
     base: Base,
     dataset: Dataset,
     options: TrainOptions,
@@ -251,7 +251,7 @@ class _Estimate:
 
 
 def _estimate(
-    base: Base, method: Method, options: TrainOptions, sizes: list[Size], shown: int, layers: int
+    base: Base, method: Method[Any], options: TrainOptions, sizes: list[Size], shown: int, layers: int
 ) -> _Estimate:
     """What a step takes.
 

@@ -62,7 +62,7 @@ class _MethodCommand(click.Command):
         """List the keys."""
         _, method = load_method(str(self.name))
         with formatter.section("Keys"):
-            formatter.write_dl(option_help(method.accepts))
+            formatter.write_dl(option_help(method.options))
 
 
 def _method_command(name: str, summary: str) -> click.Command:
