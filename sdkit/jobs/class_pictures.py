@@ -92,12 +92,11 @@ def class_pictures(base: Base, options: TrainOptions, prior: Prior) -> ClassPict
     return ClassPictures(prior.prompt, prior.count, side, base_id, computer)
 
 
-def given_pictures(prior: Prior, background: str) -> list[Sample]:
-    """Pictures of the class that a person has, with captions of their own or the prior's prompt.
+def given_pictures(folder: Path, prompt: str, background: str) -> list[Sample]:
+    """Pictures of the class that a person has, with captions of their own or `prompt`.
 
     Raises:
         SdkitError: as `read_dataset`.
     """
-    assert prior.folder is not None
-    found = read_dataset(prior.folder, caption=prior.prompt, background=background)
+    found = read_dataset(folder, caption=prompt, background=background)
     return [replace(sample, prior=True) for sample in found.samples]
