@@ -93,7 +93,7 @@ class _Run:
     def go(self, *, resume: bool, force: bool, dry_run: bool) -> TrainReport:
         """Plan, and unless that was all, train."""
         request, account = self._request, self._account
-        sample_prompts(request.options.sample)
+        prompts = sample_prompts(request.options.sample)
         if request.options.tensorboard:
             check_tensorboard()
         if not dry_run:
@@ -108,6 +108,8 @@ class _Run:
             request.options,
             request.folder.result,
             pictures.class_plan,
+            held_out=len(pictures.held_out.samples) if pictures.held_out else 0,
+            prompts=len(prompts),
         )
         if dry_run:
             return account.report(request, plan, 0, finished=False, dry_run=True)

@@ -262,9 +262,9 @@ def _declaration(kind: type, name: str) -> Declaration | None:
     raise TypeError(f"{kind.__name__}.{name} is declared neither with option() nor with fixed()")
 
 
-def option_help(kind: type[TrainOptions]) -> list[tuple[str, str]]:
-    """(``key=``, explanation) for the keys of a class of options."""
-    return [(f"{word}=", key.declaration.help) for word, key in keys(kind).items()]
+def option_help(known: Mapping[str, Key]) -> list[tuple[str, str]]:
+    """(``key=``, explanation) for keys."""
+    return [(f"{word}=", key.declaration.help) for word, key in known.items()]
 
 
 def parse_options(kind: type[Options], given: Mapping[str, Any], method: str) -> Options:

@@ -363,7 +363,15 @@ def test_a_wrong_recipe_is_named(tmp_path: Path, text: str, message: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "words", [["train", "--help"], ["train", "lora", "--help"], ["train", "nonsense"], ["report", "nowhere"]]
+    "words",
+    [
+        ["train", "--help"],
+        ["train", "--list", "--json"],
+        ["train"],
+        ["train", "lora", "--help"],
+        ["train", "nonsense"],
+        ["report", "nowhere"],
+    ],
 )
 def test_help_needs_no_torch(words: list[str]) -> None:
     program = f"""

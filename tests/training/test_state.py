@@ -173,7 +173,7 @@ def test_wrong_options_are_named(given: dict[str, str], message: str, hint: str)
 @pytest.mark.parametrize("name", methods())
 def test_every_option_explains_itself_and_has_a_default_of_its_type(name: str) -> None:
     _, method = load_method(name)
-    assert all(text for _, text in option_help(method.options))
+    assert all(text for _, text in option_help(method.keys))
     for form in (method, *method.forms.values()):
         assert form.keys.keys() >= TrainOptions().as_dict().keys() - {"init", "compile"}
         for key in form.keys.values():
