@@ -1,4 +1,9 @@
-"""Options that several methods share: a method inherits the sets it takes, and says where its defaults differ."""
+"""Options that several methods share: a method inherits the sets it takes, and says where its defaults differ.
+
+`DenoisingOptions` are `TrainOptions` with more keys and come last among a method's bases. The other sets stand free of
+both: a dataclass takes every field of a base, inherited ones too, so a set built on `TrainOptions` would undo what the
+bases behind it declare.
+"""
 
 from __future__ import annotations
 
