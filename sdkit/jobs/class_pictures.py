@@ -15,6 +15,7 @@ from sdkit.core.paths import cache_folder
 from sdkit.generation.request import Request
 from sdkit.training.cache import cache_key
 from sdkit.training.data import Sample, prior_sample, read_dataset
+from sdkit.training.method import Prior
 from sdkit.training.options import TrainOptions
 from sdkit.training.plan import Base
 from sdkit.weights import open_weights
@@ -79,8 +80,8 @@ class ClassPictures:
         return [prior_sample(self.path(number), self.prompt) for number in range(self.count)]
 
 
-def class_pictures(base: Base, options: TrainOptions, prompt: str) -> ClassPictures:
-    """The pictures of `prompt` that a run on `base` wants drawn."""
+def class_pictures(base: Base, options: TrainOptions, prior: Prior) -> ClassPictures:
+    """The pictures of the class that a run on `base` wants drawn."""
     from sdkit.runtime.precision import compute_type, find_device
 
     device = find_device(options.device)
@@ -88,7 +89,7 @@ def class_pictures(base: Base, options: TrainOptions, prompt: str) -> ClassPictu
     side = (options.resolution or base.resolution) // base.size_step * base.size_step
     with open_weights(base.path) as weights:
         base_id = quick_id(*weights.files)
-    return ClassPictures(prompt, options.class_images, side, base_id, computer)
+    return ClassPictures(prior.prompt, prior.count, side, base_id, computer)
 
 
 def given_pictures(folder: Path, prompt: str, background: str) -> list[Sample]:

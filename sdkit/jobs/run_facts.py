@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import sdkit
 from sdkit.core.events import Begun, Ended
 from sdkit.core.memory import peak_memory_mib
-from sdkit.training.method import Method
-from sdkit.training.options import TrainOptions, parse_options
+from sdkit.training.options import TrainOptions
 from sdkit.training.plan import Plan
 
 if TYPE_CHECKING:
@@ -18,15 +16,12 @@ if TYPE_CHECKING:
 
     from sdkit.runtime.backbone import Backbone
 
-FILES = frozenset("validation init class_data mask sample".split())  # keys that may name files
 
-
-def begun(step: int, plan: Plan, method: Method, options: TrainOptions, data: Path, backbone: Backbone) -> Begun:
+def begun(step: int, plan: Plan, options: TrainOptions, data: Path, backbone: Backbone) -> Begun:
     """What the run is, with files by their names alone, because a report is shown to others."""
     from sdkit.runtime.precision import describe_device
 
-    usual = parse_options({}, method.accepts, method.defaults, plan.method).as_dict()
-    accepted = without_places({key: value for key, value in options.as_dict().items() if key in method.accepts})
+    usual, accepted = options.defaults(), options.without_places()
     return Begun(
         step,
         plan={**plan.as_dict(), "output": Path(plan.output).name},
@@ -43,14 +38,6 @@ def ended(step: int, seconds: float, device: torch.device, output_bytes: int | N
     from sdkit.runtime.precision import peak_device_mib
 
     return Ended(step, seconds, peak_memory_mib(), peak_device_mib(device), output_bytes)
-
-
-def without_places(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options in which files and folders have their names alone."""
-    return {
-        key: Path(value).name if key in FILES and value and Path(value).exists() else value
-        for key, value in options.items()
-    }
 
 
 def written_bytes(result: Path) -> int:

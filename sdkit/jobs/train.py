@@ -3,102 +3,36 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TextIO
 
-from sdkit.core.errors import SdkitError, UsageError
-from sdkit.core.events import Drawn, Encoding, Event, Interrupted, Note, Resumed, Step, Validation
-from sdkit.core.hashing import quick_id
-from sdkit.core.memory import peak_memory_mib
-from sdkit.core.paths import cache_folder
-from sdkit.core.report import Report
-from sdkit.families.bases import resolve_base
-from sdkit.jobs.class_pictures import STEPS, ClassPictures, class_pictures, given_pictures
+from sdkit.core.errors import SdkitError
+from sdkit.core.events import Event, Interrupted, Note
 from sdkit.jobs.record import recorded
 from sdkit.jobs.report import report
-from sdkit.jobs.run_facts import begun, ended, without_places, written_bytes
-from sdkit.jobs.samples import Samples, sample_prompts, sample_requests
+from sdkit.jobs.run_facts import begun, ended, written_bytes
+from sdkit.jobs.samples import sample_prompts
 from sdkit.jobs.stop import StopRequest
+from sdkit.jobs.train_pictures import RunPictures, check_same_pictures, read_pictures
+from sdkit.jobs.train_report import Account, TrainReport
+from sdkit.jobs.train_request import PathLike, TrainRequest, read_request
+from sdkit.jobs.train_setup import make_trainables, make_trainer
 from sdkit.report.tensorboard import Board, check_tensorboard, tensorboard
-from sdkit.training.data import Dataset, Sample, split_dataset
-from sdkit.training.folder import RunFolder, write_event
+from sdkit.training.folder import write_event
 from sdkit.training.metadata import training_metadata
-from sdkit.training.method import Method, Result, load_method
-from sdkit.training.options import UNSEEN, TrainOptions, parse_options, spelled
-from sdkit.training.plan import Base, ClassPlan, Plan, buckets, look_at_base, make_plan
+from sdkit.training.method import Result
+from sdkit.training.plan import Base, Plan, look_at_base, make_plan
 from sdkit.training.processes import Processes
-from sdkit.training.state import RunState, complete_states, load_newest
+from sdkit.training.state import complete_states
 from sdkit.weights.atomic import check_space
 
 if TYPE_CHECKING:
     from sdkit.runtime.backbone import Backbone
-    from sdkit.training.feed import Feed
-    from sdkit.training.trainable import Trainable
     from sdkit.training.trainer import Trainer
-    from sdkit.training.updates import Updater
 
-PathLike = str | os.PathLike[str]
 Watch = Callable[[Event], None]
-
-# What a resume may change: how long, how fast, and what is kept; everything else is the run itself.
-CHANGEABLE = UNSEEN | frozenset("steps epochs lr te_lr save_every keep_states device".split())
-
-
-@dataclass(frozen=True, slots=True)
-class TrainReport(Report):
-    """What a run did, or with `dry_run` would do.
-
-    Attributes:
-        output: the file.
-        plan: what was planned.
-        step: steps finished.
-        finished: whether all steps are done and the file is written.
-        loss: mean of the last steps' losses.
-        validation: held-out loss at the end; None without held-out pictures.
-        validation_before: the same at the start.
-        validation_fall: 95 % interval of what lies between them.
-        parameters: numbers trained.
-        output_bytes: size of the file.
-        seconds: wall time of this call.
-        peak_memory_mib: largest resident memory; None where the system does not tell.
-        resume: the command that continues an interrupted run; empty when finished.
-        notes: facts a person should see.
-        dry_run: whether nothing was done.
-    """
-
-    output: str
-    plan: Plan
-    step: int
-    finished: bool
-    loss: float | None
-    validation: float | None
-    validation_before: float | None
-    validation_fall: tuple[float, float] | None
-    parameters: int
-    output_bytes: int
-    seconds: float
-    peak_memory_mib: float | None
-    resume: str
-    notes: tuple[str, ...]
-    dry_run: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Request:
-    """One call of `train`, checked as far as it can be without looking at files."""
-
-    name: str
-    method: Method
-    base: Path
-    data: Path
-    folder: RunFolder
-    options: TrainOptions
-    given: Mapping[str, Any]
-    output: Path
 
 
 def train(
@@ -131,18 +65,7 @@ def train(
     Raises:
         SdkitError: whatever is wrong, most of it before the base is loaded.
     """
-    name, kind = load_method(method)
-    found = resolve_base(base)
-    target = Path(output) if output is not None else Path("runs") / f"{Path(data).absolute().name}-{name}"
-    saved = RunFolder.saved(target) if resume else None
-    same = saved is not None and saved.settings["method"] == name
-    kind, parsed = kind.resolve(name, options, saved.settings["options"] if saved and same else None)
-    suffix = kind.suffix(parsed)
-    if suffix is None:
-        suffix = "" if found.is_dir() else ".safetensors"
-    folder = RunFolder.of(target, suffix)
-    settled = kind.settle(parsed, folder.result.stem)
-    request = _Request(name, kind, found, Path(data), folder, settled, dict(options), target)
+    request = read_request(method, base, data, output, options, resume=resume)
     run = _Run(request, watch or (lambda event: None), should_stop or StopRequest())
     report = run.go(resume=resume, force=force, dry_run=dry_run)
     return recorded(report, [base]) if run.is_main else report
@@ -155,17 +78,11 @@ class _StoppedEarlyError(Exception):
 class _Run:
     """One run, from the request to the report."""
 
-    def __init__(self, request: _Request, watch: Watch, stop: StopRequest) -> None:
-        self._began = time.perf_counter()
+    def __init__(self, request: TrainRequest, watch: Watch, stop: StopRequest) -> None:
         self._request = request
         self._watch = watch
         self._stop = stop
-        self._losses: list[float] = []
-        self._validations: list[Validation] = []
-        self._notes: list[str] = []
-        self._held_out: Dataset | None = None
-        self._class_pictures: ClassPictures | None = None
-        self._priors: list[Sample] = []
+        self._account = Account(list(request.notes))
         self._processes = Processes()
 
     @property
@@ -174,347 +91,123 @@ class _Run:
         return self._processes.is_main
 
     def go(self, *, resume: bool, force: bool, dry_run: bool) -> TrainReport:
-        request = self._request
-        sample_prompts(request.options.sample)
+        """Plan, and unless that was all, train."""
+        request, account = self._request, self._account
+        prompts = sample_prompts(request.options.sample)
         if request.options.tensorboard:
             check_tensorboard()
         if not dry_run:
             request.folder.check(resume=resume, force=force)
         base = look_at_base(request.base)
-        options, done = self._resumed_options() if resume else (request.options, None)
-        dataset, self._held_out = self._read_data(options)
-        prior = self._plan_class(base, options)
-        plan = make_plan(request.name, request.method, base, dataset, options, request.folder.result, prior)
+        pictures = read_pictures(request, base)
+        plan = make_plan(
+            request.name,
+            request.method,
+            base,
+            pictures.dataset,
+            request.options,
+            request.folder.result,
+            pictures.class_plan,
+            held_out=len(pictures.held_out.samples) if pictures.held_out else 0,
+            prompts=len(prompts),
+        )
         if dry_run:
-            return self._report(plan, 0, finished=False, dry_run=True)
-        if done is not None and done.step >= plan.steps and request.folder.result.exists():
-            self._notes.append(f"the run was finished already, at step {done.step}")
-            return self._report(plan, done.step, finished=True)
-        self._check_same_data(done, dataset)
+            return account.report(request, plan, 0, finished=False, dry_run=True)
+        if request.saved is not None and request.saved.step >= plan.steps and request.folder.result.exists():
+            account.notes.append(f"the run was finished already, at step {request.saved.step}")
+            return account.report(request, plan, request.saved.step, finished=True)
+        check_same_pictures(request, pictures)
         check_space(request.folder.folder, plan.disk_bytes)
+        self._begin(plan, resume=resume)
+        try:
+            return self._train(base, pictures, plan, resume=resume)
+        except _StoppedEarlyError:
+            return account.report(request, plan, 0, finished=False)
+
+    def _begin(self, plan: Plan, *, resume: bool) -> None:
+        """Make the run's folder; from here on its length is a number of steps."""
+        request = self._request
         self._processes = Processes.current(request.options.device)
-        if self._processes.is_main:
+        if self.is_main:
             request.folder.begin(resume=resume)
         self._processes.wait()
-        options = replace(options, steps=plan.steps, epochs=None)
-        try:
-            return self._train(base, dataset, options, plan, resume=resume)
-        except _StoppedEarlyError:
-            return self._report(plan, 0, finished=False)
+        self._request = replace(request, options=replace(request.options, steps=plan.steps, epochs=None))
 
-    def _resumed_options(self) -> tuple[TrainOptions, RunState | None]:
-        """The saved run's options, with those given now that a resume may change."""
-        request = self._request
-        found = load_newest(request.folder.states)
-        if found is None:
-            return request.options, None
-        state = found[1]
-        saved = {key: value for key, value in state.settings["options"].items() if key in request.method.accepts}
-        if state.settings["method"] != request.name:
-            raise UsageError(f"the saved run is {state.settings['method']}, not {request.name}")
-        if state.settings["base"] != quick_id(*_files(request.base)):
-            raise SdkitError("the saved run was begun on another base", f"it was {state.settings['base_name']}")
-        asked = {key.replace("-", "_"): value for key, value in request.given.items()}
-        if "epochs" not in asked and "steps" in asked:
-            saved.pop("epochs", None)
-        merged = parse_options({**saved, **asked}, request.method.accepts, request.method.defaults, request.name)
-        for key, value in merged.as_dict().items():
-            if key in saved and value != saved[key]:
-                self._check_changeable(key, saved[key], value)
-        return merged, state
-
-    def _check_changeable(self, key: str, old: Any, new: Any) -> None:
-        if key not in CHANGEABLE:
-            raise UsageError(
-                f"{key}={new}: the saved run has {key}={old}", "leave it out to go on, or begin a new run with --force"
-            )
-        self._notes.append(f"{key} changes from {old} to {new}")
-
-    def _check_same_data(self, state: RunState | None, dataset: Dataset) -> None:
-        if state is not None and state.settings["data"] != self._data_id(dataset):
-            raise SdkitError(
-                f"{self._request.data}: pictures or captions have changed since the run was begun",
-                "restore them, or begin a new run with --force",
-            )
-
-    def _data_id(self, dataset: Dataset) -> str:
-        """Names everything that is read; what the base draws follows from the options."""
-        given = [] if self._class_pictures else self._priors
-        return replace(dataset, samples=(*dataset.samples, *given)).id
-
-    def _train(self, base: Base, dataset: Dataset, options: TrainOptions, plan: Plan, *, resume: bool) -> TrainReport:
+    def _train(self, base: Base, pictures: RunPictures, plan: Plan, *, resume: bool) -> TrainReport:
         from sdkit.runtime.load import load_backbone
 
-        backbone = load_backbone(base.path, prediction=options.prediction)
-        trainer, trained = self._trainer(backbone, base, dataset, options)
-        states = complete_states(self._request.folder.states)
+        request = self._request
+        backbone = load_backbone(base.path, prediction=request.options.prediction)
+        trainer = self._prepared(base, backbone, pictures)
+        states = complete_states(request.folder.states)
         first = int(states[-1].name.rpartition("-")[2]) if states and resume else 0
         interrupted, size = False, None
-        with self._log(first) as log, self._board(first, options) as board:
-            write_event(log, begun(first, plan, self._request.method, options, self._request.data, backbone))
-            for note in (*plan.notes, *self._notes):
+        with self._log(first) as log, self._board(first) as board:
+            write_event(log, begun(first, plan, request.options, request.data, backbone))
+            for note in (*plan.notes, *self._account.notes):
                 write_event(log, Note(first, note))
             try:
                 for event in trainer.run(resume=resume):
-                    self._take(event)
+                    self._account.take(event)
+                    self._watch(event)
                     write_event(log, event)
                     board(event)
                     interrupted = interrupted or isinstance(event, Interrupted)
-                if not interrupted and self._processes.is_main:
-                    self._save(Result(trained, backbone, base.path, options, trainer.feed), trainer, dataset)
-                    size = written_bytes(self._request.folder.result)
+                if not interrupted and self.is_main:
+                    self._save(trainer, pictures)
+                    size = written_bytes(request.folder.result)
             except SdkitError as error:
                 write_event(log, Note(trainer.step, f"stopped: {error.message}"))
                 raise
             finally:
-                write_event(log, ended(trainer.step, time.perf_counter() - self._began, backbone.device, size))
+                write_event(log, ended(trainer.step, self._account.seconds, backbone.device, size))
                 self._make_page()
-        return self._report(plan, trainer.step, finished=not interrupted)
+        return self._account.report(request, plan, trainer.step, finished=not interrupted)
 
-    def _save(self, result: Result, trainer: Trainer, dataset: Dataset) -> None:
-        metadata = self._metadata(result.backbone, result.options, dataset)
+    def _prepared(self, base: Base, backbone: Backbone, pictures: RunPictures) -> Trainer:
+        """The loop, ready to run, with the pictures of the class drawn."""
+        trained = make_trainables(self._request, backbone)
+        for event in pictures.draw(backbone, self._processes):
+            self._watch(event)
+            if self._stop():
+                raise _StoppedEarlyError
+        return make_trainer(
+            self._request,
+            base,
+            backbone,
+            trained,
+            pictures,
+            self._processes,
+            watch=self._watch,
+            should_stop=self._stop,
+        )
+
+    def _save(self, trainer: Trainer, pictures: RunPictures) -> None:
+        """Write the result, with what it says about itself."""
+        request, backbone = self._request, trainer.backbone
+        path, kind = request.folder.result, request.method.modelspec
+        metadata = training_metadata(request.name, path.stem, backbone, pictures.dataset, request.options, kind)
         with trainer.averaged():
-            self._request.folder.result.parent.mkdir(parents=True, exist_ok=True)
-            self._request.method.save(result, self._request.folder.result, metadata)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            result = Result(trainer.trainables, backbone, request.base, request.options, trainer.feed)
+            request.method.save(result, path, metadata)
 
     def _make_page(self) -> None:
         """The run's page. A run that has done its work does not fail for want of a page."""
-        if not self._processes.is_main:
+        if not self.is_main:
             return
         try:
             report(self._request.folder.folder)
         except (SdkitError, OSError) as error:
-            self._notes.append(f"no report: {error}")
+            self._account.notes.append(f"no report: {error}")
 
     def _log(self, first: int) -> TextIO:
         """The log; of several processes one writes it."""
-        return self._request.folder.log(first) if self._processes.is_main else open(os.devnull, "w", encoding="utf-8")
+        return self._request.folder.log(first) if self.is_main else open(os.devnull, "w", encoding="utf-8")
 
-    def _board(self, first: int, options: TrainOptions) -> AbstractContextManager[Board]:
+    def _board(self, first: int) -> AbstractContextManager[Board]:
         """TensorBoard, if it is wanted."""
         folder = self._request.folder
-        if not options.tensorboard or not self._processes.is_main:
+        if not self._request.options.tensorboard or not self.is_main:
             return nullcontext(lambda event: None)
         return tensorboard(folder.board, folder.samples, first)
-
-    def _trainer(
-        self, backbone: Backbone, base: Base, dataset: Dataset, options: TrainOptions
-    ) -> tuple[Trainer, list[Trainable]]:
-        from sdkit.runtime.precision import compute_type, find_device
-        from sdkit.runtime.rng import StepRNG
-        from sdkit.training.trainer import LoopSettings, Trainer
-
-        device = find_device(options.device)
-        method = self._request.method
-        trained = method.trainables(backbone, options, StepRNG(options.seed))
-        backbone.to(device, compute_type(options.precision, device))
-        self._draw_class(backbone)
-        for trainable in trained:
-            for parameter in trainable.parameters.values():
-                parameter.data = parameter.data.to(device)
-        objective = method.objective(options)
-        shown = (*dataset.samples, *self._priors)
-        feed = self._feed(backbone, base, shown, options, objective.inputs, trained)
-        if options.checkpointing:
-            backbone.unet.enable_gradient_checkpointing()
-            backbone.unet.train()
-        if options.compile:
-            backbone.compile(method.component)
-        loop = LoopSettings(
-            options.steps,
-            options.seed,
-            options.accumulate,
-            options.save_every,
-            options.keep_states,
-            options.validate_every,
-            options.sample_every,
-            self._settings(backbone, options, dataset),
-        )
-        trainer = Trainer(
-            backbone,
-            trained,
-            objective,
-            feed,
-            self._updater(backbone, trained, options),
-            loop,
-            self._request.folder.states,
-            validate=self._validation(backbone, feed, base, options),
-            sample=self._samples(backbone, options),
-            should_stop=self._stop,
-            processes=self._processes,
-        )
-        return trainer, trained
-
-    def _feed(
-        self,
-        backbone: Backbone,
-        base: Base,
-        samples: Sequence[Sample],
-        options: TrainOptions,
-        inputs: frozenset[str],
-        trained: list[Trainable],
-    ) -> Feed:
-        """The run's batches, with everything encoded that can be kept."""
-        from sdkit.training.cache import TensorCache
-        from sdkit.training.feed import Feed, FeedSettings
-
-        settings = FeedSettings(
-            options.batch,
-            buckets(base, options),
-            options.flip,
-            options.caption_dropout,
-            options.background,
-            options.unmasked_weight,
-        )
-        keep_text = not any(trainable.trains_text for trainable in trained)
-        cache = TensorCache(cache_folder() / "training")
-        feed = Feed(samples, backbone, cache, settings, inputs, keep_text=keep_text)
-        feed.prepare(
-            lambda done, total: self._watch(Encoding(0, done, total)),
-            rank=self._processes.rank,
-            world=self._processes.count,
-        )
-        self._processes.wait()
-        return feed
-
-    def _updater(self, backbone: Backbone, trained: list[Trainable], options: TrainOptions) -> Updater:
-        from sdkit.training.optimizers import lr_factor, make_optimizer
-        from sdkit.training.updates import Updater
-
-        groups = [group for trainable in trained for group in trainable.groups()]
-        return Updater(
-            trained,
-            make_optimizer(options.optimizer, groups, options.weight_decay),
-            lr_factor(options.schedule, options.warmup, options.steps),
-            backbone.device,
-            backbone.dtype,
-            max_grad_norm=options.max_grad_norm,
-            ema=options.ema,
-            processes=self._processes,
-        )
-
-    def _plan_class(self, base: Base, options: TrainOptions) -> ClassPlan | None:
-        """The pictures of the class: a person's own are read, the base's are looked for."""
-        prompt = self._request.method.class_prompt(options)
-        if not prompt:
-            return None
-        if options.class_data:
-            self._priors = given_pictures(Path(options.class_data), prompt, options.background)
-            return ClassPlan(prompt, len(self._priors))
-        self._class_pictures = wanted = class_pictures(base, options, prompt)
-        return ClassPlan(prompt, wanted.count, len(wanted.missing), STEPS)
-
-    def _draw_class(self, backbone: Backbone) -> None:
-        """Have the base draw what is missing of its class; several processes share the work."""
-        wanted = self._class_pictures
-        if wanted is None:
-            return
-        began = time.perf_counter()
-        mine = [number for number in wanted.missing if number % self._processes.count == self._processes.rank]
-        for done, _ in enumerate(wanted.draw(backbone, mine), 1):
-            self._watch(Drawn(0, done, len(mine), time.perf_counter() - began))
-            if self._stop():
-                raise _StoppedEarlyError
-        self._processes.wait()
-        self._priors = wanted.samples()
-
-    def _read_data(self, options: TrainOptions) -> tuple[Dataset, Dataset | None]:
-        """What is trained on, and what is held out."""
-        share = options.held_out_share
-        read = self._request.method.dataset
-        dataset = read(self._request.data, options)
-        if options.mask and all(sample.mask is None for sample in dataset.samples):
-            raise SdkitError(f"{self._request.data}: mask={options.mask}: no picture has a mask", "leave mask= out")
-        if share is not None:
-            return split_dataset(dataset, share)
-        if not options.validation:
-            return dataset, None
-        beside = options.mask if options.mask in ("alpha", "files") else ""  # a folder is of the run's own pictures
-        return dataset, read(Path(options.validation), replace(options, strict=False, mask=beside))
-
-    def _settings(self, backbone: Backbone, options: TrainOptions, dataset: Dataset) -> dict[str, Any]:
-        """What a state says about its run."""
-        return {
-            "method": self._request.name,
-            "base": backbone.base_id,
-            "base_name": backbone.base_name,
-            "data": self._data_id(dataset),
-            "options": options.as_dict(),
-        }
-
-    def _validation(
-        self, backbone: Backbone, feed: Feed, base: Base, options: TrainOptions
-    ) -> Callable[[], Any] | None:
-        if self._held_out is None:
-            return None
-        from sdkit.training.buckets import nearest_size
-
-        sizes = buckets(base, options)
-        pictures = []
-        for sample in self._held_out.samples:
-            size = nearest_size(sample.size, sizes)
-            pictures.append(feed.held_out(sample, size))
-        return lambda: self._request.method.held_out(backbone, pictures)
-
-    def _samples(self, backbone: Backbone, options: TrainOptions) -> Samples | None:
-        prompts = sample_prompts(options.sample)
-        if not prompts:
-            return None
-        return Samples(backbone, sample_requests(prompts, options, backbone), self._request.folder.samples)
-
-    def _metadata(self, backbone: Backbone, options: TrainOptions, dataset: Dataset) -> dict[str, str]:
-        request = self._request
-        name = request.folder.result.stem
-        given = {key: value for key, value in options.as_dict().items() if key in request.method.accepts}
-        made_with = {**without_places(given), "init": options.init}
-        kind = request.method.modelspec
-        return training_metadata(request.name, name, backbone, dataset, made_with, kind)
-
-    def _take(self, event: Event) -> None:
-        if isinstance(event, Step):
-            self._losses.append(event.loss)
-        elif isinstance(event, Validation):
-            self._validations.append(event)
-        elif isinstance(event, Resumed):
-            where = f"resumed at step {event.step}" if event.path else "nothing is saved yet: starting at step 0"
-            self._notes.append(where)
-        self._watch(event)
-
-    def _report(self, plan: Plan, step: int, *, finished: bool, dry_run: bool = False) -> TrainReport:
-        request = self._request
-        last = self._losses[-100:]
-        result = request.folder.result
-        return TrainReport(
-            output=str(result),
-            plan=plan,
-            step=step,
-            finished=finished,
-            loss=sum(last) / len(last) if last else None,
-            validation=self._validations[-1].loss if self._validations else None,
-            validation_before=self._validations[-1].base if self._validations else None,
-            validation_fall=self._validations[-1].fall if self._validations else None,
-            parameters=plan.parameters,
-            output_bytes=written_bytes(result) if finished and result.exists() else plan.output_bytes,
-            seconds=time.perf_counter() - self._began,
-            peak_memory_mib=peak_memory_mib(),
-            resume="" if finished or dry_run else self._resume_line(),
-            notes=(*plan.notes, *self._notes),
-            dry_run=dry_run,
-        )
-
-    def _resume_line(self) -> str:
-        import shlex
-
-        request = self._request
-        words = ["sdkit", "train", request.name, "--base", str(request.base), "--data", str(request.data)]
-        words += ["-o", str(request.output), "--resume"]
-        if not complete_states(request.folder.states):  # nothing is saved that would know the options
-            words += [f"{spelled(key)}={value}" for key, value in request.given.items()]
-        return shlex.join(words)
-
-
-def _files(base: Path) -> tuple[Path, ...]:
-    from sdkit.weights import open_weights
-
-    with open_weights(base) as weights:
-        return weights.files

@@ -8,9 +8,8 @@ from typing import Any
 from sdkit.core.errors import UsageError
 from sdkit.families.bases import TINY
 from sdkit.jobs.recipe.document import read_document
-from sdkit.training.options import init_file, may_be_adapter
-
-PATHS = ("base", "data", "output", "validation", "init", "class_data")
+from sdkit.training.method import load_method
+from sdkit.training.options import may_be_adapter
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
@@ -28,17 +27,20 @@ def read_recipe(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: {nested} should be one value")
     if "method" not in fields:
         raise UsageError(f"{path}: names no method", "begin it with `method: lora`")
-    for key in PATHS:
-        if fields.get(key) and not _is_no_path(key, fields[key], path.parent):
-            fields[key] = path.parent / str(fields[key])
-    if str(fields.get("sample", "")).endswith(".txt"):
-        fields["sample"] = path.parent / fields["sample"]
+    files = [word for word, value in fields.items() if _is_path(word, value)]
+    known = load_method(str(fields["method"]))[1].keys
+    files += [
+        word
+        for word, value in fields.items()
+        if word in known and known[word].names_file(value, lambda text: may_be_adapter(path.parent / text))
+    ]
+    for word in files:
+        fields[word] = path.parent / str(fields[word])
     if "output" in fields:
         fields["target"] = fields.pop("output")
     return fields
 
 
-def _is_no_path(key: str, value: Any, folder: Path) -> bool:
-    """A base may be the embedded one, validation a share, and an embedding may begin as a word."""
-    is_word = key == "init" and init_file(str(value)) is None and not may_be_adapter(folder / str(value))
-    return is_word or isinstance(value, float) or (key, value) == ("base", TINY)
+def _is_path(word: str, value: Any) -> bool:
+    """Whether a key of every recipe names a file; the base may be the embedded one."""
+    return word in ("base", "data", "output") and bool(value) and (word, value) != ("base", TINY)

@@ -61,6 +61,10 @@ class StepCost:
     weights: int
     calls: int
 
+    def forward_seconds(self, machine: Machine) -> float:
+        """Wall time of one sample's way forward."""
+        return self.operations / machine.operations + self.calls / machine.calls
+
     def seconds(self, machine: Machine, *, batch: int, frozen: bool, checkpointing: bool, layers: int = 0) -> float:
         """Wall time of a batch, forward and backward.
 
@@ -72,6 +76,15 @@ class StepCost:
         """
         calls = self.calls + CALLS_OF_A_LAYER * layers
         return (3 - frozen + checkpointing) * (batch * self.operations / machine.operations + calls / machine.calls)
+
+
+def encoder_cost(config: Mapping[str, Any], size: tuple[int, int]) -> StepCost:
+    """The cost of encoding a picture of a width and height."""
+    import torch
+
+    vae: Any = build_component("vae", config)
+    pixels = torch.empty(1, 3, size[1], size[0], device="meta")
+    return _measure(vae, lambda: vae.encode(pixels).latent_dist.mean)
 
 
 def step_cost(config: Mapping[str, Any], latent: tuple[int, int, int], tokens: int) -> StepCost:

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any
 
 import sdkit
 from sdkit.core.hashing import quick_id
 from sdkit.families.family import Model
 from sdkit.runtime.backbone import Backbone
 from sdkit.training.data import Dataset
-from sdkit.training.options import UNSEEN, init_file
+from sdkit.training.options import TrainOptions, keys
 from sdkit.weights import open_weights
 from sdkit.weights.metadata import RECIPE_KEY, VERSION_KEY, parent
 
 TRIGGERS_KEY = "sdkit.trigger_words"
-# Options that change nothing in the result. A file to begin with is a parent instead.
-_WITHOUT_EFFECT = UNSEEN | frozenset("validation save_every keep_states device".split())
 _KOHYA_VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
 _ARCHITECTURES = {
     "sd1": "stable-diffusion-v1",
@@ -32,7 +28,7 @@ def training_metadata(
     name: str,
     backbone: Backbone,
     dataset: Dataset,
-    options: Mapping[str, Any],
+    options: TrainOptions,
     kind: str,
 ) -> dict[str, str]:
     """The metadata of a trained file.
@@ -43,9 +39,8 @@ def training_metadata(
         options: what the run was made with.
         kind: `Method.modelspec`.
     """
-    words = trigger_words(dataset, str(options.get("token") or ""))
-    init = init_file(str(options.get("init") or ""))
-    without_effect = _WITHOUT_EFFECT | ({"init"} if init is not None else set())
+    shown, init = options.without_places(), options.init_file
+    words = trigger_words(dataset, str(shown.get("token") or ""))
     parents = [parent(backbone.base_name, backbone.base_id, role="base")]
     if init is not None:
         with open_weights(init) as weights:
@@ -54,7 +49,7 @@ def training_metadata(
         "verb": "train",
         "method": method,
         "parents": parents,
-        "options": {key: value for key, value in options.items() if key not in without_effect},
+        "options": {key: value for key, value in shown.items() if key in _effective(options)},
         "pictures": len(dataset.samples),
         "data": dataset.id,
     }
@@ -67,6 +62,13 @@ def training_metadata(
     }
 
 
+def _effective(options: TrainOptions) -> set[str]:
+    """The options that change the result. A file to begin with is a parent instead."""
+    known = keys(type(options)).values()
+    words = {key.word for key in known if not key.declaration.without_effect}
+    return words - {"init"} if options.init_file is not None else words
+
+
 def trigger_words(dataset: Dataset, token: str) -> list[str]:
     """What calls the learnt thing up: the token, else the caption all pictures share."""
     if token:
@@ -75,7 +77,7 @@ def trigger_words(dataset: Dataset, token: str) -> list[str]:
     return [captions.pop()] if len(captions) == 1 else []
 
 
-def _kohya(name: str, model: Model, dataset: Dataset, options: Mapping[str, Any]) -> dict[str, str]:
+def _kohya(name: str, model: Model, dataset: Dataset, options: TrainOptions) -> dict[str, str]:
     tags = Counter(tag.strip() for sample in dataset.samples for tag in sample.caption.split(",") if tag.strip())
     return {
         "ss_output_name": name,
@@ -83,13 +85,13 @@ def _kohya(name: str, model: Model, dataset: Dataset, options: Mapping[str, Any]
         "ss_v2": str(model.family == "sd2"),
         "ss_num_train_images": str(sum(sample.repeats for sample in dataset.samples)),
         "ss_tag_frequency": json.dumps({"data": dict(tags.most_common(500))}, ensure_ascii=False),
-        "ss_max_train_steps": str(options["steps"]),
-        "ss_steps": str(options["steps"]),
-        "ss_seed": str(options["seed"]),
-        "ss_learning_rate": str(options["lr"]),
-        "ss_optimizer": str(options["optimizer"]),
-        "ss_total_batch_size": str(options["batch"]),
-        "ss_gradient_accumulation_steps": str(options["accumulate"]),
+        "ss_max_train_steps": str(options.steps),
+        "ss_steps": str(options.steps),
+        "ss_seed": str(options.seed),
+        "ss_learning_rate": str(options.lr),
+        "ss_optimizer": str(options.optimizer),
+        "ss_total_batch_size": str(options.batch),
+        "ss_gradient_accumulation_steps": str(options.accumulate),
     }
 
 

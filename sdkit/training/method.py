@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Generic
 
 from sdkit.core.errors import SdkitError, UsageError
-from sdkit.core.plugins import Plugin, choose, find_plugins
+from sdkit.core.plugins import Plugin, choose, find_plugins, nearest_hint
 from sdkit.families.family import Model
 from sdkit.runtime.losses import HeldOut, held_out_losses
 from sdkit.training.data import Dataset, read_dataset
-from sdkit.training.options import UNSEEN, TrainOptions, parse_options, spelled
+from sdkit.training.options import Key, Options, TrainOptions, keys, parse_options, spelled, unknown_option
 
 if TYPE_CHECKING:
     import torch
@@ -23,14 +23,6 @@ if TYPE_CHECKING:
     from sdkit.training.feed import Feed
     from sdkit.training.plan import Base
     from sdkit.training.trainable import Trainable
-
-# Keys every method takes.
-COMMON = UNSEEN | frozenset(
-    "steps epochs seed lr batch accumulate resolution optimizer weight_decay schedule warmup precision device "
-    "max_grad_norm ema checkpointing compile flip background strict init save_every keep_states validation".split()
-)
-# Keys of methods that learn from captioned pictures by denoising.
-DENOISING = frozenset("caption caption_dropout token snr_gamma noise_offset prediction mask unmasked_weight".split())
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +43,22 @@ class Size:
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class Prior:
+    """Pictures of the subject's class, shown beside those of the subject.
+
+    Attributes:
+        prompt: what they show.
+        count: how many the base draws.
+        folder: where they lie, instead of drawn ones; None to draw them.
+    """
+
+    prompt: str
+    count: int
+    folder: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Result(Generic[Options]):
     """A finished run, ready to be written.
 
     Attributes:
@@ -65,16 +72,8 @@ class Result:
     trained: Sequence[Trainable]
     backbone: Backbone
     base: Path
-    options: TrainOptions
+    options: Options
     feed: Feed
-
-
-class Save(Protocol):
-    """Writes what was trained."""
-
-    def __call__(self, result: Result, path: Path, metadata: Mapping[str, str]) -> None:
-        """Write `path`, whole or not at all, and check what was written."""
-        ...
 
 
 def read_captioned(folder: Path, options: TrainOptions) -> Dataset:
@@ -85,16 +84,15 @@ def read_captioned(folder: Path, options: TrainOptions) -> Dataset:
 
 
 @dataclass(frozen=True, slots=True)
-class Method:
+class Method(Generic[Options]):
     """A method as data. A module of `sdkit.training.methods` holds one under the name ``METHOD``.
 
     Attributes:
-        accepts: the keys it takes.
+        options: the keys it takes, with their defaults.
         size: what a run will train, from the header alone.
         trainables: makes what trains, at its start.
         objective: makes what is minimised.
-        save: writes the result.
-        defaults: where it differs from `TrainOptions`.
+        save: writes the result to a path with this metadata, whole or not at all, and checks what was written.
         suffix: of the file it writes; empty for a folder; None where it is as the base is.
         modelspec: what ModelSpec calls such a file, behind its architecture; empty for a base.
         trains_base: whether the base's own weights are trained, and not something small beside them.
@@ -103,30 +101,34 @@ class Method:
         settle: fills in options that depend on the result's name.
         dataset: reads a folder of pictures and gives them the captions they are shown with.
         notes: what a person should know of these options with this base and these pictures.
-        class_prompt: what pictures of the class are drawn from; empty for no prior preservation.
-        variant: the method as options make it, where some decide what trains or change the defaults of others.
+        prior: the pictures of the class; None for no prior preservation.
+        forms: what ``as=`` may say, and the method it makes, the usual one first; empty where there is one form.
     """
 
-    accepts: frozenset[str]
-    size: Callable[[Model, TrainOptions], Size]
-    trainables: Callable[[Backbone, TrainOptions, StepRNG], list[Trainable]]
-    objective: Callable[[TrainOptions], Objective]
-    save: Save
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    suffix: Callable[[TrainOptions], str | None] = lambda options: ".safetensors"
+    options: type[Options]
+    size: Callable[[Model, Options], Size]
+    trainables: Callable[[Backbone, Options, StepRNG], list[Trainable]]
+    objective: Callable[[Options], Objective]
+    save: Callable[[Result[Options], Path, Mapping[str, str]], None]
+    suffix: Callable[[Options], str | None] = lambda options: ".safetensors"
     modelspec: str = "lora"
     trains_base: bool = False
     component: str = "unet"
     held_out: Callable[[Backbone, Sequence[HeldOut]], torch.Tensor] = held_out_losses
-    settle: Callable[[TrainOptions, str], TrainOptions] = lambda options, name: options
-    dataset: Callable[[Path, TrainOptions], Dataset] = read_captioned
-    notes: Callable[[Base, Dataset, TrainOptions], Sequence[str]] = lambda base, dataset, options: ()
-    class_prompt: Callable[[TrainOptions], str] = lambda options: ""
-    variant: Callable[[TrainOptions], Method] | None = None
+    settle: Callable[[Options, str], Options] = lambda options, name: options
+    dataset: Callable[[Path, Options], Dataset] = read_captioned
+    notes: Callable[[Base, Dataset, Options], Sequence[str]] = lambda base, dataset, options: ()
+    prior: Callable[[Options], Prior | None] = lambda options: None
+    forms: Mapping[str, Method[Any]] = field(default_factory=dict)
+
+    @property
+    def keys(self) -> dict[str, Key]:
+        """The keys it takes, as they are written; those of all its forms."""
+        return {word: key for kind in (self, *self.forms.values()) for word, key in keys(kind.options).items()}
 
     def resolve(
         self, name: str, given: Mapping[str, Any], saved: Mapping[str, Any] | None = None
-    ) -> tuple[Method, TrainOptions]:
+    ) -> tuple[Method[Any], Any]:
         """The method as the keys make it, and its options.
 
         Args:
@@ -137,15 +139,24 @@ class Method:
         Raises:
             UsageError: a key or value is wrong.
         """
-        kept = {key: value for key, value in (saved or {}).items() if key in self.accepts}
-        options = parse_options({**kept, **given}, self.accepts, self.defaults, name)
-        if self.variant is None:
-            return self, options
-        chosen = self.variant(options)
-        strange = [word for word in given if spelled(word.replace("-", "_")) in self.accepts - chosen.accepts]
-        if strange:
-            raise UsageError(f"{strange[0]}= does not go with as={options.as_}", "leave it out, or choose another as=")
-        return chosen.resolve(name, given, saved)
+        saved = saved or {}
+        asked = {spelled(word): value for word, value in given.items()}
+        chosen = self._form(str(asked.get("as") or saved.get("as") or ""))
+        strange = next((word for word in asked if word not in chosen.keys), None)
+        if strange in self.keys:
+            as_ = next(form for form, method in self.forms.items() if method is chosen)
+            raise UsageError(f"{strange}= does not go with as={as_}", "leave it out, or choose another as=")
+        if strange is not None:
+            raise unknown_option(strange, self.keys, name)
+        kept = {word: value for word, value in saved.items() if word in chosen.keys}
+        return chosen, parse_options(chosen.options, {**kept, **asked}, name)
+
+    def _form(self, as_: str) -> Method[Any]:
+        if not self.forms:
+            return self
+        if as_ and as_ not in self.forms:
+            raise UsageError(f"as={as_}: unknown", nearest_hint(as_, self.forms))
+        return self.forms[as_ or next(iter(self.forms))]
 
 
 def methods() -> dict[str, Plugin]:
@@ -153,7 +164,7 @@ def methods() -> dict[str, Plugin]:
     return find_plugins("sdkit.training.methods", "sdkit.training_methods")
 
 
-def load_method(name: str) -> tuple[str, Method]:
+def load_method(name: str) -> tuple[str, Method[Any]]:
     """A method by its name, with hyphens or underscores, and its name as it is written.
 
     Raises:

@@ -13,6 +13,7 @@ from sdkit.core.report import Report
 from sdkit.families import identify
 from sdkit.families.family import Model
 from sdkit.runtime.load import Configs, backbone_class, base_configs, component_names
+from sdkit.runtime.losses import PAIRS
 from sdkit.training.buckets import Size, bucket_sizes, nearest_size
 from sdkit.training.data import Dataset
 from sdkit.training.feed import batches_per_epoch
@@ -23,6 +24,7 @@ from sdkit.weights import open_weights
 
 FIXED_BYTES = 700 << 20  # Python, torch, diffusers and transformers themselves
 SHOWN = 3
+GUIDED = 2  # passes of a sampler's step: with and without the prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,17 +151,22 @@ class Plan(Report):
 
 def make_plan(
     name: str,
-    method: Method,
+    method: Method[Any],
     base: Base,
     dataset: Dataset,
     options: TrainOptions,
     output: Path,
     prior: ClassPlan | None = None,
+    *,
+    held_out: int = 0,
+    prompts: int = 0,
 ) -> Plan:
     """The plan of a run, checked.
 
     Args:
         prior: the pictures of the class, where there will be any; their time is estimated here.
+        held_out: pictures of the held-out loss.
+        prompts: samples that are drawn each time.
 
     Raises:
         SdkitError: an option cannot be met: fewer steps than warm-up, an optimizer that is not there, a resolution
@@ -174,8 +181,10 @@ def make_plan(
     state = size.parameters * 4 + optimizer_bytes(options.optimizer, size.parameters)
     shown = options.batch * (2 if prior else 1)  # as many of the class
     estimate = _estimate(base, method, options, sizes, shown, size.modules)
-    if prior is not None:  # with and without the prompt
-        prior = replace(prior, seconds=2 * estimate.forward_seconds * prior.steps * prior.to_draw)
+    if prior is not None:
+        prior = replace(prior, seconds=GUIDED * estimate.forward_seconds * prior.steps * prior.to_draw)
+    encoded = len(dataset.samples) * (1 + options.flip) + held_out + (prior.pictures if prior else 0)
+    looks = estimate.forward_seconds * _looks(method, options, steps, held_out, prompts)
     return Plan(
         method=name,
         base=base.path.name,
@@ -194,7 +203,10 @@ def make_plan(
         output_bytes=size.output_bytes,
         disk_bytes=size.output_bytes + (options.keep_states + 1) * state,
         memory_bytes=estimate.memory_bytes + state,
-        seconds=estimate.step_seconds * steps + (prior.seconds if prior else 0.0),
+        seconds=estimate.step_seconds * steps
+        + estimate.encode_seconds * encoded
+        + looks
+        + (prior.seconds if prior else 0.0),
         class_pictures=prior,
         notes=(*_notes(dataset), *size.notes, *method.notes(base, dataset, options)),
     )
@@ -226,6 +238,14 @@ def steps_of(options: TrainOptions, steps_per_epoch: float) -> int:
     return steps
 
 
+def _looks(method: Method[Any], options: TrainOptions, steps: int, held_out: int, prompts: int) -> int:
+    """Forward passes of one picture that samples and validations take, which come before, after and on the way."""
+    validated = 2 + (steps // options.validate_every if options.validate_every else 0)
+    sampled = 2 + (steps // options.sample_every if options.sample_every else 0)
+    pairs = PAIRS if method.component == "unet" else 1
+    return held_out * pairs * validated + prompts * GUIDED * options.sample_steps * sampled
+
+
 def _grouped(dataset: Dataset, sizes: list[Size]) -> dict[Size, int]:
     counts: dict[Size, int] = {}
     for sample in dataset.samples:
@@ -242,16 +262,18 @@ class _Estimate:
     Attributes:
         memory_bytes: at its peak, without the optimizer.
         step_seconds: of a step.
-        forward_seconds: of one picture through the denoiser, for drawing.
+        forward_seconds: of one picture through what is run, for drawing and validation.
+        encode_seconds: of one picture into its latents, which are kept; none where pixels are trained on.
     """
 
     memory_bytes: int
     step_seconds: float
     forward_seconds: float
+    encode_seconds: float
 
 
 def _estimate(
-    base: Base, method: Method, options: TrainOptions, sizes: list[Size], shown: int, layers: int
+    base: Base, method: Method[Any], options: TrainOptions, sizes: list[Size], shown: int, layers: int
 ) -> _Estimate:
     """What a step takes.
 
@@ -259,7 +281,7 @@ def _estimate(
         shown: pictures in a batch.
         layers: modules that something trains beside.
     """
-    from sdkit.runtime.cost import autoencoder_cost, measured_machine, step_cost
+    from sdkit.runtime.cost import autoencoder_cost, encoder_cost, measured_machine, step_cost
     from sdkit.runtime.precision import compute_type, find_device
 
     device = find_device(options.device)
@@ -268,9 +290,10 @@ def _estimate(
     channels = int(base.configs["unet"]["in_channels"])
     shape = (channels, height // base.pixels_per_latent, width // base.pixels_per_latent)
     if method.component == "vae":
-        cost = autoencoder_cost(base.configs["vae"], (width, height))
+        cost, encoding = autoencoder_cost(base.configs["vae"], (width, height)), None
     else:
         cost = step_cost(base.configs["unet"], shape, _tokens(base.configs))
+        encoding = encoder_cost(base.configs["vae"], (width, height))
     item = dtype.itemsize / 4
     activations = cost.activation_bytes * item * shown * (0.15 if options.checkpointing else 1.0)
     machine = measured_machine(device, dtype)
@@ -282,8 +305,8 @@ def _estimate(
         layers=0 if method.trains_base else layers,
     )
     memory = FIXED_BYTES + int(base.bytes * item + activations)
-    forward = cost.operations / machine.operations + cost.calls / machine.calls
-    return _Estimate(memory, batch * options.accumulate, forward)
+    encode_seconds = encoding.forward_seconds(machine) if encoding else 0.0
+    return _Estimate(memory, batch * options.accumulate, cost.forward_seconds(machine), encode_seconds)
 
 
 def _tokens(configs: Mapping[str, Mapping[str, Any]]) -> int:

@@ -217,6 +217,30 @@ def test_resuming_what_is_not_begun_begins_and_what_is_finished_does_nothing(
     assert train(tiny_base, pictures, tmp_path / "x", force=True, steps=1).step == 1
 
 
+def test_a_resume_may_decide_that_the_run_anneals(tiny_base: Path, pictures: Path, tmp_path: Path) -> None:
+    events: list[Event] = []
+    train(tiny_base, pictures, tmp_path / "x", steps=2, lr=1e-3)
+    rest = train(
+        tiny_base, pictures, tmp_path / "x", resume=True, steps=4, lr=1e-3, schedule="linear", watch=events.append
+    )
+    assert "schedule changes from constant_with_warmup to linear" in rest.notes
+    rates = [event.lr for event in events if isinstance(event, Step)]
+    assert rates == pytest.approx([1e-3 * 2 / 4, 1e-3 * 1 / 4])
+
+
+def test_a_state_of_before_with_keys_of_other_methods_is_read(tiny_base: Path, pictures: Path, tmp_path: Path) -> None:
+    """States held every key that any method had."""
+    train(tiny_base, pictures, tmp_path / "x", steps=2)
+    for path in (tmp_path / "x" / "state").glob("*/state.json"):
+        fields = json.loads(path.read_text())
+        fields["settings"]["options"] |= {"kl_weight": 1e-6, "vectors": None, "widths": "", "property": "object"}
+        path.write_text(json.dumps(fields))
+    rest = sdkit.train("lora", tiny_base, pictures, tmp_path / "x", resume=True, steps=3)
+    assert rest.step == 3
+    left_out = "options of the saved run that lora does not have are left out: kl_weight, vectors, widths and 1 more"
+    assert left_out in rest.notes
+
+
 def test_training_goes_on_from_an_existing_file(tiny_base: Path, pictures: Path, tmp_path: Path) -> None:
     first = train(tiny_base, pictures, tmp_path / "a", save_dtype="fp32", network_alpha=1, steps=2)
     options = {"init": first.output, "save_dtype": "fp32", "lr": 0.0, "steps": 1, "weight_decay": 0}
@@ -339,7 +363,15 @@ def test_a_wrong_recipe_is_named(tmp_path: Path, text: str, message: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "words", [["train", "--help"], ["train", "lora", "--help"], ["train", "nonsense"], ["report", "nowhere"]]
+    "words",
+    [
+        ["train", "--help"],
+        ["train", "--list", "--json"],
+        ["train"],
+        ["train", "lora", "--help"],
+        ["train", "nonsense"],
+        ["report", "nowhere"],
+    ],
 )
 def test_help_needs_no_torch(words: list[str]) -> None:
     program = f"""

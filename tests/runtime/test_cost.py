@@ -21,6 +21,7 @@ def test_a_step_s_time_is_its_arithmetic_and_its_calls() -> None:
     assert one.seconds(machine, batch=3, frozen=True, checkpointing=False) == 2 * (6 + 2)
     assert one.seconds(machine, batch=1, frozen=False, checkpointing=True) == 4 * (2 + 2)
     assert one.seconds(machine, batch=1, frozen=True, checkpointing=False, layers=5) == 2 * (2 + 4)
+    assert one.forward_seconds(machine) == 2 + 2
 
 
 def test_operations_and_calls_are_counted_on_shapes() -> None:

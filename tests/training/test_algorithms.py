@@ -18,7 +18,8 @@ from sdkit.runtime.rng import StepRNG
 from sdkit.runtime.tensors import read_tensors
 from sdkit.training.algorithms.algorithm import load_algorithm
 from sdkit.training.method import load_method
-from sdkit.training.options import TrainOptions, parse_options
+from sdkit.training.option_sets import LoraOptions
+from sdkit.training.options import parse_options
 from sdkit.training.trainable import Trainable
 from sdkit.weights import open_weights
 
@@ -62,7 +63,7 @@ def train(base: Path, data: Path, out: Path, given: dict[str, Any], **more: Any)
 def continued(backbone: Backbone, path: str, given: dict[str, Any]) -> Trainable:
     """What trains, taken up from a file."""
     name, method = load_method("lora")
-    options = parse_options({**given, "init": path}, method.accepts, {}, name)
+    options = parse_options(method.options, {**given, "init": path}, name)
     (trainable,) = method.trainables(backbone, options, StepRNG(0))
     return trainable
 
@@ -78,7 +79,7 @@ def outputs(backbone: Backbone) -> torch.Tensor:
 @pytest.mark.parametrize("settings", [{}, {"factor": 4}, {"factor": 16, "decompose_both": True}, {"factor": 5}])
 @pytest.mark.parametrize("weight", [(24, 36), (64, 32, 3, 3), (32, 64, 1, 1), (7, 13)])
 def test_lokr_is_divided_as_lycoris_does(weight: tuple[int, ...], settings: dict[str, Any], rank: int) -> None:
-    ours = load_algorithm(TrainOptions(algo="lokr", **settings)).shapes(weight, rank)
+    ours = load_algorithm(LoraOptions(algo="lokr", **settings)).shapes(weight, rank)
     theirs = lycoris_module("lokr", layer_of(weight), rank, rank, **settings)
     expected = {name: tuple(value.shape) for name, value in theirs.named_parameters() if name.startswith("lokr_")}
     assert {f"lokr_{name}": shape for name, shape in ours.items()} == expected
@@ -98,7 +99,7 @@ def test_factors_begin_as_lycoris_do(algo: str, weight: tuple[int, ...]) -> None
 
     torch.manual_seed(0)
     rng, layer = StepRNG(0), layer_of(weight)
-    algorithm = load_algorithm(TrainOptions(algo=algo))
+    algorithm = load_algorithm(LoraOptions(algo=algo))
     draw = Draw(lambda shape, purpose: rng.uniform(shape, purpose), lambda shape, purpose: rng.normal(shape, purpose))
     start = algorithm.start(layer, algorithm.shapes(weight, 8), draw)
     theirs = lycoris_module(algo, layer, 8, 8)

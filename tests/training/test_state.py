@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from sdkit.core.errors import SdkitError, UsageError
 from sdkit.training.folder import RunFolder, write_event
+from sdkit.training.method import load_method, methods
 from sdkit.training.optimizers import OPTIMIZERS, lr_factor, make_optimizer
-from sdkit.training.options import TrainOptions, option_help, parse_options
+from sdkit.training.option_sets import DenoisingOptions, LoraOptions
+from sdkit.training.options import TrainOptions, fixed, keys, option, option_help, parse_options
 from sdkit.training.state import RunState, complete_states, load_newest
 from sdkit.training.trainable import Group
 
@@ -99,22 +103,60 @@ def test_beginning_where_a_run_has_been_needs_a_word(tmp_path: Path) -> None:
     assert not complete_states(folder.states)
 
 
-ACCEPTS = {"steps", "lr", "rank", "flip", "te_lr", "precision", "ema"}
+@dataclass(frozen=True)
+class Own(LoraOptions, DenoisingOptions):
+    """Options as a method declares them."""
+
+    steps: int = 5
+    rank: int = 4
+    init: str = fixed("")
+    class_: str | None = option(None, "a word Python keeps for itself")
+    gentle: bool = option(False, "a switch")
+
+    def usual(self) -> dict[str, Any]:
+        return {"rank": 2} if self.gentle else {}
 
 
 def test_options_are_read_from_text() -> None:
-    options = parse_options(
-        {"lr": "1e-4", "steps": "2e3", "flip": "yes", "te-lr": "none", "rank": 8}, ACCEPTS, {"steps": 5}, "lora"
-    )
+    given = {"lr": "1e-4", "steps": "2e3", "flip": "yes", "te-lr": "none", "rank": 8, "class": "dog"}
+    options = parse_options(Own, given, "own")
     assert (options.lr, options.steps, options.flip, options.te_lr, options.rank) == (1e-4, 2000, True, None, 8)
-    assert parse_options({}, ACCEPTS, {"steps": 5}, "lora").steps == 5
+    assert options.class_ == "dog" and options.as_dict()["class"] == "dog"
+
+
+def test_a_method_says_where_its_defaults_differ() -> None:
+    assert (TrainOptions().steps, parse_options(Own, {}, "own").steps) == (1000, 5)
+    assert keys(Own)["steps"].declaration == keys(TrainOptions)["steps"].declaration
+    with pytest.raises(UsageError, match="steps=0: must be at least 1"):
+        parse_options(Own, {"steps": 0}, "own")
+
+
+def test_defaults_may_follow_from_other_options() -> None:
+    assert [parse_options(Own, {"gentle": gentle}, "own").rank for gentle in (False, True)] == [4, 2]
+    given = parse_options(Own, {"gentle": True, "rank": 4}, "own")
+    assert given.rank == 4 and given.defaults()["rank"] == 2
+
+
+def test_what_is_fixed_is_no_key() -> None:
+    with pytest.raises(UsageError, match="unknown option init="):
+        parse_options(Own, {"init": "x"}, "own")
+    assert "init" not in Own().as_dict() and Own().init == ""
+    assert "mask" not in TrainOptions().as_dict() and "mask" in Own().as_dict()
+
+
+def test_files_have_their_names_alone_where_others_read_it(tmp_path: Path) -> None:
+    (tmp_path / "held-out").mkdir()
+    options = Own(validation=str(tmp_path / "held-out"), caption=str(tmp_path / "held-out"), mask="alpha")
+    shown = options.without_places()
+    assert shown["validation"] == "held-out" and shown["caption"] == str(tmp_path / "held-out")
+    assert shown["mask"] == "alpha"
 
 
 @pytest.mark.parametrize(
     ("given", "message", "hint"),
     [
         ({"rnak": "8"}, "unknown option rnak=", "did you mean rank?"),
-        ({"batch": "8"}, "unknown option batch= .it is not one of lora", ""),
+        ({"kl_weight": "8"}, "unknown option kl_weight= .it is not one of lora", ""),
         ({"steps": "1.5"}, "steps=1.5: a whole number is needed", ""),
         ({"steps": "0"}, "steps=0: must be at least 1", ""),
         ({"ema": "1.5"}, "ema=1.5: must be at most 1", ""),
@@ -124,14 +166,18 @@ def test_options_are_read_from_text() -> None:
 )
 def test_wrong_options_are_named(given: dict[str, str], message: str, hint: str) -> None:
     with pytest.raises(UsageError, match=message) as error:
-        parse_options(given, ACCEPTS, {}, "lora")
+        parse_options(Own, given, "lora")
     assert hint in error.value.hint
 
 
-def test_every_option_explains_itself() -> None:
-    table = dict(option_help(set(TrainOptions().as_dict())))
-    assert all(text for text in table.values())
-    assert "class=" in table and "rank=" in table
+@pytest.mark.parametrize("name", methods())
+def test_every_option_explains_itself_and_has_a_default_of_its_type(name: str) -> None:
+    _, method = load_method(name)
+    assert all(text for _, text in option_help(method.keys))
+    for form in (method, *method.forms.values()):
+        assert form.keys.keys() >= TrainOptions().as_dict().keys() - {"init", "compile"}
+        for key in form.keys.values():
+            assert key.read(str(key.default)) == key.default or key.default is None
 
 
 def group() -> list[Group]:

@@ -36,7 +36,7 @@ def make(tiny_base: Path, pictures: Path, tmp_path: Path) -> Make:
     def build(wrap: Any = None, folder: str = "state", should_stop: Any = lambda: False, **given: Any) -> Trainer:
         name, method = load_method(given.pop("method", "lora"))
         defaults = {"steps": 6, "batch": 2, "lr": 1e-2, "save_every": 2} | ({"rank": 2} if name == "lora" else {})
-        options = method.settle(parse_options({**defaults, **given}, method.accepts, {}, name), "run")
+        options = method.settle(parse_options(method.options, {**defaults, **given}, name), "run")
         dtype = compute_types[options.precision]
         backbone = load_backbone(tiny_base).to(torch.device("cpu"), dtype)
         trained = method.trainables(backbone, options, StepRNG(options.seed))

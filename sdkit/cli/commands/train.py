@@ -15,7 +15,7 @@ import click
 
 from sdkit.cli.errors import INTERRUPTED
 from sdkit.cli.names import BASE
-from sdkit.cli.output import Output, output_options
+from sdkit.cli.output import Mode, Output, columns, output_options
 from sdkit.core.errors import UsageError
 from sdkit.core.human import human_bytes, human_seconds
 from sdkit.core.plugins import choose
@@ -46,13 +46,29 @@ class Methods(click.Group):
 
 
 @click.command(
-    "train", cls=Methods, no_args_is_help=True, subcommand_metavar="METHOD|RECIPE.yaml [OPTIONS] [KEY=VALUE]..."
+    "train", cls=Methods, invoke_without_command=True, subcommand_metavar="METHOD|RECIPE.yaml [OPTIONS] [KEY=VALUE]..."
 )
-def command() -> None:
+@click.option("--list", "show_list", is_flag=True, help="List the methods and stop, as without a method.")
+@output_options
+@click.pass_context
+def command(ctx: click.Context, output: Output, show_list: bool) -> None:
     """Train an adapter on a folder of pictures.
 
     `sdkit train METHOD --help` lists the keys of a method.
     """
+    name = ctx.invoked_subcommand
+    if name is None:
+        list_methods(output)
+    elif show_list or output.mode is not Mode.TEXT:
+        raise UsageError(f"an option stands before {name}", f"--json and -q stand behind it: sdkit train {name} --json")
+
+
+def list_methods(output: Output) -> None:
+    """Every training method with what it does; nothing is imported."""
+    found = methods()
+    data = {name: {"summary": plugin.summary} for name, plugin in found.items()}
+    rows = [(name, plugin.summary) for name, plugin in found.items()]
+    output.result({"methods": data}, columns(rows), list(found))
 
 
 class _MethodCommand(click.Command):
@@ -62,7 +78,7 @@ class _MethodCommand(click.Command):
         """List the keys."""
         _, method = load_method(str(self.name))
         with formatter.section("Keys"):
-            formatter.write_dl(option_help(method.accepts))
+            formatter.write_dl(option_help(method.keys))
 
 
 def _method_command(name: str, summary: str) -> click.Command:

@@ -17,7 +17,7 @@ from sdkit.families.bases import TINY, resolve_base
 from sdkit.jobs.recipe.document import Document, Where
 from sdkit.jobs.recipe.verbs import Verb, load_verb, verb_names
 from sdkit.registry.names import resolve
-from sdkit.training.options import init_file, may_be_adapter
+from sdkit.training.options import Key, may_be_adapter
 
 _REFERENCE = re.compile(r"\$\{([^}]*)\}")
 _NAME = re.compile(r"[A-Za-z_][\w-]*")
@@ -179,7 +179,7 @@ class _Reader:
     def _bind(self, name: str, verb: Verb, given: dict[str, tuple[Any, Where]], where: Where) -> Step:
         output, place = given.pop("output", (None, where))
         try:
-            more, more_paths = verb.more_options({key: value for key, (value, _) in given.items()})
+            more, files = verb.more_options({key: value for key, (value, _) in given.items()})
         except SdkitError as error:
             raise self._error(given["method"][1] if "method" in given else where, error.message, error.hint) from None
         known = verb.options | more
@@ -191,9 +191,10 @@ class _Reader:
             raise self._error(where, f"{verb.name} needs {' and '.join(missing)}", f"it takes {', '.join(verb.words)}")
         arguments: dict[str, Any] = {}
         for key, (value, spot) in given.items():
-            if key in more_paths and not self._names_file(key, value):
+            is_file = self._names_file(files[key], value) if key in files else key in verb.paths
+            if key in files and not is_file:
                 arguments[key] = value
-            elif key in verb.paths | more_paths and value is not None:
+            elif is_file and value is not None:
                 arguments[key] = self._inputs(value, spot, verb, key)
             else:
                 arguments[key] = _plain(key, value)
@@ -203,18 +204,15 @@ class _Reader:
             raise self._error(where, f"{name}: a {verb.name} step writes files", "give it an `output:`")
         return step
 
-    def _names_file(self, key: str, value: Any) -> bool:
-        """Whether an option of a training that may be several things is a path here.
-
-        `init` may be a word, `sample` prompts, and `validation` a share of the pictures.
-        """
+    def _names_file(self, key: Key, value: Any) -> bool:
+        """Whether an option of a training that may be several things is a path or a step here."""
         if not isinstance(value, str):
             return isinstance(value, dict)
-        if key == "sample":
-            return value.endswith(".txt")
-        if key != "init" or self._reference(value) is not None:
-            return True
-        return init_file(value) is not None or may_be_adapter(self._path(value))
+        return _REFERENCE.fullmatch(value) is not None or key.names_file(value, self._is_file)
+
+    def _is_file(self, word: str) -> bool:
+        """Whether a word that could be just that is a step or an adapter."""
+        return self._reference(word) is not None or may_be_adapter(self._path(word))
 
     def _inputs(self, value: Any, where: Where, verb: Verb, key: str) -> Any:
         if key not in verb.several:

@@ -17,7 +17,7 @@ from functools import cache
 from typing import Any, get_args, get_type_hints
 
 from sdkit.core.plugins import canonical
-from sdkit.jobs.train_recipe import PATHS
+from sdkit.training.options import Key
 
 # Verbs whose steps fuse into one expression, and those that live in a module of another name.
 TENSOR_VERBS = frozenset({"blend", "merge"})
@@ -65,8 +65,8 @@ class Verb:
         """Whether its result can stay an expression."""
         return self.name in TENSOR_VERBS
 
-    def more_options(self, given: Mapping[str, Any]) -> tuple[frozenset[str], frozenset[str]]:
-        """Options that depend on those given, and which of them are paths: those of a merge or training method.
+    def more_options(self, given: Mapping[str, Any]) -> tuple[frozenset[str], Mapping[str, Key]]:
+        """Options that depend on those given, and which of them may name files: those of a merge or training method.
 
         Raises:
             UsageError: there is no such method.
@@ -74,13 +74,14 @@ class Verb:
         if self.name == "blend":
             from sdkit.merging.method import load_method
 
-            return frozenset(load_method(str(given.get("method", "weighted_sum"))).parameters), frozenset()
+            return frozenset(load_method(str(given.get("method", "weighted_sum"))).parameters), {}
         if self.name == "train":
             from sdkit.training.method import load_method as load_training_method
 
             _, method = load_training_method(str(given.get("method")))
-            return method.accepts, method.accepts & {*PATHS, "sample"}
-        return frozenset(), frozenset()
+            files = {word: key for word, key in method.keys.items() if key.declaration.names_file is not None}
+            return frozenset(method.keys), files
+        return frozenset(), {}
 
 
 def load_verb(name: str) -> Verb | None:

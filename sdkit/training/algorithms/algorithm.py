@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from sdkit.adapters.deltas.delta import Delta
 from sdkit.core.plugins import Plugin, choose, find_plugins
 from sdkit.streaming.expression import Read
-from sdkit.training.options import TrainOptions
+from sdkit.training.option_sets import LoraOptions
 
 if TYPE_CHECKING:
     import torch
@@ -87,7 +87,7 @@ def algorithms() -> dict[str, Plugin]:
     return find_plugins(__package__ or "", "sdkit.training_algorithms", skip=("algorithm",))
 
 
-def load_algorithm(options: TrainOptions) -> Algorithm:
+def load_algorithm(options: LoraOptions) -> Algorithm:
     """The algorithm that ``algo=`` names, set up as the options say.
 
     Raises:

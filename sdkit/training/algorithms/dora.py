@@ -11,7 +11,7 @@ from sdkit.adapters.deltas.dora import Dora as DoraDelta
 from sdkit.streaming.expression import Read
 from sdkit.training.algorithms.algorithm import Draw, Shape, Shapes
 from sdkit.training.algorithms.lora import Lora
-from sdkit.training.options import TrainOptions
+from sdkit.training.option_sets import LoraOptions
 
 if TYPE_CHECKING:
     import torch
@@ -65,6 +65,6 @@ class Dora:
         return {**direction, "lengths": delta.lengths.load().reshape(weight[0], *[1] * len(weight[1:]))}
 
 
-def algorithm(options: TrainOptions) -> Dora:
+def algorithm(options: LoraOptions) -> Dora:
     """It has no settings of its own."""
     return Dora(Lora())

@@ -11,7 +11,7 @@ from sdkit.adapters.deltas.delta import Delta
 from sdkit.adapters.deltas.hadamard import Hadamard
 from sdkit.streaming.expression import Read
 from sdkit.training.algorithms.algorithm import Draw, Shape, Shapes
-from sdkit.training.options import TrainOptions
+from sdkit.training.option_sets import LoraOptions
 
 if TYPE_CHECKING:
     import torch
@@ -64,6 +64,6 @@ class Loha:
         return {name: getattr(delta, name).load() for name in self.shapes(weight, delta.rank)}
 
 
-def algorithm(options: TrainOptions) -> Loha:
+def algorithm(options: LoraOptions) -> Loha:
     """It has no settings of its own."""
     return Loha()

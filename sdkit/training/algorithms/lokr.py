@@ -12,7 +12,7 @@ from sdkit.adapters.deltas.kronecker import Kronecker, Side, factorization
 from sdkit.core.errors import UsageError
 from sdkit.streaming.expression import Read
 from sdkit.training.algorithms.algorithm import Draw, Shape, Shapes
-from sdkit.training.options import TrainOptions
+from sdkit.training.option_sets import LoraOptions
 
 if TYPE_CHECKING:
     import torch
@@ -78,7 +78,7 @@ class Lokr:
         return {name: part.load() for name, part in parts.items() if part is not None}
 
 
-def algorithm(options: TrainOptions) -> Lokr:
+def algorithm(options: LoraOptions) -> Lokr:
     """With ``factor`` and ``decompose_both``.
 
     Raises:

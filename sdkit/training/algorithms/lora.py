@@ -10,7 +10,7 @@ from sdkit.adapters.deltas.delta import Delta
 from sdkit.adapters.deltas.low_rank import LowRank
 from sdkit.streaming.expression import Read
 from sdkit.training.algorithms.algorithm import Draw, Shape, Shapes
-from sdkit.training.options import TrainOptions
+from sdkit.training.option_sets import LoraOptions
 
 if TYPE_CHECKING:
     import torch
@@ -58,6 +58,6 @@ class Lora:
         return {"down": delta.down.load().reshape(shapes["down"]), "up": delta.up.load().reshape(shapes["up"])}
 
 
-def algorithm(options: TrainOptions) -> Lora:
+def algorithm(options: LoraOptions) -> Lora:
     """It has no settings of its own."""
     return Lora()

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdkit.core.errors import UsageError
 from sdkit.families.family import Model
 from sdkit.runtime.losses import reconstruction_losses
-from sdkit.training.method import COMMON, Method, Result, Size
+from sdkit.training.method import Method, Result, Size
 from sdkit.training.methods.fine_tune import full_size
-from sdkit.training.options import TrainOptions
+from sdkit.training.options import TrainOptions, fixed, option
 from sdkit.training.targets import component_parameters
 
 if TYPE_CHECKING:
@@ -21,26 +22,38 @@ if TYPE_CHECKING:
     from sdkit.training.trainable import Trainable
 
 
-def _size(model: Model, options: TrainOptions) -> Size:
+@dataclass(frozen=True)
+class Options(TrainOptions):
+    """The autoencoder's."""
+
+    lr: float = 1e-3
+    caption: str = "-"
+    save_dtype: str = "keep"
+    init: str = fixed("")
+    compile: bool = fixed(False)
+    kl_weight: float = option(1e-6, "pull of the latents towards a normal distribution", minimum=0.0)
+
+
+def _size(model: Model, options: Options) -> Size:
     if model.naming != "diffusers":
         raise UsageError("an autoencoder is trained in a diffusers folder", "its scale is written into a configuration")
     return full_size(model, ("vae",), options)
 
 
-def _trainables(backbone: Backbone, options: TrainOptions, rng: StepRNG) -> list[Trainable]:
+def _trainables(backbone: Backbone, options: Options, rng: StepRNG) -> list[Trainable]:
     from sdkit.training.trainables.weights import WeightSubset
 
     names = list(component_parameters(backbone.model, ("vae",)))
     return [WeightSubset(backbone, names, lr=options.lr, text_lr=options.lr)]
 
 
-def _objective(options: TrainOptions) -> Objective:
+def _objective(options: Options) -> Objective:
     from sdkit.training.objectives.reconstruction import Reconstruction
 
     return Reconstruction(options.kl_weight)
 
 
-def _save(result: Result, path: Path, metadata: Mapping[str, str]) -> None:
+def _save(result: Result[Options], path: Path, metadata: Mapping[str, str]) -> None:
     from sdkit.runtime.save import save_base
 
     (weights,) = result.trained
@@ -48,7 +61,7 @@ def _save(result: Result, path: Path, metadata: Mapping[str, str]) -> None:
     save_base(result.base, weights.parameters, path, metadata, dtype=result.options.save_dtype, configs=configs)
 
 
-def _scale(result: Result) -> float:
+def _scale(result: Result[Options]) -> float:
     """What latents must be multiplied with for a standard deviation of one over all pictures."""
     import torch
 
@@ -60,12 +73,11 @@ def _scale(result: Result) -> float:
 
 
 METHOD = Method(
-    accepts=(COMMON | frozenset({"kl_weight", "save_dtype", "caption"})) - {"init", "compile"},
+    options=Options,
     size=_size,
     trainables=_trainables,
     objective=_objective,
     save=_save,
-    defaults={"lr": 1e-3, "save_dtype": "keep", "caption": "-"},
     suffix=lambda options: None,
     modelspec="",
     trains_base=True,

@@ -6,30 +6,67 @@ goes on knowing what others of the class look like (prior preservation; Ruiz et 
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from sdkit.core.errors import UsageError
-from sdkit.core.plugins import nearest_hint
 from sdkit.training.data import Dataset
 from sdkit.training.identifier import base_tokenizer, known_words
-from sdkit.training.method import Method, read_captioned
+from sdkit.training.method import Method, Prior, read_captioned
 from sdkit.training.methods import fine_tune, lora
-from sdkit.training.options import TrainOptions
+from sdkit.training.options import always, option
 from sdkit.training.plan import Base
 
-_OWN = frozenset("as class class_images class_data prior_weight".split())
-_FORMS = ("weights", "lora")
 MAX_PIECES = 3  # a word that falls into more tokens is hard to learn, and easily learnt into each of them
 
 
-def instance_prompt(options: TrainOptions) -> str:
+@dataclass(frozen=True)
+class SubjectOptions:
+    """Of whatever learns a subject. The defaults of each form are those of the authors' and diffusers' own recipes."""
+
+    token: str = option("sks", "the subject's word: a rare one")
+    as_: str = option("weights", "what learns: weights (the base itself) or lora")
+    class_: str | None = option(None, "what the subject is one of; turns prior preservation on")
+    class_images: int = option(200, "pictures of the class; the base draws those that are not there", minimum=1)
+    class_data: str = option("", "folder of pictures of the class, instead of drawn ones", names_file=always)
+    prior_weight: float = option(1.0, "weight of the class pictures", minimum=0.0)
+
+
+@dataclass(frozen=True)
+class WeightOptions(SubjectOptions, fine_tune.Options):
+    """Of ``as=weights``."""
+
+    lr: float = 5e-6
+    steps: int = 400
+    caption_dropout: float = 0.0
+
+    def usual(self) -> Mapping[str, Any]:
+        """A text encoder is trained more gently, and with a class there is more to learn."""
+        return ({"lr": 2e-6} if self.text_encoder else {}) | ({"steps": 800} if self.class_ else {})
+
+
+@dataclass(frozen=True)
+class LoraOptions(SubjectOptions, lora.Options):
+    """Of ``as=lora``."""
+
+    as_: str = "lora"
+    lr: float = 1e-4
+    steps: int = 500
+    rank: int = 4
+
+
+Options = WeightOptions | LoraOptions
+
+
+def instance_prompt(options: Options) -> str:
     """The caption of pictures that have none."""
     return options.caption or " ".join(filter(None, ("a", options.token, options.class_)))
 
 
-def class_prompt(options: TrainOptions) -> str:
-    """What pictures of the class are drawn from; empty where none are wanted.
+def prior(options: Options) -> Prior | None:
+    """The pictures of the class; None where none are wanted.
 
     Raises:
         UsageError: there are pictures of a class, and no name for it.
@@ -37,15 +74,16 @@ def class_prompt(options: TrainOptions) -> str:
     if not options.class_:
         if options.class_data:
             raise UsageError("class_data= needs class=", "name what the pictures show: class=dog")
-        return ""
-    return f"{'an' if options.class_[0].lower() in 'aeiou' else 'a'} {options.class_}"
+        return None
+    prompt = f"{'an' if options.class_[0].lower() in 'aeiou' else 'a'} {options.class_}"
+    return Prior(prompt, options.class_images, Path(options.class_data) if options.class_data else None)
 
 
-def _dataset(folder: Path, options: TrainOptions) -> Dataset:
+def _dataset(folder: Path, options: Options) -> Dataset:
     return read_captioned(folder, replace(options, caption=instance_prompt(options)))
 
 
-def _notes(base: Base, dataset: Dataset, options: TrainOptions) -> list[str]:
+def _notes(base: Base, dataset: Dataset, options: Options) -> list[str]:
     """What is doubtful about the subject's word."""
     tokenizer = base_tokenizer(base.path, base.configs["text_encoder"])
     notes = [
@@ -59,26 +97,10 @@ def _notes(base: Base, dataset: Dataset, options: TrainOptions) -> list[str]:
     return notes
 
 
-def _variant(options: TrainOptions) -> Method:
-    """What the options make of the method: its defaults are those of the authors' and diffusers' own recipes."""
-    if options.as_ not in _FORMS:
-        raise UsageError(f"as={options.as_}: unknown", nearest_hint(options.as_, _FORMS))
-    if options.as_ == "lora":
-        kind, defaults = lora.METHOD, {"lr": 1e-4, "rank": 4, "steps": 500}
-    else:
-        kind = fine_tune.METHOD
-        rate, steps = 2e-6 if options.text_encoder else 5e-6, 800 if options.class_ else 400
-        defaults = {"lr": rate, "steps": steps, "caption_dropout": 0.0}
-    return replace(
-        kind,
-        accepts=kind.accepts | _OWN,
-        defaults={**kind.defaults, **defaults, "token": "sks"},
-        dataset=_dataset,
-        notes=_notes,
-        class_prompt=class_prompt,
-    )
+def _form(kind: Method[Any], options: type[Options]) -> Method[Any]:
+    """What another method trains, with the pictures and captions of DreamBooth."""
+    return replace(kind, options=options, dataset=_dataset, notes=_notes, prior=prior)
 
 
-METHOD = replace(
-    _variant(TrainOptions()), accepts=fine_tune.METHOD.accepts | lora.METHOD.accepts | _OWN, variant=_variant
-)
+_FORMS = {"weights": _form(fine_tune.METHOD, WeightOptions), "lora": _form(lora.METHOD, LoraOptions)}
+METHOD = replace(_FORMS["weights"], forms=_FORMS)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdkit.families.family import Model
-from sdkit.training.method import COMMON, DENOISING, Method, Result, Size
-from sdkit.training.options import TrainOptions
+from sdkit.training.method import Method, Result, Size
+from sdkit.training.option_sets import DenoisingOptions, TextEncoderOptions
+from sdkit.training.options import TrainOptions, fixed
 from sdkit.training.targets import component_parameters
 from sdkit.weights.dtypes import parse_precision
 
@@ -19,11 +21,21 @@ if TYPE_CHECKING:
     from sdkit.training.trainable import Trainable
 
 
-def _components(options: TrainOptions) -> tuple[str, ...]:
+@dataclass(frozen=True)
+class Options(TextEncoderOptions, DenoisingOptions):
+    """Of fine-tuning."""
+
+    lr: float = 1e-5
+    caption_dropout: float = 0.1
+    save_dtype: str = "keep"
+    init: str = fixed("")  # a base to go on with is the base
+
+
+def _components(options: Options) -> tuple[str, ...]:
     return ("unet", "text_encoder", "text_encoder_2") if options.text_encoder else ("unet",)
 
 
-def _size(model: Model, options: TrainOptions) -> Size:
+def _size(model: Model, options: Options) -> Size:
     return full_size(model, _components(options), options)
 
 
@@ -36,21 +48,20 @@ def full_size(model: Model, components: tuple[str, ...], options: TrainOptions) 
     return Size(sum(trained.values()), len(modules), everything * item)
 
 
-def _trainables(backbone: Backbone, options: TrainOptions, rng: StepRNG) -> list[Trainable]:
+def _trainables(backbone: Backbone, options: Options, rng: StepRNG) -> list[Trainable]:
     from sdkit.training.trainables.weights import WeightSubset
 
     names = list(component_parameters(backbone.model, _components(options)))
-    text_lr = options.lr if options.te_lr is None else options.te_lr
-    return [WeightSubset(backbone, names, lr=options.lr, text_lr=text_lr)]
+    return [WeightSubset(backbone, names, lr=options.lr, text_lr=options.text_lr(options.lr))]
 
 
-def _objective(options: TrainOptions) -> Objective:
+def _objective(options: Options) -> Objective:
     from sdkit.training.objectives.denoising import Denoising
 
     return Denoising(options.prior_weight, options.snr_gamma, options.noise_offset)
 
 
-def _save(result: Result, path: Path, metadata: Mapping[str, str]) -> None:
+def _save(result: Result[Options], path: Path, metadata: Mapping[str, str]) -> None:
     from sdkit.runtime.save import save_base
 
     (weights,) = result.trained
@@ -58,12 +69,11 @@ def _save(result: Result, path: Path, metadata: Mapping[str, str]) -> None:
 
 
 METHOD = Method(
-    accepts=(COMMON | DENOISING | frozenset({"text_encoder", "te_lr", "save_dtype"})) - {"init"},
+    options=Options,
     size=_size,
     trainables=_trainables,
     objective=_objective,
     save=_save,
-    defaults={"lr": 1e-5, "save_dtype": "keep", "caption_dropout": 0.1},
     suffix=lambda options: None,
     modelspec="",
     trains_base=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,8 +12,9 @@ from sdkit.core.errors import SdkitError, UsageError
 from sdkit.core.plugins import nearest_hint
 from sdkit.families.family import Model
 from sdkit.formats import read_adapter, write_adapter
-from sdkit.training.method import COMMON, DENOISING, Method, Result, Size
-from sdkit.training.options import TrainOptions
+from sdkit.training.method import Method, Result, Size
+from sdkit.training.option_sets import DenoisingOptions
+from sdkit.training.options import option
 from sdkit.weights import open_weights
 from sdkit.weights.dtypes import parse_precision
 
@@ -23,7 +25,23 @@ if TYPE_CHECKING:
     from sdkit.training.trainable import Trainable
 
 
-def _structure(options: TrainOptions) -> Structure:
+@dataclass(frozen=True)
+class Options(DenoisingOptions):
+    """Of a hypernetwork."""
+
+    steps: int = 10_000
+    lr: float = 5e-6
+    save_dtype: str = "fp32"
+    layer_structure: str = option("1,2,1", "widths of a hypernetwork's layers, as multiples of its input's")
+    activation: str = option("linear", "between a hypernetwork's layers: linear, relu, leakyrelu, swish, mish, …")
+    activate_output: bool = option(False, "the activation comes behind the last layer too")
+    layer_norm: bool = option(False, "a layer norm behind each layer of a hypernetwork")
+    layer_dropout: str = option("0", "dropout behind hidden layers: a number, or a list like layer_structure")
+    weight_init: str = option("Normal", "Normal, XavierNormal, XavierUniform, KaimingNormal or KaimingUniform")
+    widths: str = option("", "widths that get networks, like 768,320 [default: all the base has]")
+
+
+def _structure(options: Options) -> Structure:
     factors = _numbers("layer_structure", options.layer_structure)
     chances = _numbers("layer_dropout", options.layer_dropout)
     if len(chances) == 1:
@@ -47,7 +65,7 @@ def _numbers(key: str, text: str) -> tuple[float, ...]:
         raise UsageError(f"{key}={text}: numbers with commas between them are needed") from None
 
 
-def _widths(model: Model, options: TrainOptions) -> tuple[int, ...]:
+def _widths(model: Model, options: Options) -> tuple[int, ...]:
     """The widths that get networks, the largest first."""
     known = sorted(attention_inputs(model), reverse=True)
     if not options.widths:
@@ -62,7 +80,7 @@ def _widths(model: Model, options: TrainOptions) -> tuple[int, ...]:
     return tuple(chosen)
 
 
-def _continued(model: Model, options: TrainOptions) -> Hypernetwork:
+def _continued(model: Model, options: Options) -> Hypernetwork:
     """The hypernetwork of `init`, of which nothing but its numbers may change."""
     with open_weights(options.init) as weights:
         artifact = read_adapter(weights, model)
@@ -70,8 +88,7 @@ def _continued(model: Model, options: TrainOptions) -> Hypernetwork:
         if found is None or artifact.unmatched or not found.networks:
             reason = ", ".join(artifact.unmatched[:3]) or f"a {artifact.kind}"
             raise SdkitError(f"{options.init}: is no hypernetwork for this base: {reason}")
-    default = TrainOptions()
-    if _structure(options) not in (_structure(default), found.structure):
+    if _structure(options) not in (_structure(Options()), found.structure):
         raise UsageError(
             f"{options.init}: its structure is {found.structure}", "leave the structure out to go on training it"
         )
@@ -80,7 +97,7 @@ def _continued(model: Model, options: TrainOptions) -> Hypernetwork:
     return found
 
 
-def _size(model: Model, options: TrainOptions) -> Size:
+def _size(model: Model, options: Options) -> Size:
     item = parse_precision(options.save_dtype).itemsize
     if options.weight_init not in WEIGHT_INITS:
         raise UsageError(f"weight_init={options.weight_init}: unknown", nearest_hint(options.weight_init, WEIGHT_INITS))
@@ -98,7 +115,7 @@ def _size(model: Model, options: TrainOptions) -> Size:
     return Size(count, modules, count * item + 20_000, tuple(notes))
 
 
-def _trainables(backbone: Backbone, options: TrainOptions, rng: StepRNG) -> list[Trainable]:
+def _trainables(backbone: Backbone, options: Options, rng: StepRNG) -> list[Trainable]:
     from sdkit.runtime.install import loaded_networks
     from sdkit.training.trainables.key_value import KeyValue, new_networks
 
@@ -110,13 +127,13 @@ def _trainables(backbone: Backbone, options: TrainOptions, rng: StepRNG) -> list
     return [KeyValue(networks, structure, lr=options.lr)]
 
 
-def _objective(options: TrainOptions) -> Objective:
+def _objective(options: Options) -> Objective:
     from sdkit.training.objectives.denoising import Denoising
 
     return Denoising(options.prior_weight, options.snr_gamma, options.noise_offset)
 
 
-def _save(result: Result, path: Path, metadata: Mapping[str, str]) -> None:
+def _save(result: Result[Options], path: Path, metadata: Mapping[str, str]) -> None:
     from sdkit.runtime.precision import save_type
     from sdkit.training.trainables.key_value import KeyValue
 
@@ -136,16 +153,11 @@ def _save(result: Result, path: Path, metadata: Mapping[str, str]) -> None:
 
 
 METHOD = Method(
-    accepts=COMMON
-    | DENOISING
-    | frozenset(
-        "layer_structure activation activate_output layer_norm layer_dropout weight_init widths save_dtype".split()
-    ),
+    options=Options,
     size=_size,
     trainables=_trainables,
     objective=_objective,
     save=_save,
-    defaults={"lr": 5e-6, "steps": 10_000, "save_dtype": "fp32"},
     suffix=lambda options: ".pt",
     modelspec="hypernetwork",
 )

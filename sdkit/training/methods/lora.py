@@ -15,8 +15,8 @@ from sdkit.families.family import Model
 from sdkit.formats import check_writable, read_adapter, write_adapter
 from sdkit.streaming.expression import Read
 from sdkit.training.algorithms.algorithm import Algorithm, Shapes, load_algorithm
-from sdkit.training.method import COMMON, DENOISING, Method, Result, Size
-from sdkit.training.options import TrainOptions
+from sdkit.training.method import Method, Result, Size
+from sdkit.training.option_sets import DenoisingOptions, LoraOptions
 from sdkit.training.targets import has_kernel, lora_scale, lora_targets
 from sdkit.weights import DTYPES, open_weights
 from sdkit.weights.dtypes import parse_precision
@@ -31,6 +31,11 @@ if TYPE_CHECKING:
 _FORMATS = ("kohya", "peft")
 
 
+@dataclass(frozen=True)
+class Options(LoraOptions, DenoisingOptions):
+    """Of a LoRA."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Shape:
     """What is trained beside one module: the shapes of its factors, and their scale."""
@@ -39,7 +44,7 @@ class _Shape:
     scale: float
 
 
-def _shapes(model: Model, options: TrainOptions, algorithm: Algorithm) -> dict[str, _Shape]:
+def _shapes(model: Model, options: Options, algorithm: Algorithm) -> dict[str, _Shape]:
     """Hub module → what is trained beside it."""
     found = {}
     targets = lora_targets(model, options.targets, text=options.text_encoder, conv_rank=options.conv_rank)
@@ -52,7 +57,7 @@ def _shapes(model: Model, options: TrainOptions, algorithm: Algorithm) -> dict[s
     return found
 
 
-def _planned(model: Model, options: TrainOptions, algorithm: Algorithm) -> Artifact:
+def _planned(model: Model, options: Options, algorithm: Algorithm) -> Artifact:
     """The adapter a run begins with, without its numbers."""
     if options.init:
         from sdkit.training.trainables.lora import factors_of
@@ -73,7 +78,7 @@ def _planned(model: Model, options: TrainOptions, algorithm: Algorithm) -> Artif
     return Artifact(held, "planned", deltas=deltas)
 
 
-def _size(model: Model, options: TrainOptions) -> Size:
+def _size(model: Model, options: Options) -> Size:
     algorithm = load_algorithm(options)
     _check(options, algorithm)
     item = parse_precision(options.save_dtype).itemsize
@@ -83,14 +88,14 @@ def _size(model: Model, options: TrainOptions) -> Size:
     return Size(count, len(artifact.deltas), count * item + 500 * len(artifact.deltas))
 
 
-def _check(options: TrainOptions, algorithm: Algorithm) -> None:
+def _check(options: Options, algorithm: Algorithm) -> None:
     if options.format not in _FORMATS:
         raise UsageError(f"format={options.format}: no LoRA is written in it", nearest_hint(options.format, _FORMATS))
     if options.lora_plus != 1.0 and not algorithm.raised:
         raise UsageError(f"lora_plus= says nothing of algo={options.algo}", "use it with algo=lora or algo=dora")
 
 
-def _trainables(backbone: Backbone, options: TrainOptions, rng: StepRNG) -> list[Trainable]:
+def _trainables(backbone: Backbone, options: Options, rng: StepRNG) -> list[Trainable]:
     from sdkit.training.trainables.lora import Beside, Lora, factors_of, new_factors
 
     algorithm = load_algorithm(options)
@@ -105,17 +110,16 @@ def _trainables(backbone: Backbone, options: TrainOptions, rng: StepRNG) -> list
             module: Beside(new_factors(backbone, algorithm, module, found.shapes, rng), found.scale)
             for module, found in _shapes(backbone.model, options, algorithm).items()
         }
-    text_lr = options.lr if options.te_lr is None else options.te_lr
-    return [Lora(algorithm, modules, lr=options.lr, text_lr=text_lr, up_ratio=options.lora_plus)]
+    return [Lora(algorithm, modules, lr=options.lr, text_lr=options.text_lr(options.lr), up_ratio=options.lora_plus)]
 
 
-def _objective(options: TrainOptions) -> Objective:
+def _objective(options: Options) -> Objective:
     from sdkit.training.objectives.denoising import Denoising
 
     return Denoising(options.prior_weight, options.snr_gamma, options.noise_offset)
 
 
-def _save(result: Result, path: Path, metadata: Mapping[str, str]) -> None:
+def _save(result: Result[Options], path: Path, metadata: Mapping[str, str]) -> None:
     from sdkit.runtime.precision import save_type
     from sdkit.training.trainables.lora import Lora
 
@@ -125,12 +129,8 @@ def _save(result: Result, path: Path, metadata: Mapping[str, str]) -> None:
     write_adapter(artifact, result.backbone.model, path, metadata, format=options.format, overwrite=True)
 
 
-_OWN = (
-    "algo rank network_alpha targets conv_rank conv_alpha factor decompose_both text_encoder te_lr rslora lora_plus "
-    "format save_dtype"
-)
 METHOD = Method(
-    accepts=COMMON | DENOISING | frozenset(_OWN.split()),
+    options=Options,
     size=_size,
     trainables=_trainables,
     objective=_objective,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,8 +18,9 @@ from sdkit.runtime.tokens import check_fits, token_widths
 from sdkit.training.captions import PLACE, cut_off, naming, templates_of
 from sdkit.training.data import Dataset
 from sdkit.training.identifier import base_tokenizer, known_words
-from sdkit.training.method import COMMON, DENOISING, Method, Result, Size, read_captioned
-from sdkit.training.options import TrainOptions
+from sdkit.training.method import Method, Result, Size, read_captioned
+from sdkit.training.option_sets import DenoisingOptions
+from sdkit.training.options import is_init_file, option
 from sdkit.weights import open_weights
 from sdkit.weights.dtypes import parse_precision
 
@@ -31,18 +32,37 @@ if TYPE_CHECKING:
     from sdkit.training.trainable import Trainable
 
 
-def _settle(options: TrainOptions, name: str) -> TrainOptions:
+@dataclass(frozen=True)
+class Options(DenoisingOptions):
+    """Of an embedding."""
+
+    lr: float = 5e-3
+    # AdamW's decay keeps the vectors as short as the vocabulary's, but Adam and SGD add theirs to the gradient, and
+    # beside a word's gradient that is large: so nobody gets a decay who does not ask for one.
+    weight_decay: float = 0.0
+    save_dtype: str = "fp32"
+    token: str = option("", "the word, noted in the file [default: <NAME>]")
+    init: str = option("", "continue from this file, or the word it begins as", names_file=is_init_file)
+    vectors: int | None = option(
+        None, "vectors of the embedding [default: 1, or as init's file]", minimum=1, maximum=16
+    )
+    property_: str = option("object", "what the embedding names, object or style: which templates replace captions")
+    scale_lr: bool = option(False, "multiply the learning rate by the pictures in a step")
+    format: str = option("diffusers", "file format of the result: diffusers, kohya or a1111")
+
+
+def _settle(options: Options, name: str) -> Options:
     """The word is called like the result, in brackets, so that it is none that anybody writes by chance."""
     plain = re.sub(r"[^\w.-]+", "-", name)
     return options if options.token else replace(options, token=f"<{plain}>")
 
 
-def _dataset(folder: Path, options: TrainOptions) -> Dataset:
+def _dataset(folder: Path, options: Options) -> Dataset:
     dataset = read_captioned(folder, replace(options, caption=options.caption or PLACE))
     return naming(dataset, options.token, templates_of(options.property_))
 
 
-def _vectors(options: TrainOptions, artifact: Artifact | None) -> int:
+def _vectors(options: Options, artifact: Artifact | None) -> int:
     """How many rows are trained: as many as asked for, else as a file to begin with has, else one."""
     if options.vectors is not None or artifact is None:
         return options.vectors or 1
@@ -50,7 +70,7 @@ def _vectors(options: TrainOptions, artifact: Artifact | None) -> int:
     return shape[0] if len(shape) == 2 else 1
 
 
-def _size(model: Model, options: TrainOptions) -> Size:
+def _size(model: Model, options: Options) -> Size:
     if options.format not in SUFFIXES:
         raise UsageError(
             f"format={options.format}: no embedding is written in it", nearest_hint(options.format, SUFFIXES)
@@ -66,7 +86,7 @@ def _size(model: Model, options: TrainOptions) -> Size:
     return Size(count, len(widths), count * item + 2500)
 
 
-def _notes(base: Base, dataset: Dataset, options: TrainOptions) -> list[str]:
+def _notes(base: Base, dataset: Dataset, options: Options) -> list[str]:
     tokenizer = base_tokenizer(base.path, base.configs["text_encoder"])
     length = int(base.configs["text_encoder"]["max_position_embeddings"])
     cut = cut_off(dataset, tokenizer, options.token, options.vectors or 1, length)
@@ -86,7 +106,7 @@ def _notes(base: Base, dataset: Dataset, options: TrainOptions) -> list[str]:
     return notes
 
 
-def _trainables(backbone: Backbone, options: TrainOptions, rng: StepRNG) -> list[Trainable]:
+def _trainables(backbone: Backbone, options: Options, rng: StepRNG) -> list[Trainable]:
     from sdkit.training.trainables.tokens import Tokens, rows_of_file, rows_of_noise, rows_of_text
 
     if options.init_file is not None:
@@ -101,13 +121,13 @@ def _trainables(backbone: Backbone, options: TrainOptions, rng: StepRNG) -> list
     return [Tokens(options.token, rows, lr=options.lr * scale)]
 
 
-def _objective(options: TrainOptions) -> Objective:
+def _objective(options: Options) -> Objective:
     from sdkit.training.objectives.denoising import Denoising
 
     return Denoising(snr_gamma=options.snr_gamma, noise_offset=options.noise_offset)
 
 
-def _save(result: Result, path: Path, metadata: Mapping[str, str]) -> None:
+def _save(result: Result[Options], path: Path, metadata: Mapping[str, str]) -> None:
     from sdkit.runtime.precision import save_type
     from sdkit.training.trainables.tokens import Tokens
 
@@ -126,14 +146,11 @@ def _save(result: Result, path: Path, metadata: Mapping[str, str]) -> None:
 
 
 METHOD = Method(
-    accepts=COMMON | DENOISING | frozenset("vectors property scale_lr format save_dtype".split()),
+    options=Options,
     size=_size,
     trainables=_trainables,
     objective=_objective,
     save=_save,
-    # AdamW's decay keeps the vectors as short as the vocabulary's, but Adam and SGD add theirs to the gradient, and
-    # beside a word's gradient that is large: so nobody gets a decay who does not ask for one.
-    defaults={"lr": 5e-3, "weight_decay": 0.0, "format": "diffusers", "save_dtype": "fp32"},
     suffix=lambda options: SUFFIXES.get(options.format, ".safetensors"),
     modelspec="textual-inversion",
     settle=_settle,

@@ -1,0 +1,119 @@
+"""A request to train: what was asked for, with what a run that is resumed was begun with."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdkit.core.errors import SdkitError, UsageError
+from sdkit.core.hashing import quick_id
+from sdkit.families.bases import resolve_base
+from sdkit.training.folder import RunFolder
+from sdkit.training.method import Method, load_method
+from sdkit.training.options import TrainOptions, keys, spelled
+from sdkit.training.state import RunState, complete_states
+from sdkit.weights import open_weights
+
+PathLike = str | os.PathLike[str]
+NAMED = 3  # options that a note names before it counts the others
+
+
+@dataclass(frozen=True, slots=True)
+class TrainRequest:
+    """One call of `train`, checked as far as it can be without looking at pictures.
+
+    Attributes:
+        name: of the method.
+        method: in the form the options ask for.
+        base: the base's file or folder.
+        data: the folder of pictures.
+        folder: where the run's files lie.
+        options: the run's; of a resumed run, the saved ones with what was given now.
+        given: keys and values of the person.
+        output: what ``-o`` says.
+        saved: the state a resumed run goes on from.
+        notes: what a resume changes.
+    """
+
+    name: str
+    method: Method[Any]
+    base: Path
+    data: Path
+    folder: RunFolder
+    options: TrainOptions
+    given: Mapping[str, Any]
+    output: Path
+    saved: RunState | None
+    notes: tuple[str, ...]
+
+    @property
+    def resume_line(self) -> str:
+        """The command that goes on with the run."""
+        words = ["sdkit", "train", self.name, "--base", str(self.base), "--data", str(self.data)]
+        words += ["-o", str(self.output), "--resume"]
+        if not complete_states(self.folder.states):  # nothing is saved that would know the options
+            words += [f"{spelled(key)}={value}" for key, value in self.given.items()]
+        return shlex.join(words)
+
+
+def read_request(
+    method: str, base: PathLike, data: PathLike, output: PathLike | None, given: Mapping[str, Any], *, resume: bool
+) -> TrainRequest:
+    """What is to be done.
+
+    Raises:
+        UsageError: an option is wrong, or would make another run of a saved one.
+        SdkitError: there is no such method or base, or the saved run is of another base.
+    """
+    name, kind = load_method(method)
+    found = resolve_base(base)
+    target = Path(output) if output is not None else Path("runs") / f"{Path(data).absolute().name}-{name}"
+    saved = RunFolder.saved(target) if resume else None
+    if saved is not None:
+        _check_same_run(saved, name, found)
+    kind, parsed = kind.resolve(name, given, saved.settings["options"] if saved is not None else None)
+    notes = _changes(saved, parsed, name)
+    suffix = kind.suffix(parsed)
+    if suffix is None:
+        suffix = "" if found.is_dir() else ".safetensors"
+    folder = RunFolder.of(target, suffix)
+    options = kind.settle(parsed, folder.result.stem)
+    return TrainRequest(name, kind, found, Path(data), folder, options, dict(given), target, saved, tuple(notes))
+
+
+def _check_same_run(saved: RunState, name: str, base: Path) -> None:
+    if saved.settings["method"] != name:
+        raise UsageError(f"the saved run is {saved.settings['method']}, not {name}")
+    with open_weights(base) as weights:
+        base_id = quick_id(*weights.files)
+    if saved.settings["base"] != base_id:
+        raise SdkitError("the saved run was begun on another base", f"it was {saved.settings['base_name']}")
+
+
+def _changes(saved: RunState | None, options: TrainOptions, name: str) -> list[str]:
+    """What a resume changes, in words.
+
+    Raises:
+        UsageError: it would make another run of it.
+    """
+    before = saved.settings["options"] if saved is not None else {}
+    known, now = keys(type(options)), options.as_dict()
+    changed = [word for word, old in before.items() if word in known and now[word] != old]
+    frozen = next((word for word in changed if not known[word].declaration.late), None)
+    if frozen is not None:
+        raise UsageError(
+            f"{frozen}={now[frozen]}: the saved run has {frozen}={before[frozen]}",
+            "leave it out to go on, or begin a new run with --force",
+        )
+    notes = [f"{word} changes from {before[word]} to {now[word]}" for word in changed]
+    strange = [word for word in before if word not in known]
+    if strange:
+        more = f" and {len(strange) - NAMED} more" if len(strange) > NAMED else ""
+        notes.append(
+            f"options of the saved run that {name} does not have are left out: {', '.join(strange[:NAMED])}{more}"
+        )
+    return notes

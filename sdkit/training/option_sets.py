@@ -1,0 +1,63 @@
+"""Options that several methods share: a method inherits the sets it takes, and says where its defaults differ.
+
+`DenoisingOptions` are `TrainOptions` with more keys and come last among a method's bases. The other sets stand free of
+both: a dataclass takes every field of a base, inherited ones too, so a set built on `TrainOptions` would undo what the
+bases behind it declare.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sdkit.training.options import IsFile, TrainOptions, fixed, option
+
+
+def _is_mask_folder(text: str, is_file: IsFile) -> bool:
+    return text not in ("alpha", "files")
+
+
+@dataclass(frozen=True)
+class DenoisingOptions(TrainOptions):
+    """Of methods that learn from captioned pictures by denoising."""
+
+    caption_dropout: float = option(0.0, "share of steps a picture comes without its caption", minimum=0.0, maximum=1.0)
+    mask: str = option(
+        "",
+        "which parts count: alpha, files (NAME-masklabel.png beside) or a folder; white counts",
+        names_file=_is_mask_folder,
+    )
+    unmasked_weight: float = option(0.0, "how much the masked-out parts count", minimum=0.0, maximum=1.0)
+    token: str = option("", "trigger word, noted in the file")
+    snr_gamma: float | None = option(None, "min-SNR weighting, usually 5", minimum=0.0)
+    noise_offset: float = option(0.0, "noise common to a whole picture", minimum=0.0)
+    prediction: str | None = option(None, "epsilon or v_prediction, where the base does not say")
+    prior_weight: float = fixed(1.0)  # of pictures of the class, which only DreamBooth has
+
+
+@dataclass(frozen=True)
+class TextEncoderOptions:
+    """Of methods that may train the text encoder too."""
+
+    text_encoder: bool = option(False, "train the text encoder too")
+    te_lr: float | None = option(None, "learning rate of the text encoder [default: lr]", minimum=0.0, late=True)
+
+    def text_lr(self, lr: float) -> float:
+        """The text encoder's learning rate, beside that of the rest."""
+        return lr if self.te_lr is None else self.te_lr
+
+
+@dataclass(frozen=True)
+class LoraOptions(TextEncoderOptions):
+    """Of methods that train a LoRA, by any algorithm."""
+
+    algo: str = option("lora", "what is trained beside a layer: lora, dora, loha or lokr")
+    rank: int = option(16, "rank of the LoRA", minimum=1)
+    network_alpha: float | None = option(None, "scale × rank of the LoRA [default: rank]", minimum=0.0)
+    targets: str = option("transformer", "layers: attention, transformer, or a regular expression")
+    conv_rank: int = option(0, "rank beside convolutions (LoCon); 0 leaves them out", minimum=0)
+    conv_alpha: float | None = option(None, "alpha beside convolutions [default: conv_rank]", minimum=0.0)
+    rslora: bool = option(False, "scale by alpha / sqrt(rank)")
+    factor: int = option(-1, "size of LoKr's smaller side; -1 makes both sides about equal", minimum=-1)
+    decompose_both: bool = option(False, "LoKr's smaller side may be low-rank too")
+    lora_plus: float = option(1.0, "learning rate of up beside that of down (LoRA+: 16)", minimum=0.0)
+    format: str = option("kohya", "file format of the result: kohya or peft")

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from click.testing import CliRunner, Result
+
+import sdkit.training.methods
+from sdkit.cli.main import main
+
+FILES = {path.stem.replace("_", "-") for path in Path(sdkit.training.methods.__path__[0]).glob("[a-z]*.py")}
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ["train", *arguments])
+
+
+def test_every_method_is_listed_with_its_line() -> None:
+    listed = json.loads(run("--list", "--json").stdout)["methods"]
+    assert listed.keys() == FILES
+    assert listed["textual-inversion"]["summary"] == "Train an embedding: a new word for what the pictures show"
+    assert run("--list").stdout == run().stdout
+    assert [line.split()[0] for line in run().stdout.splitlines()] == sorted(FILES)
+
+
+def test_help_lists_the_keys_of_every_form() -> None:
+    shown = run("dreambooth", "--help").stdout
+    assert all(f"  {key}=" in shown for key in ("as", "class", "steps", "rank", "text_encoder", "init"))
+    assert "rank=" not in run("fine-tune", "--help").stdout
+
+
+def test_what_stands_before_the_method_is_not_lost() -> None:
+    refused = run("--json", "lora", "--base", "tiny", "--data", ".")
+    assert refused.exit_code == 2 and "sdkit train lora --json" in refused.stderr
