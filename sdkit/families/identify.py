@@ -135,6 +135,7 @@ def _component_names(components: list[Component], weights: Weights) -> tuple[str
     """The components in the rules' names, and the folders the rules do not know (a safety checker)."""
     explained = {component.part.prefix.rstrip("/") for component in components}
     folders = {name.partition("/")[0] for name in weights.tensors if "/" in name}
+    folders -= {folder for folder in folders if f"{folder}/adapter_config" in weights.configs}  # PEFT's, of adapters
     return tuple(sorted({component.name for component in components} | (folders - explained)))
 
 

@@ -10,10 +10,9 @@ from sdkit.families.assemble import BUFFER_SUFFIX, MARKERS
 from sdkit.families.family import Model
 from sdkit.jobs.inspection import Share
 from sdkit.weights import DTYPES, TensorInfo, Weights
+from sdkit.weights.metadata import public_metadata
 from sdkit.weights.reader import Container
 
-# What training programs write about the pictures, the captions and the disk they came from.
-PRIVATE_KEYS = ("ss_dataset_dirs", "ss_datasets", "ss_reg_dataset_dirs", "ss_tag_frequency", "ot_config")
 _NAMINGS = {
     "model.diffusion_model (LDM)": ("model.diffusion_model.",),
     "unet (diffusers)": ("unet/", "unet.down_blocks.", "down_blocks."),
@@ -60,7 +59,7 @@ def file_problems(weights: Weights) -> Iterator[str]:
 
 def file_notes(weights: Weights) -> Iterator[str]:
     """What else a person should know about any weight file."""
-    private = [key for key in PRIVATE_KEYS if key in weights.metadata]
+    _, private = public_metadata(weights.metadata)
     if private:
         yield f"its metadata tell of the training data, with paths and captions: {', '.join(private)}"
     left_out = getattr(weights, "left_out", 0)
