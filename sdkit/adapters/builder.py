@@ -53,6 +53,11 @@ class ArtifactBuilder:
         places = self.model.places
         return next((module for module in candidates if f"{module}.{parameter}" in places), None)
 
+    def shape_of(self, module: str | None) -> tuple[int, ...] | None:
+        """The shape of a hub module's weight; None where there is no model, or no such module in it."""
+        place = self.model.places.get(f"{module}.weight") if self.model is not None else None
+        return place.shape if place is not None else None
+
     def add(
         self, module: str | None, spelled: str, delta: Delta, parameter: str = "weight", *, stated: bool = True
     ) -> None:

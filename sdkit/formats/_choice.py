@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
 
 from sdkit.core.errors import SdkitError, UsageError
 from sdkit.core.plugins import Plugin, canonical, nearest_hint
-from sdkit.formats._programs import PROGRAMS, canonical_program
+from sdkit.formats._programs import APPLIED, PROGRAMS, canonical_program
 from sdkit.formats.codec import Dialect
 
 EVERY_KIND = ("lora",)
@@ -35,6 +35,18 @@ class Format:
     words: bool
     programs: tuple[str, ...]
     dialects: tuple[Dialect, ...]
+
+    def loaders(self, kinds: Iterable[str], *, pickled: bool) -> tuple[str, ...]:
+        """The programs that read a file of this format and apply all it holds.
+
+        Args:
+            kinds: kinds of weight change in it.
+            pickled: whether it is a pickle.
+        """
+        wanted = set(kinds)
+        spoken = [entry for entry in self.dialects if not entry.suffix or pickled == (entry.suffix == ".pt")]
+        programs = dict.fromkeys(name for entry in spoken for name in entry.programs) or self.programs
+        return tuple(name for name in programs if wanted <= APPLIED.get(name, wanted))
 
     @property
     def writes(self) -> bool:
@@ -65,7 +77,8 @@ def _programs(module: ModuleType) -> tuple[str, ...]:
 def choose_format(word: str, kind: str, known: dict[str, Plugin]) -> tuple[Format, Dialect]:
     """The format and dialect that `word` means for an artifact of `kind`.
 
-    Formats come before dialects, and dialects before programs; ``format:dialect`` names both.
+    Formats come before dialects, and dialects before programs; ``format:dialect`` names both. Of what a program reads it
+    is what most others read, too.
 
     Raises:
         UsageError: nobody calls anything so.
@@ -75,6 +88,7 @@ def choose_format(word: str, kind: str, known: dict[str, Plugin]) -> tuple[Forma
     program = canonical_program(wanted)
     formats = [format for plugin in known.values() if (format := described(plugin)).writes]
     fitting = [(format, dialect) for format in formats if kind in format.holds for dialect in format.dialects]
+    fitting.sort(key=lambda pair: -len(pair[1].programs))
     for names in (_full_names, _format_names, _dialect_names, _program_names):
         for format, dialect in fitting:
             if wanted in names(format, dialect) or program in names(format, dialect):

@@ -9,11 +9,24 @@ PROGRAMS = {
     "diffusers": (),
     "forge": ("webui-forge",),
     "invokeai": ("invoke",),
+    "lora-diffusion": (),
+    "loralib": (),
     "lycoris": ("lycoris-lora",),
     "onetrainer": (),
     "peft": (),
     "sd-next": ("sdnext",),
     "sd-scripts": ("kohya-ss",),
+}
+
+_COMMON = frozenset({"lora", "locon", "tucker", "loha", "lokr", "full", "dora"})
+# What of a file it reads a program applies: kinds of change; those not named here apply every kind.
+APPLIED = {
+    "comfyui": _COMMON | {"glora", "oft", "boft"},
+    "diffusers": frozenset({"lora", "locon"}),
+    "forge": _COMMON | {"glora", "oft", "boft"},
+    "invokeai": _COMMON | {"ia3"},
+    "onetrainer": frozenset({"lora", "locon", "loha", "dora"}),
+    "sd-scripts": frozenset({"lora", "locon"}),
 }
 
 

@@ -22,6 +22,7 @@ from sdkit.families.family import Model
 from sdkit.formats.codec import Verdict
 from sdkit.weights import TensorInfo, Weights
 
+PROGRAMS = ("lora-diffusion",)
 OWN_METADATA = re.compile(r"unet|text_encoder|(?:unet|text_encoder):\d+:rank|<[^<>]+>")
 _KEY = re.compile(r"(unet|text_encoder):(0|[1-9]\d{0,3}):(up|down)")
 _BLOCK = re.compile(

@@ -70,7 +70,7 @@ def read(weights: Weights, model: Model | None) -> Artifact:
     one_encoder = not any(spelled.startswith("lora_te2_") for spelled in modules)
     for spelled, parts in modules.items():
         module = _resolve(model, spelled, one_encoder)
-        for parameter, delta in changes(builder, spelled, parts):
+        for parameter, delta in changes(builder, spelled, parts, hub=module):
             builder.add(module, spelled, delta, parameter, stated="alpha" in parts)
     return builder.build()
 
@@ -98,9 +98,7 @@ def write(
         norm = model is not None and len(model.places[f"{target.module}.weight"].shape) == 1
         for role, read in _lycoris_write.parts(delta, target.parameter, target.module, norm=norm):
             contents[f"{spelled}.{role}"] = read
-        alpha = _lycoris_write.alpha(delta)
-        if alpha is not None:
-            contents[f"{spelled}.alpha"] = alpha
+        contents |= {f"{spelled}.{role}": number for role, number in _lycoris_write.numbers(delta).items()}
     contents |= {_token_name(rows): Read(rows.weights, rows.info) for rows in artifact.tokens}
     metadata = {**metadata, **_lycoris_write.network_metadata(artifact.deltas.values())}
     write_adapter_file(path, contents, metadata, overwrite=overwrite)

@@ -142,7 +142,7 @@ def convert_adapter(
     with ExitStack() as stack, one_thread():
         base = stack.enter_context(open_weights(options.base)) if options.base else None
         source, model, family = _read(weights, base, options)
-        format, dialect = format_for(to, source.kind)
+        format, dialect = _format(to, source)
         _check_names(source, model, family, format)
         place = output if output is not None else _default_output(weights.path, dialect.name or format.name, dialect)
         told.start("fitting", len(source.deltas))
@@ -190,6 +190,14 @@ def convert_adapter(
             seconds = time.perf_counter() - began
             report = replace(report, proof=proof, renamed=renamed, seconds=seconds, peak_memory_mib=peak_memory_mib())
         return recorded(report, [weights.path, options.base])
+
+
+def _format(to: str, source: Artifact) -> tuple[Format, Dialect]:
+    try:
+        return format_for(to, source.kind)
+    except UsageError as error:
+        message = f"{source.source.path}: is an adapter ({source.format}), and {error.message} of that kind"
+        raise UsageError(message, error.hint) from None
 
 
 def _read(weights: Weights, base: Weights | None, options: AdapterOptions) -> tuple[Artifact, Model | None, str]:

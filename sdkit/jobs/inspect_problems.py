@@ -26,6 +26,7 @@ _HARMLESS = re.compile(
     r"|.*\.(?:logit_scale|attn_mask)|cond_stage_model\.model\.(?:text_projection|transformer\.resblocks\.23\..*)"
 )
 _SCALES = ("scaled_fp8", ".scale_weight", ".weight_scale", ".comfy_quant", ".absmax")
+_ONLY_PICKLED = frozenset({"hypernetwork", "aesthetic", "custom-diffusion"})
 _LONGEST_TABLE = 4096
 _SHOWN_NAMES = 3
 
@@ -41,8 +42,8 @@ def checkpoint_problems(weights: Weights, model: Model, components: Iterable[Sha
     yield from _position_ids(weights)
 
 
-def file_problems(weights: Weights) -> Iterator[str]:
-    """What is doubtful about any weight file."""
+def file_problems(weights: Weights, kind: str) -> Iterator[str]:
+    """What is doubtful about any weight file of a kind, see `Inspection.kind`."""
     empty = [name for name, info in weights.tensors.items() if info.numel == 0 and name not in MARKERS]
     if empty:
         yield f"{counted(empty, 'tensor')} hold nothing and are no known markers"
@@ -51,9 +52,10 @@ def file_problems(weights: Weights) -> Iterator[str]:
     if factors:
         yield f"it is quantised, with {counted(factors, 'scale factor')} beside the weights"
     if _is_pickled(weights):
+        way_on = "no program reads this kind from anything else, so know where it comes from"
         yield (
             "it is a pickled file, which runs code in programs that load it the usual way (sdkit does not): "
-            "convert it to safetensors"
+            f"{way_on if kind in _ONLY_PICKLED else 'convert it to safetensors'}"
         )
 
 
