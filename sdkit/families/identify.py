@@ -14,6 +14,7 @@ from sdkit.families.assemble import (
     claim,
     components_of,
     kohya_modules,
+    native_modules,
 )
 from sdkit.families.family import Model
 from sdkit.families.others import KOLORS_LAYER, look_alike
@@ -66,6 +67,7 @@ def _recognised(weights: Weights, family: Family, parts: Parts, objections: dict
         places=claims.places,
         block_names=block_names(parts),
         kohya_modules=kohya_modules(family, components),
+        native_modules=native_modules(components),
         markers=_markers(weights),
         ema=_ema(weights),
         unclaimed=_unclaimed(weights, claims),

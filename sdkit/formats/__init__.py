@@ -12,7 +12,7 @@ from sdkit.core.errors import SdkitError
 from sdkit.core.plugins import Plugin, choose, find_plugins
 from sdkit.families.family import Model
 from sdkit.formats._choice import Format, choose_format, described
-from sdkit.formats._family import adapter_family
+from sdkit.formats._family import adapter_family, claimed_family
 from sdkit.formats._verify import ROUNDING, verify, verify_rest
 from sdkit.formats.codec import Codec, Dialect, Verdict, WritingCodec
 from sdkit.weights import Weights, open_weights
@@ -24,6 +24,7 @@ __all__ = [
     "Verdict",
     "adapter_family",
     "check_writable",
+    "claimed_family",
     "described",
     "format_for",
     "formats",

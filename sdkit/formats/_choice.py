@@ -77,8 +77,8 @@ def _programs(module: ModuleType) -> tuple[str, ...]:
 def choose_format(word: str, kind: str, known: dict[str, Plugin]) -> tuple[Format, Dialect]:
     """The format and dialect that `word` means for an artifact of `kind`.
 
-    Formats come before dialects, and dialects before programs; ``format:dialect`` names both. Of what a program reads it
-    is what most others read, too.
+    Formats come before dialects, and dialects before programs; ``format:dialect`` names both. Of what a program reads
+    it is what most others read, too.
 
     Raises:
         UsageError: nobody calls anything so.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 
+from sdkit.adapters.artifact import Target
 from sdkit.adapters.deltas.delta import Delta
 from sdkit.adapters.deltas.dora import Dora
 from sdkit.adapters.deltas.full import Full
@@ -15,10 +16,24 @@ from sdkit.adapters.deltas.low_rank import LowRank
 from sdkit.adapters.deltas.rotation import Rotation
 from sdkit.adapters.deltas.scaling import Scaling
 from sdkit.core.errors import SdkitError
+from sdkit.families.family import Model
 from sdkit.formats._lycoris import DORA, GLORA, IA3, LOHA, LOKR, LORA, OFT
+from sdkit.formats._write import Content
 from sdkit.streaming.expression import Read, reshaped
 
 _FULL = {("weight", False): "diff", ("bias", False): "diff_b", ("weight", True): "w_norm", ("bias", True): "b_norm"}
+
+
+def contents(target: Target, delta: Delta, spelled: str, model: Model | None) -> dict[str, Content]:
+    """What a file holds of one change.
+
+    Args:
+        spelled: the module in the file.
+        model: tells which modules are normalisations, whose changes have roles of their own.
+    """
+    norm = model is not None and len(model.places[f"{target.module}.weight"].shape) == 1
+    found: dict[str, Content] = dict(parts(delta, target.parameter, target.module, norm=norm))
+    return {f"{spelled}.{role}": content for role, content in (found | numbers(delta)).items()}
 
 
 def parts(delta: Delta, parameter: str, module: str, *, norm: bool = False) -> Iterator[tuple[str, Read]]:

@@ -94,11 +94,7 @@ def write(
     for target, delta in artifact.deltas.items():
         if target.module not in names:
             raise SdkitError(f"{target.module} has no name in kohya's format", "write it as peft or diffusers")
-        spelled = names[target.module]
-        norm = model is not None and len(model.places[f"{target.module}.weight"].shape) == 1
-        for role, read in _lycoris_write.parts(delta, target.parameter, target.module, norm=norm):
-            contents[f"{spelled}.{role}"] = read
-        contents |= {f"{spelled}.{role}": number for role, number in _lycoris_write.numbers(delta).items()}
+        contents |= _lycoris_write.contents(target, delta, names[target.module], model)
     contents |= {_token_name(rows): Read(rows.weights, rows.info) for rows in artifact.tokens}
     metadata = {**metadata, **_lycoris_write.network_metadata(artifact.deltas.values())}
     write_adapter_file(path, contents, metadata, overwrite=overwrite)

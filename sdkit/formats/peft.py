@@ -176,7 +176,9 @@ def _read_component(builder: ArtifactBuilder, component: str, config: Mapping[st
         return
     settings = LoraSettings.parse(config, weights.path)
     pairs = _pairs(builder, tensors)
-    component = component or _component(builder, {spelled: _pair_shape(parts) for spelled, parts in pairs.items()})
+    component = component or fitting_component(
+        builder, {spelled: _pair_shape(parts) for spelled, parts in pairs.items()}
+    )
     if config.get("fan_in_fan_out"):
         builder.note("fan_in_fan_out is set; it concerns no layer of these models, and PEFT ignores it for them too")
     for spelled, parts in pairs.items():
@@ -322,12 +324,12 @@ def _read_lycoris(
         spelled: next(changes(builder, spelled, parts, partial(settings.scale, spelled)))[1]
         for spelled, parts in modules.items()
     }
-    component = component or _component(builder, {spelled: delta.shape for spelled, delta in found.items()})
+    component = component or fitting_component(builder, {spelled: delta.shape for spelled, delta in found.items()})
     for spelled, delta in found.items():
         builder.add(builder.resolve(*candidates(component, spelled)), spelled, delta)
 
 
-def _component(builder: ArtifactBuilder, shapes: Mapping[str, tuple[int, ...] | None]) -> str:
+def fitting_component(builder: ArtifactBuilder, shapes: Mapping[str, tuple[int, ...] | None]) -> str:
     """The component whose modules fit best: by name, and for SDXL's two text encoders by shape."""
     if builder.model is None:
         text = any(name.startswith((TEXT_MODEL, "encoder.layers.", "text_projection")) for name in shapes)

@@ -21,7 +21,9 @@ class FormatsReport(Report):
 
     def table(self) -> list[tuple[str, ...]]:
         """The matrix in cells, its heading first: format, holds, kinds of change, words, read, written, programs."""
-        rows = [("format", "holds", "changes", "words", "read", "written as (--to)", "programs that read it")]
+        rows: list[tuple[str, ...]] = [
+            ("format", "holds", "changes", "words", "read", "written as (--to)", "programs that read it")
+        ]
         for format in self.formats:
             names = [f"{format.name}:{dialect.name}" if dialect.name else format.name for dialect in format.dialects]
             weights = "lora" in format.holds

@@ -163,6 +163,7 @@ class PreparedRotation:
 
 def _butterfly(weight: torch.Tensor, rotations: torch.Tensor, distance: int) -> torch.Tensor:
     """One stage: features `distance` apart come into one block, are rotated, and go back to their places."""
-    paired = weight.unflatten(0, (-1, 2, distance)).transpose(1, 2).flatten(0, 2)
-    turned = (rotations @ paired.view(*rotations.shape[:2], -1)).flatten(0, 1)
-    return turned.unflatten(0, (-1, distance, 2)).transpose(1, 2).flatten(0, 2)
+    columns = weight.shape[1]
+    paired = weight.reshape(-1, 2, distance, columns).transpose(1, 2).reshape(*rotations.shape[:2], columns)
+    turned = (rotations @ paired).reshape(-1, distance, 2, columns)
+    return turned.transpose(1, 2).reshape(weight.shape)
