@@ -146,7 +146,9 @@ def writing_codec(format: str) -> WritingCodec:
     plugin = choose(format, formats(), "format")
     module = plugin.load()
     if not hasattr(module, "write"):
-        raise SdkitError(f"the format {plugin.name} is read but not written", "write kohya, peft or diffusers")
+        raise SdkitError(
+            f"the format {plugin.name} is read but not written", "`sdkit formats` lists those that are written"
+        )
     return cast(WritingCodec, module)
 
 

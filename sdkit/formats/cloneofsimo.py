@@ -90,7 +90,8 @@ def write(
     contents: dict[str, Content] = {}
     said: dict[str, str] = {}
     for component, (classes, modules) in _written(artifact, model).items():
-        said[component] = json.dumps(sorted(classes - {"CLIPSdpaAttention"}))
+        if classes:  # else the metadata of the file that was read say it
+            said[component] = json.dumps(sorted(classes - {"CLIPSdpaAttention"}))
         for index, delta in enumerate(modules):
             up = delta.up if delta.scale == 1.0 else _scaled_up(f"{component}:{index}", delta)
             contents |= {f"{component}:{index}:up": _matrix(up), f"{component}:{index}:down": _matrix(delta.down)}
@@ -116,8 +117,7 @@ def _written(artifact: Artifact, model: Model | None) -> dict[str, tuple[frozens
     found: dict[str, tuple[frozenset[str], list[LowRank]]] = {}
     for component in dict.fromkeys(target.component for target in artifact.deltas):
         own = {module for module in changed if module.startswith(f"{component}.")}
-        whole = _KNOWN_CLASSES.get(component, frozenset())
-        orders = {classes: _positions(model, component, classes) for classes in (whole, whole - _FEED_FORWARD_CLASSES)}
+        orders = _orders(model, component, len(own))
         classes = next((classes for classes, order in orders.items() if set(order) == own), None)
         if classes is None:
             raise SdkitError(
@@ -129,8 +129,14 @@ def _written(artifact: Artifact, model: Model | None) -> dict[str, tuple[frozens
     return found
 
 
-def _positions(model: Model | None, component: str, classes: frozenset[str]) -> list[str]:
-    return positions(model, component, classes) if model is not None and classes else []
+def _orders(model: Model | None, component: str, count: int) -> dict[frozenset[str], list[str]]:
+    """The classes that may have been searched → the modules in order; without a model those keep their numbers."""
+    if model is None:
+        return {frozenset(): [f"{component}.{index}" for index in range(count)]}
+    whole = _KNOWN_CLASSES.get(component, frozenset())
+    return {
+        classes: positions(model, component, classes) for classes in (whole, whole - _FEED_FORWARD_CLASSES) if classes
+    }
 
 
 def _plain(module: str, delta: Delta) -> LowRank:
