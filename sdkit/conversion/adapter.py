@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 from sdkit.adapters.artifact import Artifact, Target
 from sdkit.adapters.builder import reads
-from sdkit.adapters.computed import Computed, computed_artifact
+from sdkit.adapters.computed import Computed, computed_artifact, times
 from sdkit.adapters.deltas.delta import Delta, is_relative
 from sdkit.adapters.deltas.dora import Dora
+from sdkit.adapters.deltas.full import Full
 from sdkit.adapters.deltas.low_rank import LowRank
 from sdkit.adapters.difference import Located, cut_difference
 from sdkit.adapters.ranks import RankRule
@@ -26,7 +27,7 @@ from sdkit.families.family import Model
 from sdkit.formats import Format, check_writable
 from sdkit.streaming.add_delta import LooksFirst
 from sdkit.streaming.expression import reshaped, torch_dtype
-from sdkit.weights import DType
+from sdkit.weights import DTYPES, DType
 
 if TYPE_CHECKING:
     import torch
@@ -161,7 +162,12 @@ class Fitting:
         return self.model.places[target.name].shape if self.model is not None else delta.shape
 
     def _shaped(self, target: Target, delta: Delta) -> Delta:
-        """A plain LoRA with factors shaped for its layer: readers take a 1×1 convolution's for no linear layer's."""
+        """The same change as files hold it.
+
+        A plain LoRA's factors are shaped for its layer: readers take a 1×1 convolution's for no linear layer's.
+        """
+        if isinstance(delta, Full) and delta.scale != 1.0:  # PEFT's biases; other files have no place for such a scale
+            return Full(times(delta.diff, delta.scale, target.name, DTYPES["F32"]))
         if self.model is None or type(delta) is not LowRank or delta.mid is not None:
             return delta
         shape = self.model.places[target.name].shape

@@ -17,11 +17,10 @@ from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
-from sdkit.adapters.artifact import Artifact, Target
+from sdkit.adapters.artifact import Artifact
 from sdkit.adapters.builder import ArtifactBuilder
-from sdkit.adapters.computed import Computed, ComputedWeights
+from sdkit.adapters.computed import times
 from sdkit.adapters.deltas.delta import Delta
-from sdkit.adapters.deltas.factors import read_factor
 from sdkit.adapters.deltas.low_rank import LowRank
 from sdkit.core.errors import SdkitError
 from sdkit.families.family import Model
@@ -93,7 +92,9 @@ def write(
         if classes:  # else the metadata of the file that was read say it
             said[component] = json.dumps(sorted(classes - {"CLIPSdpaAttention"}))
         for index, delta in enumerate(modules):
-            up = delta.up if delta.scale == 1.0 else _scaled_up(f"{component}:{index}", delta)
+            up = delta.up
+            if delta.scale != 1.0:
+                up = times(up, delta.scale, f"{component}:{index}", DTYPES["F32"])
             contents |= {f"{component}:{index}:up": _matrix(up), f"{component}:{index}:down": _matrix(delta.down)}
             said[f"{component}:{index}:rank"] = str(delta.rank)
     for rows in artifact.tokens:
@@ -149,14 +150,6 @@ def _plain(module: str, delta: Delta) -> LowRank:
 
 def _matrix(read: Read) -> Read:
     return reshaped(read, read.shape[:2]) if len(read.shape) > 2 else read
-
-
-def _scaled_up(name: str, delta: LowRank) -> Read:
-    import torch
-
-    change = Computed({"up": delta.up.shape}, lambda: {"up": read_factor(delta.up, torch.float64) * delta.scale})
-    weights = ComputedWeights(name, {Target(name): change}, DTYPES["F32"])
-    return Read(weights, weights.tensors[f"{Target(name).name}.up"])
 
 
 def positions(model: Model, component: str, classes: frozenset[str]) -> list[str]:

@@ -163,7 +163,7 @@ def convert_adapter(
             was=source.format,
             to=f"{format.name}:{dialect.name}" if dialect.name else format.name,
             programs=dialect.programs,
-            consumed=len(weights.tensors) - len(source.unmatched),
+            consumed=sum(not _is_left(name, source.unmatched) for name in weights.tensors),
             renamed=None,
             dropped=tuple(_dropped(source, fitted)),
             unmatched=(),
@@ -307,10 +307,15 @@ def _located(base: Weights | None) -> Callable[[str], Located] | None:
     return find
 
 
+def _is_left(name: str, unmatched: tuple[str, ...]) -> bool:
+    """Whether a tensor is, or belongs to a module that is, without a place."""
+    return any(name == left or name.startswith(f"{left}.") for left in unmatched)
+
+
 def _dropped(source: Artifact, fitted: Fitted) -> Iterator[Dropped]:
     if source.unmatched:
-        known = (source.source.tensors.get(name) for name in source.unmatched)
-        size = sum(info.nbytes for info in known if info is not None)
+        tensors = source.source.tensors.items()
+        size = sum(info.nbytes for name, info in tensors if _is_left(name, source.unmatched))
         yield Dropped("belongs to no module of the model", source.unmatched, size)
     rankless = tuple(entry.name for entry in fitted.approximations if entry.rank == 0)
     if rankless:

@@ -198,6 +198,21 @@ def test_nothing_is_lost_silently(tmp_path: Path, base: Path) -> None:
     assert [drop.names for drop in lossy.dropped] == [("unet.conv_in.bias",)]
 
 
+def test_a_scaled_bias_of_pefts_keeps_its_size(tmp_path: Path, base: Path) -> None:
+    """PEFT scales a bias as it scales the factors; kohya's files have no place for that scale."""
+    name = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_out.0"
+    rows, columns = models.sd1_modules()[f"lora_unet_{name.replace('.', '_')}"]
+    parts = {"lora_A.weight": (2, columns), "lora_B.weight": (rows, 2), "lora_B.bias": (rows,)}
+    tensors = {f"base_model.model.{name}.{part}": torch.randn(*shape).half() for part, shape in parts.items()}
+    (tmp_path / "p").mkdir()
+    models.save(tensors, tmp_path / "p" / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 0.6, "lora_bias": True}
+    (tmp_path / "p" / "adapter_config.json").write_text(json.dumps(config))
+    written = load_file(sdkit.convert(tmp_path / "p", "kohya", tmp_path / "k.safetensors", base=base).output)
+    bias = tensors[f"base_model.model.{name}.lora_B.bias"].double()
+    assert torch.allclose(written[f"lora_unet_{name.replace('.', '_')}.diff_b"].double(), bias * 0.3, rtol=1e-6)
+
+
 def test_without_names_for_its_modules_the_way_on_is_said(tmp_path: Path, lora: Path) -> None:
     with pytest.raises(SdkitError, match="peft needs names for its modules") as failure:
         sdkit.convert(lora, "peft", tmp_path / "p")
