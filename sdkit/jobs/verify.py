@@ -130,7 +130,8 @@ def _check(path: Path, progress: Progress) -> CheckedFile:
         return CheckedFile(str(path), "no weights", size, problems=(f"is {no_weights}",))
     try:
         with open_weights(path) as weights:
-            what, problems, warnings = _header(weights)
+            with open_weights(_described_by(path)) as whole:
+                what, problems, warnings = _header(whole)
             content = hash_content(path, progress)
             problems += [*_numbers(weights, progress), *_stated_hashes(weights, content.sha256 or "")]
     except (SdkitError, OSError) as error:
@@ -149,6 +150,11 @@ def _no_weights(path: Path) -> str:
     return next((meaning for sign, meaning in _NO_WEIGHTS if start.startswith(sign)), "")
 
 
+def _described_by(path: Path) -> Path:
+    """What tells what a file is: PEFT's say it in a configuration beside them, so the folder does."""
+    return path.parent if path.stem == "adapter_model" and (path.parent / "adapter_config.json").is_file() else path
+
+
 def _header(weights: Weights) -> tuple[str, list[str], list[str]]:
     """What it is, and what its header shows to be wrong or doubtful."""
     problems: list[str] = []
@@ -162,7 +168,7 @@ def _header(weights: Weights) -> tuple[str, list[str], list[str]]:
     if claimed and shown and claimed != shown and not shown.startswith(claimed):
         problems.append(f"is mislabelled: its metadata say {claimed}, its tensors are {shown}'s")
     pickled = weights.container is Container.PICKLE
-    if pickled == (weights.path.suffix in (".safetensors", ".sft")):
+    if weights.container is not Container.FOLDER and pickled == (weights.path.suffix in (".safetensors", ".sft")):
         problems.append(f"is mislabelled: a {weights.container} called {weights.path.suffix}")
     if pickled:
         warnings.append("is a pickle: it can hold code, which sdkit does not run; others may")

@@ -36,6 +36,13 @@ def test_a_sound_file_is_ok(tmp_path: Path) -> None:
     assert file.what == "kohya sd1" and file.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def test_pefts_files_are_known_by_the_configuration_beside_them(tmp_path: Path) -> None:
+    path = models.save({**LORA, f"{CROSS}.alpha": torch.tensor(2.0)}, tmp_path / "a.safetensors")
+    sdkit.convert(path, "peft", tmp_path / "p")
+    (file,) = sdkit.verify([tmp_path / "p"]).files
+    assert (file.what, file.problems, file.warnings) == ("peft sd1", (), ())
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
