@@ -32,6 +32,7 @@ _LAZY = {
     "subtract": "sdkit.jobs.combine",
     "train": "sdkit.jobs.train",
     "unmerge": "sdkit.jobs.unmerge",
+    "verify": "sdkit.jobs.verify",
     "xy": "sdkit.jobs.xy",
 }
 
@@ -55,6 +56,7 @@ __all__ = [  # noqa: F822  (lazy: PEP 562)
     "subtract",
     "train",
     "unmerge",
+    "verify",
     "xy",
 ]
 

@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
 from sdkit.families import FAMILIES
 from sdkit.formats import formats
 from sdkit.formats._lycoris import REFUSED, ROLES
+from sdkit.jobs.formats import formats as matrix
 
-PAGE = (Path(__file__).parent.parent / "docs" / "formats.md").read_text(encoding="utf-8")
+FILE = Path(__file__).parent.parent / "docs" / "formats.md"
+PAGE = FILE.read_text(encoding="utf-8")
+BEGIN, END = "<!-- matrix: begin -->\n", "<!-- matrix: end -->\n"
+
+
+def listing() -> str:
+    heading, *rows = ([f" {cell} " for cell in row] for row in matrix().table())
+    lines = ["|".join(["", *cells, ""]) for cells in (heading, ["---"] * len(heading), *rows)]
+    return BEGIN + "\n".join(lines) + "\n" + END
+
+
+def test_the_matrix_is_what_the_codecs_say() -> None:
+    """SDKIT_WRITE_DOCS=1 writes it anew."""
+    before, _, rest = PAGE.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    if os.environ.get("SDKIT_WRITE_DOCS"):
+        FILE.write_text(before + listing() + after, encoding="utf-8")
+    assert FILE.read_text(encoding="utf-8") == before + listing() + after
 
 
 def first_cells(heading: str) -> list[str]:

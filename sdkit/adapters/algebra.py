@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sdkit.adapters.deltas.delta import Delta, PreparedDelta
-from sdkit.adapters.deltas.dora import PreparedDora
+from sdkit.adapters.deltas.delta import Delta, PreparedDelta, is_relative
 from sdkit.adapters.deltas.low_rank import PreparedLowRank, stack
+from sdkit.streaming.add_delta import LooksFirst
 
 if TYPE_CHECKING:
     import torch
@@ -33,13 +33,15 @@ class DeltaSum:
 
     def ready(self, dtype: torch.dtype) -> PreparedSum:
         """Read all factors."""
-        prepared = [delta.prepare(strength, dtype) for delta, strength in self.terms]
-        if self.transposed:
-            prepared = [delta.transpose() for delta in prepared]
+        prepared = [self._prepared(delta, strength, dtype) for delta, strength in self.terms if not is_relative(delta)]
+        relative = tuple(self._prepared(delta, strength, dtype) for delta, strength in self.terms if is_relative(delta))
         low_rank = [delta for delta in prepared if isinstance(delta, PreparedLowRank)]
-        others = [delta for delta in prepared if not isinstance(delta, (PreparedLowRank, PreparedDora))]
-        relative = tuple(delta for delta in prepared if isinstance(delta, PreparedDora))
+        others = [delta for delta in prepared if not isinstance(delta, PreparedLowRank)]
         return PreparedSum((*([stack(low_rank)] if low_rank else []), *others), relative)
+
+    def _prepared(self, delta: Delta, strength: float, dtype: torch.dtype) -> PreparedDelta:
+        prepared = delta.prepare(strength, dtype)
+        return prepared.transpose() if self.transposed else prepared
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +54,17 @@ class PreparedSum:
     """
 
     terms: tuple[PreparedDelta, ...]
-    relative: tuple[PreparedDora, ...] = ()
+    relative: tuple[PreparedDelta, ...] = ()
 
     @property
     def looks_first(self) -> bool:
         """Whether a change must see all rows of the base before the first is changed."""
-        return any(change.looks_first for change in self.relative)
+        return any(isinstance(change, LooksFirst) and change.looks_first for change in self.relative)
 
     def look(self, rows: torch.Tensor, start: int) -> None:
         """Show base rows ``start : start + len(rows)`` to the changes that look first."""
         for change in self.relative:
-            if change.looks_first:
+            if isinstance(change, LooksFirst) and change.looks_first:
                 change.look(rows, start)
 
     def magnitude(self) -> float:

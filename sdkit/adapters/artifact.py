@@ -96,6 +96,8 @@ class Artifact:
         notes: facts a person should see (an assumed alpha, a dialect), one sentence each.
         metadata: the file's metadata.
         spelled: module → its name in the file, in the file's own format.
+        unstated: changes whose alpha the file does not state, so that a scale of 1 is assumed.
+        scale_known: False where that is a mere guess, because the format never states alpha.
     """
 
     source: Weights
@@ -110,6 +112,8 @@ class Artifact:
     notes: tuple[str, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
     spelled: Mapping[str, str] = field(default_factory=dict)
+    unstated: frozenset[Target] = frozenset()
+    scale_known: bool = True
 
     @property
     def not_bakeable(self) -> str | None:

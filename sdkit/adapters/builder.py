@@ -37,6 +37,7 @@ class ArtifactBuilder:
         self.format = format
         self._deltas: dict[Target, Delta] = {}
         self._spelled: dict[Target, str] = {}
+        self._unstated: set[Target] = set()
         self._tokens: list[TokenRows] = []
         self._unmatched: dict[str, None] = {}
         self._notes: Counter[str] = Counter()
@@ -52,12 +53,20 @@ class ArtifactBuilder:
         places = self.model.places
         return next((module for module in candidates if f"{module}.{parameter}" in places), None)
 
-    def add(self, module: str | None, spelled: str, delta: Delta, parameter: str = "weight") -> None:
+    def shape_of(self, module: str | None) -> tuple[int, ...] | None:
+        """The shape of a hub module's weight; None where there is no model, or no such module in it."""
+        place = self.model.places.get(f"{module}.weight") if self.model is not None else None
+        return place.shape if place is not None else None
+
+    def add(
+        self, module: str | None, spelled: str, delta: Delta, parameter: str = "weight", *, stated: bool = True
+    ) -> None:
         """Take a change of a hub module.
 
         Args:
             module: the hub module, as `resolve` found it; None when the model has no such module.
             spelled: the module as the file spells it, for messages.
+            stated: whether the file states the scale of the factors.
 
         Raises:
             SdkitError: the change's shape is not the weight's, or the weight is changed by two different modules.
@@ -72,6 +81,8 @@ class ArtifactBuilder:
             return
         self._deltas[target] = delta
         self._spelled[target] = spelled
+        if not stated:
+            self._unstated.add(target)
 
     def add_tokens(self, token: str, component: str, info: TensorInfo) -> None:
         """Take rows of a token embedding."""
@@ -97,6 +108,7 @@ class ArtifactBuilder:
             notes=tuple(notes),
             metadata=self.weights.metadata,
             spelled={target.module: spelled for target, spelled in self._spelled.items()},
+            unstated=frozenset(self._unstated),
         )
 
     def _check_shape(self, target: Target, spelled: str, delta: Delta) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from sdkit.adapters.artifact import Artifact, Target
 from sdkit.adapters.deltas.delta import Delta
+from sdkit.adapters.deltas.factors import read_factor
 from sdkit.adapters.deltas.full import Full
 from sdkit.adapters.deltas.low_rank import LowRank
 from sdkit.core.errors import SdkitError
@@ -98,6 +99,20 @@ def computed_artifact(
     weights = ComputedWeights(name, changes, dtype)
     deltas = {target: _delta(weights, target, change) for target, change in changes.items()}
     return Artifact(weights, format, deltas=deltas, spelled=spelled or {})
+
+
+def times(read: Read, factor: float, name: str, dtype: DType | None = None) -> Read:
+    """A tensor times a number, computed when it is read.
+
+    Args:
+        name: of what it belongs to.
+        dtype: what it is stored as; default: the tensor's own type, which rounds.
+    """
+    import torch
+
+    change = Computed({"scaled": read.shape}, lambda: {"scaled": read_factor(read, torch.float64) * factor})
+    weights = ComputedWeights(str(read.weights.path), {Target(name): change}, dtype or read.dtype)
+    return Read(weights, next(iter(weights.tensors.values())))
 
 
 def _delta(weights: Weights, target: Target, change: Computed) -> Delta:

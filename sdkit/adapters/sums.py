@@ -8,15 +8,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from sdkit.adapters.artifact import Target
-from sdkit.adapters.computed import Computed, ComputedWeights
+from sdkit.adapters.computed import Computed, times
 from sdkit.adapters.decompose import Cores, Decomposition, leading
 from sdkit.adapters.deltas.delta import Delta
-from sdkit.adapters.deltas.factors import read_factor
 from sdkit.adapters.deltas.full import Full
 from sdkit.adapters.deltas.kronecker import Kronecker
 from sdkit.adapters.low_rank_form import form_rank, joined, joint_scale, kronecker_svd
 from sdkit.adapters.ranks import RankRule, relative_error
-from sdkit.streaming.expression import Read
 from sdkit.weights import DTYPES, DType
 
 if TYPE_CHECKING:
@@ -48,20 +46,12 @@ def scaled(target: Target, delta: Delta, factor: float) -> Delta:
     if factor == 1.0:
         return delta
     if isinstance(delta, Full):
-        return Full(_times(target, delta.diff, delta.scale * factor))
+        return Full(times(delta.diff, delta.scale * factor, target.name))
     if isinstance(delta, Kronecker) and delta.rank is None:  # two whole sides: alpha does not count
         whole = delta.w1.whole
         assert whole is not None
-        return replace(delta, w1=replace(delta.w1, whole=_times(target, whole, factor)))
+        return replace(delta, w1=replace(delta.w1, whole=times(whole, factor, target.name)))
     return replace(delta, scale=delta.scale * factor)  # type: ignore[type-var]  # every other kind has one
-
-
-def _times(target: Target, read: Read, factor: float) -> Read:
-    import torch
-
-    change = Computed({"scaled": read.shape}, lambda: {"scaled": read_factor(read, torch.float64) * factor})
-    weights = ComputedWeights(str(read.weights.path), {target: change}, read.dtype)
-    return Read(weights, weights.tensors[f"{target.name}.scaled"])
 
 
 def exact_sum(terms: Terms, shape: tuple[int, ...], measure: Callable[[float], None]) -> Computed:

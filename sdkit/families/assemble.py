@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from sdkit.families.clip import TextLayout
 from sdkit.families.family import Place
 from sdkit.families.kohya import flat_modules
-from sdkit.families.parameter import Parameter, Shape
+from sdkit.families.parameter import Parameter, Shape, is_module_weight
 from sdkit.families.parts import Part, Parts
 from sdkit.families.rules import Family, TextEncoder
 from sdkit.families.unet import unet_blocks
@@ -123,6 +123,16 @@ def kohya_modules(family: Family, components: Iterable[Component]) -> dict[str, 
         elif component.name in prefixes:
             modules |= flat_modules(component.name, prefixes[component.name], component.parameters)
     return modules
+
+
+def native_modules(components: Iterable[Component]) -> dict[str, str]:
+    """Hub module → its dotted name in the single file, for every layer and normalisation."""
+    return {
+        f"{component.name}.{row.hub.removesuffix('.weight')}": row.ldm.removesuffix(".weight")
+        for component in components
+        for row in component.parameters
+        if is_module_weight(row)
+    }
 
 
 def block_names(parts: Parts) -> dict[str, str]:

@@ -45,6 +45,7 @@ class Model:
         block_names: hub module prefix → block name as the web UIs write it (``IN04``, ``M00``, ``OUT11``, ``BASE``);
             the longest matching prefix counts.
         kohya_modules: flattened kohya module name (``lora_unet_…``) → hub module; both spellings for SDXL.
+        native_modules: hub module → its name in the family's single file, without the component's prefix.
         markers: keys that are flags, not weights (``v_pred``, ``ztsnr``).
         ema: keys of the exponential moving average copy inside the file.
         unclaimed: keys no rule explains (copied untouched, never merged).
@@ -61,6 +62,7 @@ class Model:
     places: Mapping[str, Place] = field(default_factory=dict)
     block_names: Mapping[str, str] = field(default_factory=dict)
     kohya_modules: Mapping[str, str] = field(default_factory=dict)
+    native_modules: Mapping[str, str] = field(default_factory=dict)
     markers: tuple[str, ...] = ()
     ema: tuple[str, ...] = ()
     unclaimed: tuple[str, ...] = ()

@@ -14,6 +14,7 @@ from sdkit.families.assemble import (
     claim,
     components_of,
     kohya_modules,
+    native_modules,
 )
 from sdkit.families.family import Model
 from sdkit.families.others import KOLORS_LAYER, look_alike
@@ -66,6 +67,7 @@ def _recognised(weights: Weights, family: Family, parts: Parts, objections: dict
         places=claims.places,
         block_names=block_names(parts),
         kohya_modules=kohya_modules(family, components),
+        native_modules=native_modules(components),
         markers=_markers(weights),
         ema=_ema(weights),
         unclaimed=_unclaimed(weights, claims),
@@ -135,6 +137,7 @@ def _component_names(components: list[Component], weights: Weights) -> tuple[str
     """The components in the rules' names, and the folders the rules do not know (a safety checker)."""
     explained = {component.part.prefix.rstrip("/") for component in components}
     folders = {name.partition("/")[0] for name in weights.tensors if "/" in name}
+    folders -= {folder for folder in folders if f"{folder}/adapter_config" in weights.configs}  # PEFT's, of adapters
     return tuple(sorted({component.name for component in components} | (folders - explained)))
 
 

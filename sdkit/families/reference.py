@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from sdkit.core.errors import UsageError
-from sdkit.families.assemble import block_names, components_of, kohya_modules
+from sdkit.families.assemble import block_names, components_of, kohya_modules, native_modules
 from sdkit.families.configs import text_layout, unet_layout, vae_layout
 from sdkit.families.family import Model, Place
 from sdkit.families.identify import FAMILIES
@@ -46,6 +46,7 @@ def reference(family: str, variant: str = "base", naming: str = "diffusers") -> 
         places=places,
         block_names=block_names(parts),
         kohya_modules=kohya_modules(rules, components),
+        native_modules=native_modules(components),
     )
 
 

@@ -11,18 +11,27 @@ from sdkit.adapters.artifact import Artifact
 from sdkit.core.errors import SdkitError
 from sdkit.core.plugins import Plugin, choose, find_plugins
 from sdkit.families.family import Model
-from sdkit.formats._family import adapter_family
-from sdkit.formats._verify import verify
-from sdkit.formats.codec import Codec, Verdict, WritingCodec
+from sdkit.formats._choice import Format, choose_format, described
+from sdkit.formats._family import adapter_family, claimed_family
+from sdkit.formats._verify import ROUNDING, verify, verify_rest
+from sdkit.formats.codec import Codec, Dialect, Verdict, WritingCodec
 from sdkit.weights import Weights, open_weights
 
 __all__ = [
+    "ROUNDING",
+    "Dialect",
+    "Format",
     "Verdict",
     "adapter_family",
     "check_writable",
+    "claimed_family",
+    "described",
+    "format_for",
     "formats",
+    "own_metadata",
     "read_adapter",
     "recognise",
+    "verify_rest",
     "write_adapter",
     "writing_codec",
 ]
@@ -31,6 +40,22 @@ __all__ = [
 def formats() -> dict[str, Plugin]:
     """The known formats by name: this package's, and those of the entry points ``sdkit.formats``."""
     return find_plugins(__name__, "sdkit.formats", skip=("codec",))
+
+
+def format_for(word: str, kind: str) -> tuple[Format, Dialect]:
+    """The format and dialect that a word (a format, a dialect, a program) means for an artifact of `kind`.
+
+    Raises:
+        UsageError: nobody calls anything so.
+        SdkitError: what is called so cannot hold such an artifact.
+    """
+    return choose_format(word, kind, formats())
+
+
+def own_metadata(metadata: Mapping[str, str]) -> frozenset[str]:
+    """The keys by which some format says what its own tensors mean; in another format they mean nothing."""
+    patterns = [codec.OWN_METADATA for codec in _codecs().values() if hasattr(codec, "OWN_METADATA")]
+    return frozenset(key for key in metadata if any(pattern.fullmatch(key) for pattern in patterns))
 
 
 def recognise(weights: Weights) -> tuple[str | None, dict[str, Verdict]]:
@@ -121,7 +146,9 @@ def writing_codec(format: str) -> WritingCodec:
     plugin = choose(format, formats(), "format")
     module = plugin.load()
     if not hasattr(module, "write"):
-        raise SdkitError(f"the format {plugin.name} is read but not written", "write kohya, peft or diffusers")
+        raise SdkitError(
+            f"the format {plugin.name} is read but not written", "`sdkit formats` lists those that are written"
+        )
     return cast(WritingCodec, module)
 
 

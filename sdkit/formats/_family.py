@@ -63,6 +63,11 @@ def adapter_family(weights: Weights) -> tuple[str | None, str]:
     return None, "no cross-attention, no second text encoder and no metadata tell the family"
 
 
+def claimed_family(weights: Weights) -> str | None:
+    """The family that a file's metadata claim, whatever its tensors show; None where they claim none."""
+    return next((family for family, _ in _from_metadata(weights)), None)
+
+
 def _from_cross_attention(weights: Weights) -> Iterator[tuple[str, str]]:
     for name, info in weights.tensors.items():
         named = _CROSS_ATTENTION.fullmatch(name) and _INPUT_SIDE.fullmatch(name)

@@ -7,14 +7,18 @@ out silently is a picture that is silently wrong.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
 from sdkit.adapters.builder import ArtifactBuilder
 from sdkit.adapters.deltas.delta import Delta
 from sdkit.adapters.deltas.dora import Dora
 from sdkit.adapters.deltas.full import Full
+from sdkit.adapters.deltas.glora import Glora
 from sdkit.adapters.deltas.hadamard import Hadamard
 from sdkit.adapters.deltas.kronecker import Kronecker, Side
 from sdkit.adapters.deltas.low_rank import LowRank
+from sdkit.adapters.deltas.rotation import Rotation
+from sdkit.adapters.deltas.scaling import Scaling
 from sdkit.core.errors import SdkitError
 from sdkit.streaming.expression import Read
 from sdkit.weights import TensorInfo, Weights
@@ -32,17 +36,8 @@ FULL = {"diff": "weight", "diff_b": "bias", "w_norm": "weight", "b_norm": "bias"
 REFUSED = {
     "lora_magnitude_vector": "DoRA",
     "lora_magnitude_vector.weight": "DoRA",
-    "oft_blocks": "OFT or BOFT",
-    "oft_diag": "OFT or BOFT",
+    "oft_diag": "an OFT of whole rotations",
     "oft_R.weight": "OFT",
-    "rescale": "OFT or BOFT",
-    "a1.weight": "GLoRA",
-    "a2.weight": "GLoRA",
-    "b1.weight": "GLoRA",
-    "b2.weight": "GLoRA",
-    "bm.weight": "GLoRA",
-    "weight": "IA³",
-    "on_input": "IA³",
     "scalar": "a LyCORIS scalar",
     "bias_indices": "a sparse bias",
     "bias_values": "a sparse bias",
@@ -51,7 +46,10 @@ REFUSED = {
     "reshape_weight": "a control LoRA that reshapes weights",
 }
 DORA = "dora_scale"
-ROLES = frozenset([*LORA, *LOHA, *LOKR, *FULL, *REFUSED, DORA, "alpha"])
+GLORA = ("a1.weight", "a2.weight", "b1.weight", "b2.weight", "bm.weight")
+IA3 = ("weight", "on_input")
+OFT = ("oft_blocks", "rescale")
+ROLES = frozenset([*LORA, *LOHA, *LOKR, *GLORA, *IA3, *OFT, *FULL, *REFUSED, DORA, "alpha"])
 
 
 def refuse(weights: Weights, name: str, kind: str) -> SdkitError:
@@ -63,11 +61,12 @@ def refuse(weights: Weights, name: str, kind: str) -> SdkitError:
 
 
 def changes(
-    builder: ArtifactBuilder, module: str, parts: Parts, scale: Scale | None = None
+    builder: ArtifactBuilder, module: str, parts: Parts, scale: Scale | None = None, hub: str | None = None
 ) -> Iterator[tuple[str, Delta]]:
     """The changes of one module as (``weight`` or ``bias``, change).
 
     Args:
+        hub: the module in the model, where it has one; some kinds do not tell the shape of the weight they change.
         scale: of the factors, where the file has no alpha beside them and says it otherwise.
 
     Raises:
@@ -80,7 +79,8 @@ def changes(
     if len(found) > 1:
         raise SdkitError(f"{builder.weights.path}: {module} mixes the parts of several kinds of adapter")
     for reader in found:
-        change = reader(builder, module, parts, scale or _stored_scale(builder, parts))
+        shape = builder.shape_of(hub)
+        change = reader(_Source(builder, module, parts, scale or _stored_scale(builder, parts), shape))
         yield "weight", _dora(builder, change, parts[DORA]) if DORA in parts else change
     if DORA in parts and not found:
         raise _incomplete(builder, module, f"{DORA} has no change of direction beside it")
@@ -91,28 +91,100 @@ def changes(
         raise SdkitError(f"{builder.weights.path}: {module} has an alpha and nothing that it scales")
 
 
-def _lora(builder: ArtifactBuilder, module: str, parts: Parts, scale: Scale) -> LowRank:
-    up, down = _needed(builder, module, parts, LORA[:2])
-    mid = _optional(builder, parts, LORA[2])
-    return LowRank(up, down, scale(_rank(down)), mid)
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """One module's tensors, and what is known about them.
+
+    Attributes:
+        builder: reads them.
+        module: as the file spells it.
+        parts: role → tensor.
+        scale: as `changes` takes it.
+        shape: of the weight; None without a model.
+    """
+
+    builder: ArtifactBuilder
+    module: str
+    parts: Parts
+    scale: Scale
+    shape: tuple[int, ...] | None
+
+    def needed(self, *roles: str) -> list[Read]:
+        """The tensors of these roles.
+
+        Raises:
+            SdkitError: one is missing.
+        """
+        missing = [role for role in roles if role not in self.parts]
+        if missing:
+            raise _incomplete(self.builder, self.module, f"{' and '.join(missing)} missing")
+        return [self.builder.read(self.parts[role]) for role in roles]
+
+    def optional(self, role: str) -> Read | None:
+        """The tensor of this role, if there is one."""
+        return self.builder.read(self.parts[role]) if role in self.parts else None
+
+    def number(self, role: str, default: float) -> float:
+        """A number that stands beside the factors."""
+        return self.builder.weights.scalar(self.parts[role].name) if role in self.parts else default
 
 
-def _loha(builder: ArtifactBuilder, module: str, parts: Parts, scale: Scale) -> Hadamard:
-    w1_a, w1_b, w2_a, w2_b = _needed(builder, module, parts, LOHA[:4])
-    cores = [_optional(builder, parts, role) for role in LOHA[4:]]
-    return Hadamard(w1_a, w1_b, w2_a, w2_b, scale(_rank(w1_b)), *cores)
+def _lora(source: _Source) -> LowRank:
+    up, down = source.needed(*LORA[:2])
+    return LowRank(up, down, source.scale(_rank(down)), source.optional(LORA[2]))
 
 
-def _lokr(builder: ArtifactBuilder, module: str, parts: Parts, scale: Scale) -> Kronecker:
+def _loha(source: _Source) -> Hadamard:
+    w1_a, w1_b, w2_a, w2_b = source.needed(*LOHA[:4])
+    cores = [source.optional(role) for role in LOHA[4:]]
+    return Hadamard(w1_a, w1_b, w2_a, w2_b, source.scale(_rank(w1_b)), *cores)
+
+
+def _lokr(source: _Source) -> Kronecker:
     sides = []
     for roles in (LOKR[0:3], LOKR[3:7]):
-        if not any(role in parts for role in roles):
-            raise _incomplete(builder, module, f"{roles[0]} is missing")
-        sides.append(Side(*(_optional(builder, parts, role) for role in roles)))
-    return Kronecker(sides[0], sides[1], scale(sides[1].rank or sides[0].rank))
+        if not any(role in source.parts for role in roles):
+            raise _incomplete(source.builder, source.module, f"{roles[0]} is missing")
+        sides.append(Side(*(source.optional(role) for role in roles)))
+    return Kronecker(sides[0], sides[1], source.scale(sides[1].rank or sides[0].rank))
 
 
-_READERS = ((LORA, _lora), (LOHA, _loha), (LOKR, _lokr))
+def _glora(source: _Source) -> Glora:
+    """LyCORIS swapped the factors of each product in its second year; their shapes tell, but of square ones."""
+    a1, a2, b1, b2 = source.needed(*GLORA[:4])
+    today, before = _chains(a1, a2) and _chains(b1, b2), _chains(a2, a1) and _chains(b2, b1)
+    if today and before:
+        raise SdkitError(
+            f"{source.builder.weights.path}: {source.module}: its factors are square, so they do not tell whether they "
+            "are LyCORIS' of today or of before",
+            "save it again with the LyCORIS that trained it",
+        )
+    if before and not today:
+        source.builder.note("a GLoRA has the order of factors that LyCORIS had first")
+        a1, a2, b1, b2 = a2, a1, b2, b1
+    return Glora(a1, a2, LowRank(b1, b2, source.scale(_rank(b2)), source.optional(GLORA[4])))
+
+
+def _chains(up: Read, down: Read) -> bool:
+    """Whether two factors can be multiplied to the larger matrix."""
+    fit = len(up.shape) > 1 and len(down.shape) > 1 and up.shape[1] == down.shape[0]
+    return fit and up.shape[1] <= min(up.shape[0], down.shape[1])
+
+
+def _ia3(source: _Source) -> Scaling:
+    (factors, _) = source.needed(*IA3)
+    by_input = bool(source.number("on_input", 0.0))
+    count = factors.info.numel
+    return Scaling(factors, by_input, source.shape or ((1, count) if by_input else (count, 1)))
+
+
+def _oft(source: _Source) -> Rotation:
+    (blocks,) = source.needed(OFT[0])
+    count = blocks.shape[-3] * blocks.shape[-1] if len(blocks.shape) > 2 else 0
+    return Rotation(blocks, source.optional(OFT[1]), source.number("alpha", 0.0), source.shape or (count, 1))
+
+
+_READERS = ((LORA, _lora), (LOHA, _loha), (LOKR, _lokr), (GLORA, _glora), (IA3, _ia3), (OFT, _oft))
 
 
 def _dora(builder: ArtifactBuilder, change: Delta, info: TensorInfo) -> Dora:
@@ -139,17 +211,6 @@ def _stored_scale(builder: ArtifactBuilder, parts: Parts) -> Scale:
         return builder.weights.scalar(parts["alpha"].name) / rank
 
     return scale
-
-
-def _needed(builder: ArtifactBuilder, module: str, parts: Parts, roles: tuple[str, ...]) -> list[Read]:
-    missing = [role for role in roles if role not in parts]
-    if missing:
-        raise _incomplete(builder, module, f"{' and '.join(missing)} missing")
-    return [builder.read(parts[role]) for role in roles]
-
-
-def _optional(builder: ArtifactBuilder, parts: Parts, role: str) -> Read | None:
-    return builder.read(parts[role]) if role in parts else None
 
 
 def _incomplete(builder: ArtifactBuilder, module: str, reason: str) -> SdkitError:

@@ -5,17 +5,35 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 
+from sdkit.adapters.artifact import Target
 from sdkit.adapters.deltas.delta import Delta
 from sdkit.adapters.deltas.dora import Dora
 from sdkit.adapters.deltas.full import Full
+from sdkit.adapters.deltas.glora import Glora
 from sdkit.adapters.deltas.hadamard import Hadamard
 from sdkit.adapters.deltas.kronecker import Kronecker
 from sdkit.adapters.deltas.low_rank import LowRank
+from sdkit.adapters.deltas.rotation import Rotation
+from sdkit.adapters.deltas.scaling import Scaling
 from sdkit.core.errors import SdkitError
-from sdkit.formats._lycoris import DORA, LOHA, LOKR, LORA
+from sdkit.families.family import Model
+from sdkit.formats._lycoris import DORA, GLORA, IA3, LOHA, LOKR, LORA, OFT
+from sdkit.formats._write import Content
 from sdkit.streaming.expression import Read, reshaped
 
 _FULL = {("weight", False): "diff", ("bias", False): "diff_b", ("weight", True): "w_norm", ("bias", True): "b_norm"}
+
+
+def contents(target: Target, delta: Delta, spelled: str, model: Model | None) -> dict[str, Content]:
+    """What a file holds of one change.
+
+    Args:
+        spelled: the module in the file.
+        model: tells which modules are normalisations, whose changes have roles of their own.
+    """
+    norm = model is not None and len(model.places[f"{target.module}.weight"].shape) == 1
+    found: dict[str, Content] = dict(parts(delta, target.parameter, target.module, norm=norm))
+    return {f"{spelled}.{role}": content for role, content in (found | numbers(delta)).items()}
 
 
 def parts(delta: Delta, parameter: str, module: str, *, norm: bool = False) -> Iterator[tuple[str, Read]]:
@@ -40,6 +58,12 @@ def parts(delta: Delta, parameter: str, module: str, *, norm: bool = False) -> I
     elif isinstance(delta, Kronecker):
         one, two = delta.w1, delta.w2
         roles, found = LOKR, (one.whole, one.a, one.b, two.whole, two.a, two.b, two.core)
+    elif isinstance(delta, Glora):
+        roles, found = GLORA, (delta.a1, delta.a2, delta.change.up, delta.change.down, delta.change.mid)
+    elif isinstance(delta, Rotation):
+        roles, found = OFT, (delta.blocks, delta.rescale)
+    elif isinstance(delta, Scaling):
+        roles, found = IA3[:1], (delta.factors,)
     elif isinstance(delta, Full) and delta.scale == 1.0:
         roles, found = (_FULL[parameter, norm],), (delta.diff,)
     else:
@@ -53,18 +77,36 @@ def lengths_shape(delta: Dora) -> tuple[int, ...]:
     return tuple(delta.lengths.info.numel if index == axis else 1 for index in range(len(delta.shape)))
 
 
+def numbers(delta: Delta) -> dict[str, float]:
+    """The numbers that stand beside the tensors of a change, by role."""
+    if isinstance(delta, Scaling):
+        return {IA3[1]: float(delta.by_input)}
+    beside = alpha(delta)
+    return {} if beside is None else {"alpha": beside}
+
+
 def alpha(delta: Delta) -> float | None:
-    """The number that stands beside the factors: scale × rank; None for a change without a rank.
+    """The number that stands beside the factors: scale × rank, of a rotation its limit; None for other kinds.
 
     A LoKr of two whole sides has neither, but LyCORIS does not load it without an alpha, which it then ignores.
     """
+    if isinstance(delta, Rotation):
+        return delta.limit
     if delta.rank is not None:
         return delta.scale * delta.rank
     return 1.0 if isinstance(delta, Kronecker) else None
 
 
 # Kind → what LyCORIS calls its algorithm; DoRA is a setting of any of them.
-_ALGORITHMS = {"dora": "lora", "loha": "loha", "lokr": "lokr"}
+_ALGORITHMS = {
+    "dora": "lora",
+    "loha": "loha",
+    "lokr": "lokr",
+    "glora": "glora",
+    "ia3": "ia3",
+    "oft": "diag-oft",
+    "boft": "boft",
+}
 
 
 def network_metadata(deltas: Iterable[Delta]) -> dict[str, str]:

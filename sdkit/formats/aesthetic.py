@@ -15,6 +15,8 @@ from sdkit.families.family import Model
 from sdkit.formats.codec import Verdict
 from sdkit.weights import Weights
 
+HOLDS = ("aesthetic",)
+PROGRAMS = ("a1111",)
 BARE = frozenset(["", "tensor", "data", "value"])  # what a tensor without a name may be called
 _WIDTHS = (512, 768, 1024, 1280)
 

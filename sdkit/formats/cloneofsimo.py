@@ -11,17 +11,28 @@ a transformer block held attn1, ff, attn2; today's order is another, so walking 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
 
 from sdkit.adapters.artifact import Artifact
 from sdkit.adapters.builder import ArtifactBuilder
+from sdkit.adapters.computed import times
+from sdkit.adapters.deltas.delta import Delta
 from sdkit.adapters.deltas.low_rank import LowRank
 from sdkit.core.errors import SdkitError
 from sdkit.families.family import Model
-from sdkit.formats.codec import Verdict
-from sdkit.weights import TensorInfo, Weights
+from sdkit.formats._write import Content, write_adapter_file
+from sdkit.formats.codec import Dialect, Verdict
+from sdkit.streaming.expression import Read, reshaped
+from sdkit.weights import DTYPES, TensorInfo, Weights
 
+CHANGES = ("lora",)
+WORDS = True
+DIALECTS = (Dialect(("lora-diffusion",), says="every layer it counts must be there; no alpha"),)
+OWN_METADATA = re.compile(r"unet|text_encoder|(?:unet|text_encoder):\d+:rank|<[^<>]+>")
 _KEY = re.compile(r"(unet|text_encoder):(0|[1-9]\d{0,3}):(up|down)")
 _BLOCK = re.compile(
     r"(unet\.(down|up|mid)_blocks?(?:\.(\d+))?\.attentions\.(\d+)\.transformer_blocks\.(\d+))\.attn1\.to_q\.weight"
@@ -65,6 +76,80 @@ def read(weights: Weights, model: Model | None) -> Artifact:
     for component, pairs in components.items():
         _add_pairs(builder, component, pairs)
     return builder.build()
+
+
+def write(
+    artifact: Artifact, model: Model | None, path: Path, metadata: Mapping[str, str], *, overwrite: bool = False
+) -> None:
+    """See `formats.write_adapter`. There is no place for a scale, so it goes into ``up``, which is float32 then.
+
+    Raises:
+        SdkitError: also when the layers changed are not those the first implementation counts.
+    """
+    contents: dict[str, Content] = {}
+    said: dict[str, str] = {}
+    for component, (classes, modules) in _written(artifact, model).items():
+        if classes:  # else the metadata of the file that was read say it
+            said[component] = json.dumps(sorted(classes - {"CLIPSdpaAttention"}))
+        for index, delta in enumerate(modules):
+            up = delta.up
+            if delta.scale != 1.0:
+                up = times(up, delta.scale, f"{component}:{index}", DTYPES["F32"])
+            contents |= {f"{component}:{index}:up": _matrix(up), f"{component}:{index}:down": _matrix(delta.down)}
+            said[f"{component}:{index}:rank"] = str(delta.rank)
+    for rows in artifact.tokens:
+        contents[rows.token] = Read(rows.weights, rows.info)
+        said[rows.token] = _TOKEN_FLAG
+    write_adapter_file(path, contents, {**metadata, **said}, overwrite=overwrite)
+
+
+def check(artifact: Artifact, model: Model | None) -> None:
+    """See `formats.check_writable`."""
+    _written(artifact, model)
+
+
+def _written(artifact: Artifact, model: Model | None) -> dict[str, tuple[frozenset[str], list[LowRank]]]:
+    """Component → the classes of its layers, and its changes in the order of the positions.
+
+    Raises:
+        SdkitError: the format has no number for a module, or one of its numbers has no change.
+    """
+    changed = {target.module: delta for target, delta in artifact.deltas.items() if target.parameter == "weight"}
+    found: dict[str, tuple[frozenset[str], list[LowRank]]] = {}
+    for component in dict.fromkeys(target.component for target in artifact.deltas):
+        own = {module for module in changed if module.startswith(f"{component}.")}
+        orders = _orders(model, component, len(own))
+        classes = next((classes for classes, order in orders.items() if set(order) == own), None)
+        if classes is None:
+            raise SdkitError(
+                f"{component}: the first implementation's files number all attention layers (with ff.net.0.proj), "
+                f"here are {len(own)} modules, which are not those",
+                "write it in kohya's format, which names its modules",
+            )
+        found[component] = classes, [_plain(module, changed[module]) for module in orders[classes]]
+    return found
+
+
+def _orders(model: Model | None, component: str, count: int) -> dict[frozenset[str], list[str]]:
+    """The classes that may have been searched → the modules in order; without a model those keep their numbers."""
+    if model is None:
+        return {frozenset(): [f"{component}.{index}" for index in range(count)]}
+    whole = _KNOWN_CLASSES.get(component, frozenset())
+    return {
+        classes: positions(model, component, classes) for classes in (whole, whole - _FEED_FORWARD_CLASSES) if classes
+    }
+
+
+def _plain(module: str, delta: Delta) -> LowRank:
+    if not isinstance(delta, LowRank) or delta.mid is not None or math.prod(delta.shape[2:]) != 1:
+        raise SdkitError(
+            f"{module}: a change of the kind {delta.kind} has no place in the first implementation's files"
+        )
+    return delta
+
+
+def _matrix(read: Read) -> Read:
+    return reshaped(read, read.shape[:2]) if len(read.shape) > 2 else read
 
 
 def positions(model: Model, component: str, classes: frozenset[str]) -> list[str]:

@@ -17,6 +17,23 @@ from sdkit.weights import Weights
 
 
 @dataclass(frozen=True, slots=True)
+class Dialect:
+    """One way of writing a format.
+
+    Attributes:
+        programs: those that read it, as `formats._programs` calls them; `sdkit convert --to` takes each for a name.
+        name: what tells it from the format's other dialects; empty for the usual one.
+        suffix: of its files; empty for a folder.
+        says: what is special about it, a few words.
+    """
+
+    programs: tuple[str, ...]
+    name: str = ""
+    suffix: str = ".safetensors"
+    says: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """Whether a codec recognises a file, and the evidence for or against in one sentence."""
 
@@ -25,7 +42,17 @@ class Verdict:
 
 
 class Codec(Protocol):
-    """The functions a codec module defines."""
+    """What a codec module defines.
+
+    Beside the functions it may say, for `sdkit formats` and `sdkit convert`:
+
+        HOLDS      kinds of artifact (`Artifact.kind`); missing: ``("lora",)``
+        CHANGES    kinds of weight change (`Delta.kind`) it can say; missing: all
+        WORDS      whether it holds words beside weight changes; missing: no
+        PROGRAMS   those that write or read the format, where it is only read here
+        DIALECTS   how it is written, the usual one first; needed by a codec that writes
+        OWN_METADATA  pattern of the metadata by which this format alone says what its tensors mean
+    """
 
     def detect(self, weights: Weights) -> Verdict:
         """Look at names, shapes and metadata only. Never reads a tensor, never raises on a strange file."""

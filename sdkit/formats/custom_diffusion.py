@@ -18,6 +18,8 @@ from sdkit.formats.textual_inversion import encoder_of
 from sdkit.streaming.expression import Read
 from sdkit.weights import Weights
 
+HOLDS = ("custom-diffusion",)
+PROGRAMS = ("diffusers",)
 _REPOSITORY = re.compile(r"unet\.(?P<module>.+\.attn[12]\.to_(?:k|v|q|out\.0))\.(?P<parameter>weight|bias)")
 _DIFFUSERS = re.compile(
     r"(?:unet\.)?(?P<module>.+\.attn[12])\.processor\.(?P<slot>to_(?:k|v|q|out))_custom_diffusion"

@@ -23,11 +23,14 @@ from sdkit.families.family import Model
 from sdkit.formats._lycoris import refuse
 from sdkit.formats._peft_write import component_files
 from sdkit.formats._write import Content, write_adapter_file
-from sdkit.formats.codec import Verdict
+from sdkit.formats.codec import Dialect, Verdict
 from sdkit.formats.peft import CONFIG, LoraSettings, add_pair, by_component, candidates, not_held
 from sdkit.weights import TensorInfo, Weights
 
+CHANGES = ("lora", "locon")
+DIALECTS = (Dialect(("diffusers",)),)
 HEADER_KEY = "lora_adapter_metadata"
+OWN_METADATA = re.compile(HEADER_KEY)
 _PEFT = re.compile(r"(?P<module>.+)\.lora_(?P<side>A|B)(?:\.[A-Za-z]\w*)??\.(?P<part>weight|bias)")
 _OLD = re.compile(
     r"(?P<module>.+?)(?:\.processor)?\.(?:(?P<slot>to_(?:q|k|v|out))_lora|lora|lora_linear_layer)"
@@ -68,9 +71,10 @@ def read(weights: Weights, model: Model | None) -> Artifact:
         component, _, module = spelled.partition(".")
         chosen = settings.get(component) or LoraSettings.parse({}, weights.path)
         alpha = weights.scalar(alphas[spelled].name) if spelled in alphas else None
-        if alpha is None and component not in settings:
+        stated = alpha is not None or component in settings
+        if not stated:
             builder.note("a module has neither alpha nor metadata: scale 1 is used, as in diffusers")
-        add_pair(builder, candidates(component, module), spelled, parts, chosen, alpha)
+        add_pair(builder, candidates(component, module), spelled, parts, chosen, alpha, stated=stated)
     for spelled in sorted(set(alphas) - set(pairs)):
         raise SdkitError(f"{weights.path}: {spelled} has an alpha and nothing that it scales")
     return builder.build()

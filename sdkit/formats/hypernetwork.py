@@ -32,9 +32,11 @@ from sdkit.adapters.key_value import Hypernetwork, Structure, Tensors, attention
 from sdkit.core.errors import SdkitError
 from sdkit.families.family import Model
 from sdkit.formats._write import write_pickle
-from sdkit.formats.codec import Verdict
+from sdkit.formats.codec import Dialect, Verdict
 from sdkit.weights import TensorInfo, Weights
 
+HOLDS = ("hypernetwork",)
+DIALECTS = (Dialect(("a1111", "comfyui", "forge", "sd-next"), suffix=".pt", says="a pickle"),)
 _KEY = re.compile(r"(\d{1,6})\.([01kv])\.linear([12]|\.\d+)\.(weight|bias)")
 _SIDES = {"0": 0, "k": 0, "1": 1, "v": 1}
 _CALLED = ("keys", "values")

@@ -23,10 +23,23 @@ from sdkit.families.family import Model
 from sdkit.formats import _lycoris_write
 from sdkit.formats._lycoris import ROLES, changes
 from sdkit.formats._write import Content, write_adapter_file
-from sdkit.formats.codec import Verdict
+from sdkit.formats.codec import Dialect, Verdict
 from sdkit.formats.textual_inversion import encoder_of
 from sdkit.streaming.expression import Read
 from sdkit.weights import TensorInfo, Weights
+
+WORDS = True
+DIALECTS = (
+    Dialect(
+        ("a1111", "comfyui", "diffusers", "forge", "invokeai", "lycoris", "onetrainer", "sd-next", "sd-scripts"),
+        says="SDXL's U-Net as in the single file",
+    ),
+    Dialect(
+        ("a1111", "comfyui", "diffusers", "forge", "onetrainer"),
+        name="diffusers-names",
+        says="SDXL's U-Net in diffusers' names",
+    ),
+)
 
 _MODULE = re.compile(r"(lora_(?:unet|te[123]?|transformer|prior)|lycoris)_[^.]+")
 _COMPONENTS = {"lora_unet": "unet", "lora_te": "text_encoder", "lora_te1": "text_encoder", "lora_te2": "text_encoder_2"}
@@ -57,27 +70,31 @@ def read(weights: Weights, model: Model | None) -> Artifact:
     one_encoder = not any(spelled.startswith("lora_te2_") for spelled in modules)
     for spelled, parts in modules.items():
         module = _resolve(model, spelled, one_encoder)
-        for parameter, delta in changes(builder, spelled, parts):
-            builder.add(module, spelled, delta, parameter)
+        for parameter, delta in changes(builder, spelled, parts, hub=module):
+            builder.add(module, spelled, delta, parameter, stated="alpha" in parts)
     return builder.build()
 
 
 def write(
-    artifact: Artifact, model: Model | None, path: Path, metadata: Mapping[str, str], *, overwrite: bool = False
+    artifact: Artifact,
+    model: Model | None,
+    path: Path,
+    metadata: Mapping[str, str],
+    *,
+    dialect: str = "",
+    overwrite: bool = False,
 ) -> None:
-    """See `formats.write_adapter`. SDXL's U-Net is spelled as in the single file, as kohya's scripts do."""
-    names = artifact.spelled if model is None else _written_names(model)
+    """See `formats.write_adapter`.
+
+    Args:
+        dialect: ``diffusers-names`` to spell SDXL's U-Net so; by default as in the single file, as kohya's scripts do.
+    """
+    names = artifact.spelled if model is None else _written_names(model, dialect)
     contents: dict[str, Content] = {}
     for target, delta in artifact.deltas.items():
         if target.module not in names:
             raise SdkitError(f"{target.module} has no name in kohya's format", "write it as peft or diffusers")
-        spelled = names[target.module]
-        norm = model is not None and len(model.places[f"{target.module}.weight"].shape) == 1
-        for role, read in _lycoris_write.parts(delta, target.parameter, target.module, norm=norm):
-            contents[f"{spelled}.{role}"] = read
-        alpha = _lycoris_write.alpha(delta)
-        if alpha is not None:
-            contents[f"{spelled}.alpha"] = alpha
+        contents |= _lycoris_write.contents(target, delta, names[target.module], model)
     contents |= {_token_name(rows): Read(rows.weights, rows.info) for rows in artifact.tokens}
     metadata = {**metadata, **_lycoris_write.network_metadata(artifact.deltas.values())}
     write_adapter_file(path, contents, metadata, overwrite=overwrite)
@@ -90,13 +107,14 @@ def _token_name(rows: TokenRows) -> str:
     return f"{_BUNDLE}{rows.token}.{'clip_g' if rows.component == 'text_encoder_2' else 'string_to_param.*'}"
 
 
-def _written_names(model: Model) -> dict[str, str]:
+def _written_names(model: Model, dialect: str = "") -> dict[str, str]:
     """Hub module → the name kohya's scripts give it."""
     names: dict[str, str] = {}
+    sgm = model.family.startswith("sdxl") and not dialect
     for spelled, hub in model.kohya_modules.items():
         is_hub_spelling = spelled.endswith(hub.partition(".")[2].replace(".", "_"))
         # Only SDXL's U-Net has the single file's names; its text encoders' tables have the hub's spelling alone.
-        if hub not in names or is_hub_spelling != model.family.startswith("sdxl"):
+        if hub not in names or is_hub_spelling != sgm:
             names[hub] = spelled
     return names
 

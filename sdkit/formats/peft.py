@@ -31,11 +31,13 @@ from sdkit.families.family import Model
 from sdkit.formats._lycoris import LOHA, LOKR, changes, refuse
 from sdkit.formats._peft_write import component_files
 from sdkit.formats._write import Content, write_adapter_file
-from sdkit.formats.codec import Verdict
+from sdkit.formats.codec import Dialect, Verdict
 from sdkit.weights import TensorInfo, Weights
 from sdkit.weights.atomic import write_file
 from sdkit.weights.atomic_folder import AtomicFolder
 
+CHANGES = ("lora", "locon", "dora", "loha", "lokr")
+DIALECTS = (Dialect(("peft",), suffix="", says="a folder, with one folder in it for each component"),)
 CONFIG = "adapter_config"
 TEXT_MODEL = "text_model."
 _KEY = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<side>A|B)(?:\.default)?\.(?P<part>weight|bias)")
@@ -131,12 +133,12 @@ class LoraSettings:
 
 def detect(weights: Weights) -> Verdict:
     """Recognised by PEFT's configuration."""
-    config = weights.configs.get(CONFIG)
-    if config is not None:
-        kind = str(config.get("peft_type"))
-        if kind in _KINDS:
-            return Verdict(True, f"adapter_config.json says {kind}")
-        return Verdict(False, f"adapter_config.json says {kind[:40]}; of PEFT's kinds {', '.join(_KINDS)} are read")
+    kinds = list(dict.fromkeys(str(config.get("peft_type")) for config in component_configs(weights).values()))
+    strange = next((kind for kind in kinds if kind not in _KINDS), None)
+    if strange is not None:
+        return Verdict(False, f"adapter_config.json says {strange[:40]}; of PEFT's kinds {', '.join(_KINDS)} are read")
+    if kinds:
+        return Verdict(True, f"adapter_config.json says {' and '.join(kinds)}")
     if any(name.startswith("base_model.model.") for name in weights.tensors):
         return Verdict(False, "its names are PEFT's, but alpha is in adapter_config.json: open the folder of both")
     return Verdict(False, "there is no adapter_config.json")
@@ -148,22 +150,41 @@ def read(weights: Weights, model: Model | None) -> Artifact:
     Raises:
         SdkitError: also for settings that would change the result and are not supported.
     """
-    config = weights.configs[CONFIG]
-    _refuse_settings(weights, config)
     builder = ArtifactBuilder(weights, model, "peft")
+    for component, config in component_configs(weights).items():
+        _refuse_settings(weights, config)
+        _read_component(builder, component, config)
+    for name in weights.tensors:
+        if name.partition("/")[0] not in component_configs(weights) and "" not in component_configs(weights):
+            builder.leave(name)
+    return builder.build()
+
+
+def component_configs(weights: Weights) -> dict[str, dict[str, Any]]:
+    """Component → its configuration; in a folder of one component, which only the module names tell, that is ``""``."""
+    found = {key.removesuffix(CONFIG).rstrip("/"): key for key in weights.configs if key.split("/")[-1] == CONFIG}
+    return {component: weights.configs[key] for component, key in found.items()}
+
+
+def _read_component(builder: ArtifactBuilder, component: str, config: Mapping[str, Any]) -> None:
+    """Take the tensors below a component's folder, or all."""
+    weights, prefix = builder.weights, f"{component}/" if component else ""
+    tensors = {n.removeprefix(prefix): info for n, info in weights.tensors.items() if n.startswith(prefix)}
     if config["peft_type"] != "LORA":
-        _read_lycoris(builder, LoraSettings.parse({**config, "lora_alpha": config.get("alpha")}, weights.path))
-        return builder.build()
+        settings = LoraSettings.parse({**config, "lora_alpha": config.get("alpha")}, weights.path)
+        _read_lycoris(builder, settings, tensors, component)
+        return
     settings = LoraSettings.parse(config, weights.path)
-    pairs = _pairs(builder)
-    component = _component(builder, {spelled: _pair_shape(parts) for spelled, parts in pairs.items()})
+    pairs = _pairs(builder, tensors)
+    component = component or fitting_component(
+        builder, {spelled: _pair_shape(parts) for spelled, parts in pairs.items()}
+    )
     if config.get("fan_in_fan_out"):
         builder.note("fan_in_fan_out is set; it concerns no layer of these models, and PEFT ignores it for them too")
     for spelled, parts in pairs.items():
         if config.get("use_dora") and "lengths" not in parts:
             raise SdkitError(f"{weights.path}: {spelled} is incomplete: lora_magnitude_vector missing")
         add_pair(builder, candidates(component, spelled), spelled, parts, settings)
-    return builder.build()
 
 
 def write(
@@ -242,12 +263,15 @@ def add_pair(
     parts: Mapping[str, TensorInfo],
     settings: LoraSettings,
     alpha: float | None = None,
+    *,
+    stated: bool = True,
 ) -> None:
     """Add one module given its parts ``A`` (down), ``B`` (up) and perhaps ``bias``.
 
     Args:
         parts: also ``lengths``, which make it a DoRA; PEFT's belong to the output features.
         alpha: the module's own alpha from the file, which overrides the settings.
+        stated: whether either of them states it.
 
     Raises:
         SdkitError: one of the pair is missing, or the ranks contradict each other.
@@ -263,14 +287,14 @@ def add_pair(
     change: Delta = LowRank(up, down, scale)
     if "lengths" in parts:
         change = Dora(change, builder.read(parts["lengths"]), by_input=False)
-    builder.add(module, spelled, change)
+    builder.add(module, spelled, change, stated=stated)
     if "bias" in parts:
         builder.add(module, spelled, Full(builder.read(parts["bias"]), scale), "bias")
 
 
-def _pairs(builder: ArtifactBuilder) -> dict[str, dict[str, TensorInfo]]:
+def _pairs(builder: ArtifactBuilder, tensors: Mapping[str, TensorInfo]) -> dict[str, dict[str, TensorInfo]]:
     pairs: dict[str, dict[str, TensorInfo]] = defaultdict(dict)
-    for name, info in builder.weights.tensors.items():
+    for name, info in tensors.items():
         match, lengths = _KEY.fullmatch(name), _LENGTHS.fullmatch(name)
         if lengths is not None:
             pairs[lengths["module"]]["lengths"] = info
@@ -285,10 +309,12 @@ def _pairs(builder: ArtifactBuilder) -> dict[str, dict[str, TensorInfo]]:
     return pairs
 
 
-def _read_lycoris(builder: ArtifactBuilder, settings: LoraSettings) -> None:
+def _read_lycoris(
+    builder: ArtifactBuilder, settings: LoraSettings, tensors: Mapping[str, TensorInfo], component: str
+) -> None:
     """Take a LoHa or LoKr."""
     modules: dict[str, dict[str, TensorInfo]] = defaultdict(dict)
-    for name, info in builder.weights.tensors.items():
+    for name, info in tensors.items():
         match = _LYCORIS.fullmatch(name)
         if match is None:
             builder.leave(name)
@@ -298,12 +324,12 @@ def _read_lycoris(builder: ArtifactBuilder, settings: LoraSettings) -> None:
         spelled: next(changes(builder, spelled, parts, partial(settings.scale, spelled)))[1]
         for spelled, parts in modules.items()
     }
-    component = _component(builder, {spelled: delta.shape for spelled, delta in found.items()})
+    component = component or fitting_component(builder, {spelled: delta.shape for spelled, delta in found.items()})
     for spelled, delta in found.items():
         builder.add(builder.resolve(*candidates(component, spelled)), spelled, delta)
 
 
-def _component(builder: ArtifactBuilder, shapes: Mapping[str, tuple[int, ...] | None]) -> str:
+def fitting_component(builder: ArtifactBuilder, shapes: Mapping[str, tuple[int, ...] | None]) -> str:
     """The component whose modules fit best: by name, and for SDXL's two text encoders by shape."""
     if builder.model is None:
         text = any(name.startswith((TEXT_MODEL, "encoder.layers.", "text_projection")) for name in shapes)

@@ -24,11 +24,21 @@ from sdkit.core.errors import SdkitError
 from sdkit.families.family import Model
 from sdkit.formats._write import write_adapter_file, write_pickle
 from sdkit.formats.aesthetic import BARE
-from sdkit.formats.codec import Verdict
+from sdkit.formats.codec import Dialect, Verdict
 from sdkit.streaming.expression import Read
 from sdkit.weights import TensorInfo, Weights
 from sdkit.weights.metadata import read_recipe
 
+HOLDS = ("textual-inversion",)
+DIALECTS = (
+    Dialect(
+        ("a1111", "comfyui", "diffusers", "forge", "invokeai", "sd-next"),
+        name="diffusers",
+        says="the word itself; SDXL: clip_l and clip_g",
+    ),
+    Dialect(("a1111", "comfyui", "forge", "sd-scripts"), name="kohya", says="emb_params; SDXL: clip_l and clip_g"),
+    Dialect(("a1111", "comfyui", "diffusers", "forge", "invokeai"), name="a1111", suffix=".pt", says="a pickle"),
+)
 SUFFIXES = {"diffusers": ".safetensors", "kohya": ".safetensors", "a1111": ".pt"}  # dialect → of its files
 _BY_KEY = {"clip_l": "text_encoder", "clip_g": "text_encoder_2", "t5": "text_encoder_3", "t5xxl": "text_encoder_3"}
 _BY_COMPONENT = {"text_encoder": "clip_l", "text_encoder_2": "clip_g", "text_encoder_3": "t5xxl"}

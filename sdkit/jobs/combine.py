@@ -15,8 +15,7 @@ from typing import TypedDict, Unpack
 from sdkit.adapters.artifact import Artifact, Target
 from sdkit.adapters.builder import reads, same_weight
 from sdkit.adapters.computed import Computed, computed_artifact
-from sdkit.adapters.deltas.delta import Delta
-from sdkit.adapters.deltas.dora import Dora
+from sdkit.adapters.deltas.delta import Delta, is_relative
 from sdkit.adapters.deltas.full import Full
 from sdkit.adapters.deltas.low_rank import LowRank
 from sdkit.adapters.low_rank_form import form_rank
@@ -243,9 +242,9 @@ class _Sum:
         terms: dict[Target, list[tuple[Delta, float]]] = {}
         for artifact, (_, strength) in zip(artifacts, self._pairs, strict=True):
             for target, delta in artifact.deltas.items():
-                if isinstance(delta, Dora):
+                if is_relative(delta):
                     raise SdkitError(
-                        f"{artifact.source.path}: holds DoRA, whose change depends on the weights it is merged into",
+                        f"{artifact.source.path}: holds {delta.kind}, which depends on the weights it is merged into",
                         "merge it into its base, then `sdkit extract` a plain LoRA",
                     )
                 if strength != 0.0:

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,14 @@ from sdkit.conversion.plan import Plan, PlannedFile, Settings, load_target, targ
 from sdkit.conversion.proof import Proof, prove
 from sdkit.conversion.rest import LEFTOVERS, Dropped
 from sdkit.conversion.targets.diffusers import read_configs
-from sdkit.core.errors import SdkitError
+from sdkit.core.errors import UsageError
 from sdkit.core.memory import peak_memory_mib
 from sdkit.core.progress import NoProgress, Progress
 from sdkit.core.report import Report
 from sdkit.families.configs import CONFIG_KEY
 from sdkit.families.spell import spellings
-from sdkit.formats import recognise
-from sdkit.jobs.inputs import parent_of
+from sdkit.jobs.convert_adapter import AdapterConversion, AdapterOptions, convert_adapter
+from sdkit.jobs.inputs import is_adapter, parent_of
 from sdkit.jobs.merge_checks import check_is_not_input
 from sdkit.jobs.record import recorded
 from sdkit.streaming import OutputFile, Stream
@@ -30,10 +30,11 @@ from sdkit.weights import Weights, open_weights
 from sdkit.weights.atomic import check_space, check_target
 from sdkit.weights.atomic_folder import AtomicFolder, check_folder_target
 from sdkit.weights.dtypes import parse_dtype
-from sdkit.weights.metadata import MERGED_FROM_KEY, merged_metadata
+from sdkit.weights.metadata import converted_metadata
 from sdkit.weights.reader import Container
 
 PathLike = str | os.PathLike[str]
+_ADAPTERS_ONLY = ("base", "network_alpha", "rank", "allow_lossy", "keep_training_metadata")
 # What a folder says in its scheduler, and must not say twice: the scheduler may be changed.
 SAID_BY_SCHEDULER = ("modelspec.prediction_type", "modelspec.architecture")
 
@@ -98,26 +99,43 @@ def convert(
     prediction: str | None = None,
     family: str | None = None,
     configs: PathLike | None = None,
+    base: PathLike | None = None,
+    network_alpha: float | None = None,
+    rank: int | None = None,
+    allow_lossy: bool = False,
+    keep_training_metadata: bool = False,
     verify: bool = True,
     force: bool = False,
     dry_run: bool = False,
     threads: int | None = None,
     progress: Progress | None = None,
-) -> ConvertReport:
-    """Write a checkpoint in another layout. Every weight keeps its bits, unless `dtype` asks for others.
+) -> ConvertReport | AdapterConversion:
+    """Write a checkpoint in another layout, or an adapter in another format, and prove that it is the same.
+
+    Every weight of a checkpoint keeps its bits, unless `dtype` asks for others. An adapter's changes stay what they
+    are, unless `allow_lossy` lets those that the format cannot hold become the nearest it can.
 
     Args:
-        source: a safetensors file, a pickled checkpoint, a shard index, a diffusers folder or a component's.
-        to: a layout (``single``, ``diffusers``), or a program that reads it (``comfyui``, ``a1111``, ``invokeai``, …).
+        source: a safetensors file, a pickled checkpoint, a shard index, a diffusers folder or a component's; an
+            adapter in any format.
+        to: a layout (``single``, ``diffusers``) or an adapter's format (``kohya``, ``peft``, ``diffusers``, …), or a
+            program that reads it (``comfyui``, ``a1111``, ``invokeai``, …).
         output: the file or folder to write; default: the source's name in the current directory.
         only: one component: ``unet``, ``vae``, ``text_encoder`` or ``text_encoder_2``.
         dtype: element type of all weights (``fp16``, ``bf16``, ``fp32``, …); default: each keeps its own.
-        prune: leave out what no pipeline reads: the EMA copy, schedule constants, what a trainer left.
+        prune: leave out what no pipeline reads: the EMA copy, schedule constants, what a trainer left; of an adapter
+            what belongs to no module.
         ema: take the EMA copy of the U-Net in place of its weights.
         bake_vae: a file or folder whose autoencoder takes the place of the checkpoint's.
         prediction: ``epsilon`` or ``v_prediction``, where the checkpoint does not say so or says it wrongly.
-        family: whose autoencoder it is, for one on its own.
+        family: whose autoencoder it is, for one on its own; an adapter's, where its header does not tell.
         configs: a diffusers folder with the right configurations and tokenizers, where the checkpoint has none.
+        base: for adapters: the model it was made for, if that has unusual sizes, or a change depends on its weights.
+        network_alpha: for adapters: alpha, where the file does not state it.
+        rank: for adapters: of what stands in for changes the format cannot hold; default: the smallest, up to 128,
+            that is at most 0.1 % off.
+        allow_lossy: for adapters: whether anything may stand in for such changes.
+        keep_training_metadata: for adapters: keep captions, folders and paths among the metadata.
         verify: read the output back and compare every parameter, which reads both sides once more.
         force: replace an existing output.
         dry_run: stop before anything is written; every check has been made then.
@@ -131,12 +149,29 @@ def convert(
         SdkitError: whatever is wrong, with a hint. No output is left behind, and inputs are never touched.
     """
     began = time.perf_counter()
+    for_adapters = AdapterOptions(
+        Path(base) if base is not None else None,
+        family,
+        network_alpha,
+        rank,
+        allow_lossy,
+        keep_training_metadata,
+        prune,
+    )
+    for_checkpoints = {"only": only, "dtype": dtype, "ema": ema, "bake_vae": bake_vae, "prediction": prediction}
+    if is_adapter(Path(source)):
+        _check_unused({**for_checkpoints, "configs": configs}, "a checkpoint")
+        place = Path(output) if output is not None else None
+        with open_weights(Path(source)) as opened:
+            return convert_adapter(
+                opened, to, place, for_adapters, verify=verify, force=force, dry_run=dry_run, progress=progress
+            )
+    _check_unused({name: value for name, value in asdict(for_adapters).items() if name in _ADAPTERS_ONLY}, "an adapter")
     name, target = load_target(to)
     settings = Settings(only, parse_dtype(dtype), prune, prediction, Path(configs) if configs is not None else None)
     with ExitStack() as stack:
         path = Path(source)
         weights = stack.enter_context(open_weights(path))
-        _check_is_checkpoint(weights)
         given = read_configs(settings.configs) if settings.configs else None
         whole = read_checkpoint(weights, family=family, configs=given, leftovers=_leftovers(stack, weights))
         chosen = with_ema(whole) if ema else whole
@@ -188,14 +223,11 @@ def _nothing(path: Path) -> None:
     """No check."""
 
 
-def _check_is_checkpoint(weights: Weights) -> None:
-    """Refuse what is certainly an adapter in words that say so."""
-    format, _ = recognise(weights)
-    if format is not None:
-        raise SdkitError(
-            f"{weights.path}: is an adapter ({format}); this version converts checkpoints",
-            f"sdkit scale {weights.path} 1 --format kohya (or peft, diffusers) writes an adapter in another format",
-        )
+def _check_unused(options: Mapping[str, object], what: str) -> None:
+    """Refuse options that would do nothing."""
+    given = [name for name, value in options.items() if value not in (None, False)]
+    if given:
+        raise UsageError(f"{given[0].replace('_', '-')} concerns {what}, which this is not", "leave it out")
 
 
 def _leftovers(stack: ExitStack, weights: Weights) -> Weights | None:
@@ -241,11 +273,7 @@ def _metadata(weights: Weights, recipe: Mapping[str, object]) -> dict[str, str]:
     What the source's container says in another way (configurations, what is predicted) is said anew.
     """
     own = {} if weights.container is Container.PICKLE else dict(weights.metadata)
-    metadata = merged_metadata({key: value for key, value in own.items() if key != CONFIG_KEY}, recipe)
-    metadata.pop(MERGED_FROM_KEY, None)  # nothing was merged here
-    if MERGED_FROM_KEY in own:
-        metadata[MERGED_FROM_KEY] = own[MERGED_FROM_KEY]
-    return {"format": "pt", **metadata}
+    return {"format": "pt", **converted_metadata({k: text for k, text in own.items() if k != CONFIG_KEY}, recipe)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,7 +64,7 @@ def _basics(weights: Weights, model: Model, kind: str) -> Inspection:
         trigger_words=_trigger_words(weights.metadata),
         metadata=weights.metadata,
         lineage=tuple(_lineage(weights.metadata)),
-        problems=tuple(file_problems(weights)),
+        problems=tuple(file_problems(weights, kind)),
         notes=tuple(file_notes(weights)),
     )
 

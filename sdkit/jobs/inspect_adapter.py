@@ -11,11 +11,12 @@ from sdkit.adapters.artifact import Artifact, TokenRows
 from sdkit.core.errors import SdkitError
 from sdkit.families import FAMILIES, reference
 from sdkit.families.family import Model
-from sdkit.formats import adapter_family, read_adapter
+from sdkit.formats import adapter_family, described, formats, read_adapter
 from sdkit.formats._lycoris import REFUSED
 from sdkit.jobs.inspect_problems import counted
 from sdkit.jobs.inspection import AdapterFacts, Layers, Token
 from sdkit.weights import Weights
+from sdkit.weights.reader import Container
 
 _RULED = frozenset(family.name for family in FAMILIES)
 _KIND_OF_FORMAT = {name: name for name in ("textual-inversion", "hypernetwork", "aesthetic", "custom-diffusion")}
@@ -103,7 +104,22 @@ def _facts(artifact: Artifact, model: Model | None) -> AdapterFacts:
         layout=model.family if model is not None else "",
         unmatched=artifact.unmatched,
         structure=artifact.key_value.structure if artifact.key_value else None,
+        loaders=_loaders(artifact),
+        advice=_advice(artifact),
     )
+
+
+def _loaders(artifact: Artifact) -> tuple[str, ...]:
+    """The programs that would load it whole."""
+    kinds = {change.kind for change in artifact.changes}
+    return described(formats()[artifact.format]).loaders(kinds, pickled=artifact.source.container is Container.PICKLE)
+
+
+def _advice(artifact: Artifact) -> str:
+    """What to convert it to, where another format of the same kind has more readers."""
+    if artifact.kind != "lora" or artifact.format == "kohya":
+        return ""
+    return "`sdkit convert --to kohya` writes what most programs read"
 
 
 def _unread_facts(weights: Weights, format: str, reason: str) -> AdapterFacts:

@@ -10,10 +10,9 @@ from sdkit.families.assemble import BUFFER_SUFFIX, MARKERS
 from sdkit.families.family import Model
 from sdkit.jobs.inspection import Share
 from sdkit.weights import DTYPES, TensorInfo, Weights
+from sdkit.weights.metadata import public_metadata
 from sdkit.weights.reader import Container
 
-# What training programs write about the pictures, the captions and the disk they came from.
-PRIVATE_KEYS = ("ss_dataset_dirs", "ss_datasets", "ss_reg_dataset_dirs", "ss_tag_frequency", "ot_config")
 _NAMINGS = {
     "model.diffusion_model (LDM)": ("model.diffusion_model.",),
     "unet (diffusers)": ("unet/", "unet.down_blocks.", "down_blocks."),
@@ -27,6 +26,7 @@ _HARMLESS = re.compile(
     r"|.*\.(?:logit_scale|attn_mask)|cond_stage_model\.model\.(?:text_projection|transformer\.resblocks\.23\..*)"
 )
 _SCALES = ("scaled_fp8", ".scale_weight", ".weight_scale", ".comfy_quant", ".absmax")
+_ONLY_PICKLED = frozenset({"hypernetwork", "aesthetic", "custom-diffusion"})
 _LONGEST_TABLE = 4096
 _SHOWN_NAMES = 3
 
@@ -42,8 +42,8 @@ def checkpoint_problems(weights: Weights, model: Model, components: Iterable[Sha
     yield from _position_ids(weights)
 
 
-def file_problems(weights: Weights) -> Iterator[str]:
-    """What is doubtful about any weight file."""
+def file_problems(weights: Weights, kind: str) -> Iterator[str]:
+    """What is doubtful about any weight file of a kind, see `Inspection.kind`."""
     empty = [name for name, info in weights.tensors.items() if info.numel == 0 and name not in MARKERS]
     if empty:
         yield f"{counted(empty, 'tensor')} hold nothing and are no known markers"
@@ -52,15 +52,16 @@ def file_problems(weights: Weights) -> Iterator[str]:
     if factors:
         yield f"it is quantised, with {counted(factors, 'scale factor')} beside the weights"
     if _is_pickled(weights):
+        way_on = "no program reads this kind from anything else, so know where it comes from"
         yield (
             "it is a pickled file, which runs code in programs that load it the usual way (sdkit does not): "
-            "convert it to safetensors"
+            f"{way_on if kind in _ONLY_PICKLED else 'convert it to safetensors'}"
         )
 
 
 def file_notes(weights: Weights) -> Iterator[str]:
     """What else a person should know about any weight file."""
-    private = [key for key in PRIVATE_KEYS if key in weights.metadata]
+    _, private = public_metadata(weights.metadata)
     if private:
         yield f"its metadata tell of the training data, with paths and captions: {', '.join(private)}"
     left_out = getattr(weights, "left_out", 0)

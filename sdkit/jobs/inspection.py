@@ -79,6 +79,8 @@ class AdapterFacts:
         unread: why this version cannot apply it; empty when it can.
         refused: the kinds of change in it that this version cannot apply (``DoRA``, ``GLoRA``, …).
         structure: how the networks of a hypernetwork are built.
+        loaders: the programs that read this format and apply every kind of change in it.
+        advice: what to convert it to where few programs do; empty elsewhere.
     """
 
     changes: tuple[Change, ...] = ()
@@ -91,6 +93,8 @@ class AdapterFacts:
     unread: str = ""
     refused: tuple[str, ...] = ()
     structure: Structure | None = None
+    loaders: tuple[str, ...] = ()
+    advice: str = ""
 
 
 @dataclass(frozen=True, slots=True)

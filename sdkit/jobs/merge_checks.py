@@ -70,6 +70,11 @@ def check_bakeable(artifact: Artifact) -> None:
             f"{artifact.source.path}: cannot be merged: a file of kind {artifact.kind} {artifact.not_bakeable}",
             _next_command(artifact),
         )
+    if not artifact.scale_known:
+        raise SdkitError(
+            f"{artifact.source.path}: the format {artifact.format} does not store alpha, so its strength is not known",
+            f"sdkit convert {shlex.quote(str(artifact.source.path))} --to kohya --network-alpha 1",
+        )
     if not artifact.deltas and not artifact.unmatched:
         raise SdkitError(
             f"{artifact.source.path}: holds no weight changes ({artifact.format})",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdkit.adapters.deltas.dora import Dora
+from sdkit.adapters.deltas.delta import is_relative
 from sdkit.core.errors import SdkitError, UsageError
 from sdkit.core.hashing import quick_id
 from sdkit.core.memory import peak_memory_mib
@@ -189,7 +189,7 @@ def _with_strength(entry: PathLike | tuple[PathLike, float | None], recipe: Mapp
 def _check_subtractable(path: Path) -> None:
     """Refuse DoRA, whose change of the merged weights is not the one it made of the base."""
     with open_weights(path) as weights:
-        if any(isinstance(delta, Dora) for delta in read_adapter(weights).deltas.values()):
+        if any(is_relative(delta) for delta in read_adapter(weights).deltas.values()):
             raise SdkitError(f"{path}: holds DoRA, which cannot be subtracted", "only --undo restores the base")
 
 

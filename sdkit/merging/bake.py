@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from sdkit.adapters.algebra import DeltaSum
 from sdkit.adapters.artifact import Artifact, Target
 from sdkit.adapters.builder import widens
-from sdkit.adapters.deltas.delta import Delta
-from sdkit.adapters.deltas.dora import Dora
+from sdkit.adapters.deltas.delta import Delta, is_relative
 from sdkit.core.errors import SdkitError
 from sdkit.families.family import Model, Place
 from sdkit.merging.strengths import Strengths
@@ -77,8 +76,10 @@ def bake(base: Weights, model: Model, doses: Iterable[Dose], strengths: Strength
             place = model.places[target.name]
             region = _region(target, delta, place, base)
             scale = quantisation_scale(base, place.key)
-            if scale != 1.0 and isinstance(delta, Dora):
-                raise SdkitError(f"{place.key}: a DoRA cannot go into scaled fp8 weights", "use a 16-bit checkpoint")
+            if scale != 1.0 and is_relative(delta):
+                raise SdkitError(
+                    f"{place.key}: a {delta.kind} cannot go into scaled fp8 weights", "use a 16-bit checkpoint"
+                )
             terms.setdefault(place.key, {}).setdefault(region, []).append((delta, strength / scale))
     return Bake(base, {key: _addends(regions) for key, regions in terms.items()})
 

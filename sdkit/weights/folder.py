@@ -17,6 +17,7 @@ MAX_CONFIG_BYTES = 10_000_000
 # The names diffusers and transformers save a component's weights under, the preferred one first.
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 ADAPTER_STEMS = ("adapter_model", "pytorch_lora_weights")
+ADAPTER_COMPONENTS = ("unet", "text_encoder", "text_encoder_2", "transformer")  # each with a PEFT adapter of its own
 VARIANTS = ("", ".fp16", ".non_ema")
 SUFFIXES = ("safetensors", "bin")
 
@@ -24,8 +25,8 @@ SUFFIXES = ("safetensors", "bin")
 def open_folder(path: Path) -> Weights:
     """Open a folder of weights, or a shard index (``*.index.json``).
 
-    A pipeline folder (``model_index.json``) gives names like ``unet/conv_in.weight``; a component, shard or adapter
-    folder gives the names of its files.
+    A pipeline folder (``model_index.json``) gives names like ``unet/conv_in.weight``, and so does a folder of PEFT
+    adapters, one folder for each component; a component, shard or adapter folder gives the names of its files.
 
     Raises:
         SdkitError: nothing in the folder can be read as weights; the message lists what was looked for.
@@ -39,6 +40,10 @@ def open_folder(path: Path) -> Weights:
         files = _files_of(path, stem)
         if files:
             return _join(path, {"": files}, _configs(path, ("",)))
+    adapters = {name: files for name in ADAPTER_COMPONENTS if (files := _files_of(path / name, ADAPTER_STEMS[0]))}
+    if adapters:
+        configs = {name: _configs(path / name, ("",)) for name in adapters}
+        return _join(path, adapters, {f"{name}/{key}": found[key] for name, found in configs.items() for key in found})
     raise SdkitError(
         f"{path}: no weights in this folder",
         f"looked for model_index.json, {', '.join(f'{stem}.safetensors' for stem in (*STEMS, *ADAPTER_STEMS))} and "

@@ -11,6 +11,7 @@ Nothing written here depends on the clock, the machine or a path, so the same re
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 
@@ -23,6 +24,23 @@ UI_RECIPE_KEY, UI_MODELS_KEY = "sd_merge_recipe", "sd_merge_models"
 
 # Hashes of the tensors before they changed. Web UIs believe them unseen, so a stale one mislabels the file.
 STALE_KEYS = frozenset({"modelspec.hash_sha256", "sshs_model_hash", "sshs_legacy_hash"})
+
+# What training programs write about the pictures, the captions and the disk they came from.
+PRIVATE_KEYS = (
+    "ss_dataset_dirs",
+    "ss_datasets",
+    "ss_reg_dataset_dirs",
+    "ss_tag_frequency",
+    "ss_sample_prompts",
+    "ot_config",
+    "training_info",
+    "config",
+)
+# An absolute path on somebody's disk, of any system.
+_PATH = re.compile(
+    r"(?:^|[\s\"'=:,\[(])(?:/(?:home|Users|mnt|media|root|workspace|content|data|tmp|var|opt)/|[A-Za-z]:[\\/]"
+    r"|\\\\\w|~/|file://)"
+)
 
 
 def parent(path: PurePath | str, quick_id: str, **facts: object) -> dict[str, object]:
@@ -56,6 +74,19 @@ def merged_metadata(
     if checkpoint:
         metadata.update(_for_web_uis(base, recipe))
     return metadata
+
+
+def public_metadata(metadata: Mapping[str, str]) -> tuple[dict[str, str], tuple[str, ...]]:
+    """What of a file's metadata anybody may see, and the keys of the rest: captions, folders, paths."""
+    private = [key for key, text in metadata.items() if key in PRIVATE_KEYS or _PATH.search(text)]
+    return {key: text for key, text in metadata.items() if key not in private}, tuple(private)
+
+
+def converted_metadata(own: Mapping[str, str], recipe: Mapping[str, object]) -> dict[str, str]:
+    """The metadata of a file that says the same as another in another way; see `merged_metadata`."""
+    metadata = merged_metadata(own, recipe)
+    metadata.pop(MERGED_FROM_KEY, None)  # nothing was merged here
+    return {**metadata, MERGED_FROM_KEY: own[MERGED_FROM_KEY]} if MERGED_FROM_KEY in own else metadata
 
 
 def source_files(recipe: Mapping[str, object]) -> list[Mapping[str, object]]:

@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
 
 from sdkit.adapters.artifact import Target
+from sdkit.adapters.computed import Computed, computed_artifact
 from sdkit.core.errors import SdkitError
-from sdkit.formats import adapter_family, read_adapter, recognise
+from sdkit.families import reference
+from sdkit.formats import adapter_family, read_adapter, recognise, write_adapter
 from sdkit.formats.cloneofsimo import positions
 from sdkit.weights import DTYPES, TensorInfo, Weights, open_weights
 from sdkit.weights.reader import Container
@@ -125,3 +130,28 @@ def test_the_list_in_an_old_pickle(tmp_path, small):
     assert recognise(weights)[0] == "cloneofsimo"
     artifact = read_adapter(weights, small)
     assert len(artifact.deltas) == 9 and "does not say which component" in artifact.notes[0]
+
+
+def test_the_real_file_is_written_again_tensor_by_tensor(tmp_path):
+    artifact = read_adapter(open_weights(DISNEY), reference("sd1"))
+    write_adapter(artifact, reference("sd1"), tmp_path / "a.safetensors", {}, format="cloneofsimo")
+    before, after = load_file(DISNEY), load_file(tmp_path / "a.safetensors")
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    with safe_open(DISNEY, "pt") as one, safe_open(tmp_path / "a.safetensors", "pt") as other:
+        wanted, found = one.metadata(), other.metadata()
+    ranks = {key for key in wanted if key.endswith(":rank") or key.startswith("<")}
+    assert all(found[key] == wanted[key] for key in ranks)
+    assert {*json.loads(found["unet"])} == {*json.loads(wanted["unet"])}
+
+
+def test_a_scale_goes_into_the_factors_and_missing_layers_are_refused(tmp_path):
+    model = reference("sd1")
+    modules = positions(model, "text_encoder", frozenset(["CLIPAttention"]))
+    factors = {"up": torch.randn(768, 2), "down": torch.randn(2, 768)}
+    changes = {Target(module): Computed.of(factors, 0.3) for module in modules}
+    write_adapter(computed_artifact("a", changes, DTYPES["F16"]), model, tmp_path / "a", {}, format="cloneofsimo")
+    read = read_adapter(open_weights(tmp_path / "a"), model)
+    assert {delta.scale for delta in read.deltas.values()} == {1.0}
+    part = computed_artifact("b", dict(list(changes.items())[1:]), DTYPES["F16"])
+    with pytest.raises(SdkitError, match="number all attention layers"):
+        write_adapter(part, model, tmp_path / "b", {}, format="cloneofsimo")

@@ -169,9 +169,8 @@ def test_bad_alpha(save, model, alpha):
 @pytest.mark.parametrize(
     ("role", "kind"),
     [
-        ("oft_blocks", "OFT or BOFT"),
-        ("a1.weight", "GLoRA"),
-        ("on_input", "IA³"),
+        ("oft_diag", "an OFT of whole rotations"),
+        ("scalar", "a LyCORIS scalar"),
         ("bias_indices", "a sparse bias"),
     ],
 )

@@ -342,10 +342,12 @@ def test_a_checkpoint_takes_no_rank(a: Path, tmp_path: Path) -> None:
 
 
 def test_an_old_format_is_converted(tmp_path: Path) -> None:
-    """cloneofsimo's files are read, not written: the sum needs another format."""
+    """cloneofsimo's files have no alpha: in their own format the factors change, in kohya's alpha."""
     disney = Path(__file__).parents[1] / "data" / "lora_disney.safetensors"
-    with pytest.raises(SdkitError, match="is read but not written"):
-        scale(disney, 0.5, tmp_path / "out.safetensors")
+    scale(disney, 0.5, tmp_path / "own.safetensors")
+    before, after = load_file(disney), load_file(tmp_path / "own.safetensors")
+    assert torch.equal(after["unet:7:up"], before["unet:7:up"] / 2)
+    assert torch.equal(after["unet:7:down"], before["unet:7:down"])
     report = scale(disney, 0.5, tmp_path / "out.safetensors", format="kohya")
     tensors = load_file(tmp_path / "out.safetensors")
     assert report.family == "sd1" and tensors[f"{Q}.alpha"] == 0.5

@@ -221,7 +221,7 @@ def test_what_cannot_be_converted_is_refused_before_anything_is_written(
         sdkit.convert(scaled, "single", out)
     with pytest.raises(SdkitError, match="attention heads"):
         sdkit.convert(changed(single, {}, stated=False), "diffusers", tmp_path / "out")
-    save_file({"lora_unet_x.lora_down.weight": torch.ones(1, 2)}, tmp_path / "lora.safetensors")
+    save_file({"lora_unet_x.diff": torch.ones(1, 2)}, tmp_path / "lora.safetensors")
     with pytest.raises(SdkitError, match="is an adapter"):
         sdkit.convert(tmp_path / "lora.safetensors", "single", out)
     wrong = json.loads((tiny_base / "unet/config.json").read_text()) | {"block_out_channels": [32, 96]}

@@ -170,4 +170,4 @@ def test_peft_writes_no_other_kinds_and_unwritten_formats_say_so(backbone: Backb
     with pytest.raises(SdkitError, match="cannot be written in PEFT's format"):
         write_adapter(adapter, backbone.model, tmp_path / "x", {}, format="peft")
     with pytest.raises(SdkitError, match="is read but not written"):
-        write_adapter(adapter, backbone.model, tmp_path / "x", {}, format="cloneofsimo")
+        write_adapter(adapter, backbone.model, tmp_path / "x", {}, format="loralib")

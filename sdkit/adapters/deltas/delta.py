@@ -58,3 +58,12 @@ class PreparedDelta(Protocol):
     def transpose(self) -> PreparedDelta:
         """The change of the transposed weight."""
         ...
+
+
+def is_relative(delta: object) -> bool:
+    """Whether a change depends on the base's own numbers (DoRA, GLoRA, rotations), so that it has no matrix of its own.
+
+    Such a kind has the class attribute ``relative = True``. What its `prepare` returns finds base rows in `out` and
+    changes them, and may ask to see all of them first (`streaming.add_delta.LooksFirst`).
+    """
+    return bool(getattr(delta, "relative", False))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from sdkit.adapters.deltas.delta import Delta, PreparedDelta
 from sdkit.adapters.deltas.factors import check_float, factor_error, read_factor
@@ -36,6 +36,8 @@ class Dora:
     Raises:
         SdkitError: the lengths do not fit the weight, or are not floating-point.
     """
+
+    relative: ClassVar[bool] = True
 
     change: Delta
     lengths: Read

@@ -1,20 +1,21 @@
-"""Convert a checkpoint: single file, diffusers folder, parts, types."""
+"""Convert a checkpoint or an adapter into another format, with proof."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from sdkit.cli.names import MODEL
+from sdkit.cli.names import BASE, MODEL
 from sdkit.cli.output import Output, output_options, written_line
 from sdkit.core.human import human_bytes
 
 
 @click.command("convert", no_args_is_help=True)
 @click.argument("source", metavar="IN", type=MODEL)
-@click.option("--to", required=True, metavar="WHAT", help="single, diffusers, or a program: comfyui, a1111, forge, …")
+@click.option("--to", required=True, metavar="WHAT", help="A format (`sdkit formats`) or a program: comfyui, a1111, …")
 @click.option("-o", "--output", "target", type=click.Path(path_type=Path), help="[default: IN's name, here]")
 @click.option("--only", metavar="COMPONENT", help="One component: unet, vae, text_encoder or text_encoder_2.")
 @click.option("--dtype", metavar="TYPE", help="fp16, bf16, fp32, fp8_e4m3 or fp8_e5m2 [default: keep each tensor's].")
@@ -22,7 +23,12 @@ from sdkit.core.human import human_bytes
 @click.option("--ema", is_flag=True, help="Take the EMA copy of the U-Net in place of its weights.")
 @click.option("--bake-vae", type=MODEL, help="A file or folder with another autoencoder.")
 @click.option("--prediction", metavar="KIND", help="epsilon or v_prediction, where IN does not say so.")
-@click.option("--family", metavar="NAME", help="Whose autoencoder IN is: sd1, sd2 or sdxl.")
+@click.option("--family", metavar="NAME", help="Of an autoencoder or an adapter: sd1, sd2, sdxl, …")
+@click.option("--base", type=BASE, help="Adapters: the model, if of unusual sizes, or to work a change out on.")
+@click.option("--network-alpha", type=float, metavar="ALPHA", help="Adapters: alpha, where IN does not state it.")
+@click.option("--allow-lossy", is_flag=True, help="Adapters: let the nearest stand in for what WHAT cannot hold.")
+@click.option("--rank", type=click.IntRange(1), help="Adapters: of what stands in [default: as 0.1 % error needs].")
+@click.option("--keep-training-metadata", is_flag=True, help="Adapters: keep captions, folders and paths.")
 @click.option("--configs", type=click.Path(path_type=Path), help="A folder with configurations, where IN has none.")
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Read back and compare every parameter.")
 @click.option("--threads", type=click.IntRange(1), help="Workers; never changes the result [default: one per core].")
@@ -30,16 +36,62 @@ from sdkit.core.human import human_bytes
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 @output_options
 def command(output: Output, source: Path, to: str, target: Path | None, **options: Any) -> None:
-    """Write the checkpoint IN in another layout, bit for bit, and prove it.
+    """Write the checkpoint or adapter IN in another format, and prove that nothing changed.
 
-    IN is a safetensors file, a .ckpt, a diffusers folder or a component's folder. A folder gets configurations,
-    scheduler and tokenizers; a single file keeps them in its metadata. What the model predicts is kept both ways.
+    A checkpoint (a safetensors file, a .ckpt, a diffusers folder or a component's) becomes a single file or a folder,
+    bit for bit. An adapter (LoRA and its kin, an embedding, a hypernetwork) becomes what WHAT reads; what the format
+    cannot hold is an error, or with --allow-lossy the nearest it can, with the error stated. `sdkit formats` lists
+    formats and programs.
     """
     from sdkit.jobs.convert import convert
 
     with output.progress() as progress:
         report = convert(source, to, target, progress=progress, **options)
-    output.result(report.as_dict(), describe(report), [report.output])
+    lines = describe_adapter(report) if hasattr(report, "was") else describe(report)
+    output.result(report.as_dict(), lines, [report.output, *getattr(report, "saved", ())])
+
+
+def describe_adapter(report: Any) -> list[str]:
+    """The report of an adapter in lines for people."""
+    verb = "would convert" if report.dry_run else "converted"
+    family = f" for {report.family}" if report.family else ""
+    readers = f", which {', '.join(report.programs)} read" if report.programs else ""
+    lines = [f"{verb} {report.source} ({report.was}{family}) to {report.to}{readers}"]
+    renamed = f", {report.renamed} under other names" if report.renamed is not None else ""
+    lines.append(f"{report.consumed} tensors go in{renamed}; {report.changes} weights are changed, unmatched: 0")
+    lines.extend(_approximated(report.approximations))
+    lines.extend(f"dropped {len(drop.names)}: {drop.reason} ({', '.join(drop.names[:3])})" for drop in report.dropped)
+    if report.left_out:
+        lines.append(f"left out of the metadata, as it tells of the training: {', '.join(report.left_out)}")
+    lines.extend(f"  note: {note}" for note in report.notes)
+    if report.proof:
+        lines.append(_proven(report.proof))
+    lines.extend(f"saved beside: {path}" for path in report.saved)
+    return [*lines, written_line(report)]
+
+
+def _approximated(entries: Sequence[Any]) -> list[str]:
+    if not entries:
+        return []
+    worst = max(entries, key=lambda entry: entry.error)
+    kinds = ", ".join(sorted({entry.was for entry in entries}))
+    ranks = [entry.rank for entry in entries]
+    return [
+        f"approximated {len(entries)} changes ({kinds}) at ranks {min(ranks)} to {max(ranks)}: up to {worst.error:.2%} "
+        f"off ({worst.name})"
+    ]
+
+
+def _proven(proof: Any) -> str:
+    parts = []
+    if proof.changes:
+        rest = f", the others within {proof.error:.1g} ({proof.worst})" if proof.exact < proof.changes else ""
+        parts.append(f"{proof.exact} of {proof.changes} changes are the same number by number{rest}")
+    if proof.words:
+        parts.append(f"{proof.words} words are the same bit by bit")
+    if proof.networks:
+        parts.append(f"{proof.networks} networks are the same bit by bit")
+    return f"read back in {proof.seconds:.1f} s: {'; '.join(parts)}"
 
 
 def describe(report: Any) -> list[str]:

@@ -28,7 +28,7 @@ from sdkit.cli.output import Output, output_options
     "--tucker", is_flag=True, help="Write convolutions with a Tucker core (smaller; not every program reads it)."
 )
 @click.option("--diffs", is_flag=True, help="Add the differences of biases and normalisations, whole.")
-@click.option("--format", default="kohya", show_default=True, help="kohya, peft or diffusers.")
+@click.option("--format", default="kohya", show_default=True, help="kohya, peft, diffusers, … (`sdkit formats`).")
 @click.option("--dtype", default="fp16", show_default=True, help="fp16, bf16 or fp32.")
 @click.option("--threads", type=click.IntRange(1), help="Workers; never changes the result [default: one per core].")
 @click.option("--dry-run", is_flag=True, help="Calculate and report; write nothing.")

@@ -159,7 +159,14 @@ def _adapter_rows(found: Inspection) -> list[tuple[str, Iterable[str]]]:
         ("modules", _modules(facts)),
         ("blocks", [_ranges(list(facts.blocks))] if facts.blocks else []),
         ("tokens", _shortened(_tokens(facts))),
+        ("loads in", _loaders(facts)),
     ]
+
+
+def _loaders(facts: AdapterFacts) -> list[str]:
+    if facts.unread:
+        return []
+    return ["; ".join(text for text in (", ".join(facts.loaders) or "no program known", facts.advice) if text)]
 
 
 def _tokens(facts: AdapterFacts) -> list[str]:

@@ -1,0 +1,20 @@
+"""List the formats of adapters: what is read, what is written, which programs read it."""
+
+from __future__ import annotations
+
+import click
+
+from sdkit.cli.output import Output, columns, output_options
+
+
+@click.command("formats")
+@output_options
+def command(output: Output) -> None:
+    """List the formats of adapters, as `sdkit convert --to` knows them.
+
+    Every program named is another name of the formats it reads; `FORMAT:DIALECT` names a special way of writing one.
+    """
+    from sdkit.jobs.formats import formats
+
+    found = formats()
+    output.result(found.as_dict(), columns(found.table()), [format.name for format in found.formats])

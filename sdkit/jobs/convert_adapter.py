@@ -1,0 +1,392 @@
+"""Converting an adapter into another format, with the proof that it does the same."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from sdkit.adapters.artifact import Artifact
+from sdkit.adapters.builder import reads
+from sdkit.adapters.difference import Located
+from sdkit.adapters.ranks import RankRule
+from sdkit.conversion.adapter import USUAL_RULE, Approximation, Fitted, Fitting
+from sdkit.conversion.adapter_proof import AdapterProof, prove_adapter
+from sdkit.conversion.rest import Dropped
+from sdkit.core.errors import SdkitError, UsageError
+from sdkit.core.memory import peak_memory_mib
+from sdkit.core.progress import NoProgress, Progress
+from sdkit.core.report import Report
+from sdkit.families import FAMILIES, identify, reference
+from sdkit.families.family import Model
+from sdkit.formats import (
+    Dialect,
+    Format,
+    adapter_family,
+    check_writable,
+    format_for,
+    own_metadata,
+    read_adapter,
+    write_adapter,
+    writing_codec,
+)
+from sdkit.jobs.algebra import described, one_thread
+from sdkit.jobs.inputs import parent_of
+from sdkit.jobs.merge_checks import check_is_not_input, family_error, known_model
+from sdkit.jobs.record import recorded
+from sdkit.merging.bake import quantisation_scale
+from sdkit.merging.tokens import token_paths
+from sdkit.weights import Weights, open_weights
+from sdkit.weights.atomic import check_target
+from sdkit.weights.atomic_folder import check_folder_target
+from sdkit.weights.metadata import converted_metadata, public_metadata
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterOptions:
+    """What a person may choose.
+
+    Attributes:
+        base: the model the adapter was made for: names modules of unusual sizes, and works out relative changes.
+        family: the adapter's, where its header does not tell.
+        network_alpha: alpha of the modules whose alpha the file does not state.
+        rank: of approximations, see `Fitting`.
+        allow_lossy: whether changes the format cannot hold may become the nearest it can.
+        keep_training_metadata: whether captions, folders and paths stay among the metadata.
+        prune: leave out what belongs to no module.
+    """
+
+    base: Path | None = None
+    family: str | None = None
+    network_alpha: float | None = None
+    rank: int | None = None
+    allow_lossy: bool = False
+    keep_training_metadata: bool = False
+    prune: bool = False
+
+
+_FAMILIES = frozenset(family.name for family in FAMILIES)
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterConversion(Report):
+    """What the conversion of an adapter did, or with `dry_run` would do.
+
+    Attributes:
+        output: the file or folder.
+        source: the name of what was converted.
+        family: its family; empty where nothing told.
+        was: the format it had.
+        to: the format, with the dialect behind a colon, that was written.
+        programs: those that read it.
+        consumed: tensors of the source that went in.
+        renamed: how many tensors written have names the source has not; None in a dry run.
+        dropped: what was not written, and why.
+        unmatched: what belongs to no module; there is none, as it is an error unless pruned.
+        changes: changes of weights and biases written.
+        approximations: the changes that became others, with their errors.
+        saved: files beside the output: words that its format has no place for.
+        left_out: keys of metadata that were not written, as they tell of the training data or name paths.
+        proof: what reading back has shown; None where that was not asked for, and in a dry run.
+        parents: what went in, by name and quick id.
+        notes: facts worth knowing.
+        bytes: size of the tensors written.
+        seconds: wall time, the proof included.
+        peak_memory_mib: largest resident memory of the process so far; None where the system does not tell.
+        dry_run: whether nothing was written.
+    """
+
+    output: str
+    source: str
+    family: str
+    was: str
+    to: str
+    programs: tuple[str, ...]
+    consumed: int
+    renamed: int | None
+    dropped: tuple[Dropped, ...]
+    unmatched: tuple[str, ...]
+    changes: int
+    approximations: tuple[Approximation, ...]
+    saved: tuple[str, ...]
+    left_out: tuple[str, ...]
+    proof: AdapterProof | None
+    parents: tuple[dict[str, object], ...]
+    notes: tuple[str, ...]
+    bytes: int
+    seconds: float
+    peak_memory_mib: float | None
+    dry_run: bool
+
+
+def convert_adapter(
+    weights: Weights,
+    to: str,
+    output: Path | None,
+    options: AdapterOptions,
+    *,
+    verify: bool = True,
+    force: bool = False,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> AdapterConversion:
+    """Write an opened adapter in another format; see `sdkit.convert`.
+
+    Raises:
+        SdkitError: whatever is wrong, with a hint. No output is left behind, and the source is never touched.
+    """
+    began, told = time.perf_counter(), progress or NoProgress()
+    with ExitStack() as stack, one_thread():
+        base = stack.enter_context(open_weights(options.base)) if options.base else None
+        source, model, family = _read(weights, base, options)
+        format, dialect = _format(to, source)
+        _check_names(source, model, family, format)
+        place = output if output is not None else _default_output(weights.path, dialect.name or format.name, dialect)
+        told.start("fitting", len(source.deltas))
+        held = source if format.words or not source.deltas else replace(source, tokens=())
+        fitted = _fitted(held, model, base, format, options)
+        words = token_paths(source.tokens, place) if held is not source else []
+        _check_output(
+            place, [path for path, _ in words], weights.path, options.base, folder=not dialect.suffix, force=force
+        )
+        private = () if options.keep_training_metadata else public_metadata(source.metadata)[1]
+        parents = tuple(
+            parent_of(one, role=role) for one, role in ((weights, "source"), (base, "base")) if one is not None
+        )
+        report = AdapterConversion(
+            output=str(place),
+            source=weights.path.name,
+            family=family,
+            was=source.format,
+            to=f"{format.name}:{dialect.name}" if dialect.name else format.name,
+            programs=dialect.programs,
+            consumed=sum(not _is_left(name, source.unmatched) for name in weights.tensors),
+            renamed=None,
+            dropped=tuple(_dropped(source, fitted)),
+            unmatched=(),
+            changes=len(fitted.artifact.deltas),
+            approximations=fitted.approximations,
+            saved=tuple(str(path) for path, _ in words),
+            left_out=private,
+            proof=None,
+            parents=parents,
+            notes=source.notes,
+            bytes=_nbytes(fitted.artifact),
+            seconds=time.perf_counter() - began,
+            peak_memory_mib=peak_memory_mib(),
+            dry_run=dry_run,
+        )
+        if not dry_run:
+            metadata = _metadata(source, model, family, private, _recipe(report, options, fitted))
+            writer = _Writer(place, format.name, dialect.name, model, metadata, force=force)
+            for path, rows in words:
+                word = replace(source, deltas={}, tokens=rows, kind="textual-inversion")
+                write_adapter(word, None, path, {}, format="textual-inversion", overwrite=force)
+            told.start("writing and reading back", len(fitted.artifact.deltas))
+            proof, renamed = writer.write(source, fitted, verify=verify)
+            seconds = time.perf_counter() - began
+            report = replace(report, proof=proof, renamed=renamed, seconds=seconds, peak_memory_mib=peak_memory_mib())
+        return recorded(report, [weights.path, options.base])
+
+
+def _format(to: str, source: Artifact) -> tuple[Format, Dialect]:
+    try:
+        return format_for(to, source.kind)
+    except UsageError as error:
+        message = f"{source.source.path}: is an adapter ({source.format}), and {error.message} of that kind"
+        raise UsageError(message, error.hint) from None
+
+
+def _read(weights: Weights, base: Weights | None, options: AdapterOptions) -> tuple[Artifact, Model | None, str]:
+    """The adapter with the names of a model: the base's, or the published one's of its family if it fits that."""
+    family = options.family or adapter_family(weights)[0] or ""
+    if options.family is not None and options.family not in _FAMILIES:
+        raise UsageError(f"there is no model family {family!r}", f"there are: {', '.join(sorted(_FAMILIES))}")
+    model = known_model(base) if base is not None else reference(family) if family in _FAMILIES else None
+    if base is not None and model is not None and (error := family_error(weights, model)) is not None:
+        raise error
+    artifact = _read_for(weights, model, strict=base is not None or options.family is not None)
+    if artifact is None or (artifact.unmatched and base is None and not options.prune):
+        model, artifact = None, read_adapter(weights)
+    if artifact.unmatched and not options.prune:
+        raise SdkitError(
+            f"{weights.path}: {len(artifact.unmatched)} tensors or modules have no place "
+            f"({', '.join(artifact.unmatched[:3])})",
+            "--base names the model it was made for; --prune leaves them out",
+        )
+    return _with_alpha(artifact, options.network_alpha), model, model.family if model is not None else family
+
+
+def _read_for(weights: Weights, model: Model | None, *, strict: bool) -> Artifact | None:
+    """The adapter as one for `model`; None where it does not fit a model that was only guessed."""
+    try:
+        return read_adapter(weights, model)
+    except SdkitError:
+        if strict or model is None:
+            raise
+        return None
+
+
+def _with_alpha(artifact: Artifact, alpha: float | None) -> Artifact:
+    """The adapter with the alpha a person says where the file says none."""
+    if alpha is None:
+        if not artifact.scale_known:
+            raise SdkitError(
+                f"{artifact.source.path}: the format {artifact.format} does not store alpha",
+                "--network-alpha says what it was trained with (loralib's default is 1)",
+            )
+        return artifact
+    unstated = {
+        target: delta for target, delta in artifact.deltas.items() if target in artifact.unstated and delta.rank
+    }
+    if not unstated:
+        raise UsageError(f"{artifact.source.path}: states its alphas", "leave --network-alpha out")
+    told = {target: replace(delta, scale=alpha / (delta.rank or 1)) for target, delta in unstated.items()}  # type: ignore[type-var]
+    return replace(artifact, deltas={**artifact.deltas, **told}, scale_known=True)
+
+
+def _check_names(source: Artifact, model: Model | None, family: str, format: Format) -> None:
+    """Without a model, modules can only keep the names they have."""
+    if model is not None or not source.deltas or format.name == source.format:
+        return
+    reason = f"it does not fit the published {family}" if family else "its header does not tell its family"
+    raise SdkitError(
+        f"{source.source.path}: {format.name} needs names for its modules, and {reason}",
+        "name the model it was made for with --base, or its --family",
+    )
+
+
+def _check_output(
+    place: Path, beside: list[Path], source: Path, base: Path | None, *, folder: bool, force: bool
+) -> None:
+    check_is_not_input(place, [source, *([base] if base else [])])
+    if folder:
+        check_folder_target(place, overwrite=force)
+    else:
+        check_target(place, overwrite=force)
+    for path in beside:
+        check_target(path, overwrite=force)
+
+
+def _fitted(
+    source: Artifact, model: Model | None, base: Weights | None, format: Format, options: AdapterOptions
+) -> Fitted:
+    """What will be written.
+
+    Raises:
+        SdkitError: something would be lost, and that was not allowed.
+    """
+    if not source.deltas:
+        check_writable(source, model, format.name)
+        return Fitted(source)
+    rule = RankRule(options.rank) if options.rank else USUAL_RULE
+    fitted = Fitting(format, model, _located(base), rule).fit(source)
+    if fitted.approximations and not options.allow_lossy:
+        kinds = " and ".join(sorted({entry.was for entry in fitted.approximations}))
+        worst = max(fitted.approximations, key=lambda entry: entry.error)
+        raise SdkitError(
+            f"{source.source.path}: {len(fitted.approximations)} of {len(source.deltas)} changes are of the kind "
+            f"{kinds}, which {format.name} cannot hold; what can be written instead is up to {worst.error:.2%} off "
+            f"({worst.name}, rank {worst.rank})",
+            "--allow-lossy writes that; --rank N chooses another rank; --to kohya holds every kind",
+        )
+    return fitted
+
+
+def _located(base: Weights | None) -> Callable[[str], Located] | None:
+    if base is None:
+        return None
+    places = identify(base).places
+
+    def find(name: str) -> Located:
+        return Located(base, places[name], quantisation_scale(base, places[name].key))
+
+    return find
+
+
+def _is_left(name: str, unmatched: tuple[str, ...]) -> bool:
+    """Whether a tensor is, or belongs to a module that is, without a place."""
+    return any(name == left or name.startswith(f"{left}.") for left in unmatched)
+
+
+def _dropped(source: Artifact, fitted: Fitted) -> Iterator[Dropped]:
+    if source.unmatched:
+        tensors = source.source.tensors.items()
+        size = sum(info.nbytes for name, info in tensors if _is_left(name, source.unmatched))
+        yield Dropped("belongs to no module of the model", source.unmatched, size)
+    rankless = tuple(entry.name for entry in fitted.approximations if entry.rank == 0)
+    if rankless:
+        yield Dropped("a change of a bias or a norm, which the format has no place for", rankless, 0)
+
+
+def _recipe(report: AdapterConversion, options: AdapterOptions, fitted: Fitted) -> dict[str, object]:
+    chosen = {
+        name: value
+        for name, value in asdict(options).items()
+        if value not in (None, False) and name not in ("base", "keep_training_metadata")
+    }
+    lossy = {"lossy": fitted.summary()} if fitted.approximations else {}
+    return {"verb": "convert", "to": report.to, "parents": list(report.parents), **chosen, **lossy}
+
+
+def _metadata(
+    source: Artifact, model: Model | None, family: str, private: tuple[str, ...], recipe: dict[str, object]
+) -> dict[str, str]:
+    """What the source says of itself, but for what is private and what only its own format means something by."""
+    own = own_metadata(source.metadata)
+    kept = {key: text for key, text in source.metadata.items() if key not in private and key not in own}
+    facts = described(model, family) if source.kind == "lora" else {}
+    return {**facts, **converted_metadata(kept, recipe)}
+
+
+@dataclass(frozen=True, slots=True)
+class _Writer:
+    """Writes an adapter and proves it; what fails the proof loses its name again."""
+
+    path: Path
+    format: str
+    dialect: str
+    model: Model | None
+    metadata: dict[str, str]
+    force: bool
+
+    def write(self, source: Artifact, fitted: Fitted, *, verify: bool) -> tuple[AdapterProof | None, int]:
+        """The proof, and how many of the tensors written have new names."""
+        codec = writing_codec(self.format)
+        chosen = {"dialect": self.dialect} if self.dialect else {}
+        codec.write(fitted.artifact, self.model, self.path, self.metadata, overwrite=self.force, **chosen)
+        try:
+            with open_weights(self.path) as written:
+                renamed = sum(name not in source.source.tensors for name in written.tensors)
+                if not verify:
+                    return None, renamed
+                errors = {entry.name: entry.error for entry in fitted.approximations}
+                read = codec.read(written, self.model)
+                return prove_adapter(source, fitted.artifact, read, self.path, errors), renamed
+        except BaseException:
+            _remove(self.path)
+            raise
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _default_output(source: Path, to: str, dialect: Dialect) -> Path:
+    """The source's name in the current directory, with what it has become."""
+    stem = source.absolute().name if source.is_dir() else source.stem
+    return Path(f"{stem}-{to}{dialect.suffix}")
+
+
+def _nbytes(artifact: Artifact) -> int:
+    infos = {read.info.name: read.info for delta in artifact.deltas.values() for read in reads(delta)}
+    infos |= {f"{rows.token} {rows.component}": rows.info for rows in artifact.tokens}
+    networks = artifact.key_value.networks.values() if artifact.key_value else ()
+    stored = [read.info for pair in networks for network in pair for read in network.values()]
+    return sum(info.nbytes for info in (*infos.values(), *stored))
