@@ -205,17 +205,10 @@ class _Blend:
     def __init__(self, request: _Request, stack: ExitStack, progress: Progress, threads: int | None) -> None:
         self._began = time.perf_counter()
         self._request, self._progress, self._threads = request, progress, threads
-        letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-        roles = [
-            letters[index] if index < len(letters) else f"model {index + 1}" for index in range(len(request.models))
-        ]
-        opened = [self._open(stack, model, role) for model, role in zip(request.models, roles, strict=True)]
-        self._base = self._open(stack, request.base, "base") if request.base is not None else None
-        everyone = [*opened, self._base] if self._base is not None else opened
-        if all(source.model.family == "unknown" for source in everyone if source is not None):
-            opened = [_by_key(source) for source in opened]
-            self._base = _by_key(self._base) if self._base is not None else None
-        self._sources = opened
+        given = request.models if request.base is None else (*request.models, request.base)
+        sources = open_models(given, stack, base=request.base is not None, use_ema=request.policy.ema == "use")
+        self._base = sources.pop() if request.base is not None else None
+        self._sources = sources
         self._vae = self._open_vae(stack, request.vae) if request.vae is not None else None
         if isinstance(request.output, Path):
             check_is_not_input(request.output, input_files(self._weights))
@@ -251,13 +244,6 @@ class _Blend:
         check_not_rounded(self._request.policy.rounding, name)
         files, warnings = leaves(self._weights), tuple(self._warnings(plan))
         return LazyWeights(name, self._a.weights, plan.outputs, self._kept_metadata(), recipe, files, warnings)
-
-    def _open(self, stack: ExitStack, given: Input, role: str) -> Source:
-        weights = open_input(stack, given)
-        model = identify(weights)
-        if "unet" not in model.components:
-            _refuse_adapter(weights, role)
-        return Source(weights, model, role, use_ema=self._request.policy.ema == "use")
 
     def _open_vae(self, stack: ExitStack, path: Input) -> Source:
         weights = open_input(stack, path)
@@ -349,6 +335,37 @@ class _Blend:
             yield f"the position counter {plan.repaired[0]} was damaged and is counted anew"
         if self._a.model.family == "unknown":
             yield "no family sdkit knows: tensors are matched by their names alone"
+
+
+def open_models(
+    models: Sequence[Input], stack: ExitStack, *, base: bool = False, use_ema: bool = False
+) -> list[Source]:
+    """Open checkpoints that are calculated with; those of no known family are matched by their keys.
+
+    Args:
+        models: in order, A first.
+        stack: closes what is opened here.
+        base: whether the last one is what differences are taken from.
+        use_ema: whether averaged copies stand in for the weights.
+
+    Raises:
+        SdkitError: one cannot be read, or is an adapter.
+    """
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    roles = [letters[index] if index < len(letters) else f"model {index + 1}" for index in range(len(models))]
+    if base:
+        roles[-1] = "base"
+    sources = [_open(stack, model, role, use_ema) for model, role in zip(models, roles, strict=True)]
+    known = any(source.model.family != "unknown" for source in sources)
+    return sources if known else [_by_key(source) for source in sources]
+
+
+def _open(stack: ExitStack, given: Input, role: str, use_ema: bool) -> Source:
+    weights = open_input(stack, given)
+    model = identify(weights)
+    if "unet" not in model.components:
+        _refuse_adapter(weights, role)
+    return Source(weights, model, role, use_ema=use_ema)
 
 
 def _by_key(source: Source) -> Source:

@@ -90,7 +90,8 @@ def _basis(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     rows, columns = first.shape
     if 2 * columns >= rows:
         return torch.eye(rows, dtype=first.dtype)
-    return torch.linalg.qr(torch.cat([first, second], 1)).Q
+    basis: torch.Tensor = torch.linalg.qr(torch.cat([first, second], 1)).Q
+    return basis
 
 
 def _least_turn(first: torch.Tensor, second: torch.Tensor, proper: bool) -> torch.Tensor:
