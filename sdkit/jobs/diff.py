@@ -17,13 +17,14 @@ from sdkit.core.hashing import quick_id
 from sdkit.core.progress import NoProgress, Progress
 from sdkit.core.report import Report
 from sdkit.jobs.blend import open_models
-from sdkit.jobs.inputs import Input, label
+from sdkit.jobs.inputs import ModelInput, label
 from sdkit.merging.agree import check_families
 from sdkit.merging.align import Source
 from sdkit.merging.blocks import BASE, block_order
 from sdkit.merging.compare import Products, between, common_parents, comparable, compare, stored_bytes
 from sdkit.registry.recipes import made_by
 from sdkit.streaming.engine import default_threads
+from sdkit.streaming.lazy import LazyWeights
 from sdkit.weights.atomic import check_target, write_file
 
 PathLike = str | os.PathLike[str]
@@ -106,7 +107,7 @@ class DiffReport(Report):
 
 
 def diff(
-    models: Sequence[Input],
+    models: Sequence[ModelInput],
     *,
     image: PathLike | None = None,
     force: bool = False,
@@ -238,9 +239,10 @@ def _relative(parts: list[Products] | None, other: int) -> float | None:
 
 def _said(sources: Sequence[Source]) -> Iterator[str]:
     """What the files say about their parents."""
-    names = [label(source.weights) for source in sources]
-    ids = {quick_id(*source.weights.files): name for source, name in zip(sources, names, strict=True)}
-    for source, name in zip(sources, names, strict=True):
+    written = [source for source in sources if not isinstance(source.weights, LazyWeights)]
+    names = [label(source.weights) for source in written]
+    ids = {quick_id(*source.weights.files): name for source, name in zip(written, names, strict=True)}
+    for source, name in zip(written, names, strict=True):
         made = made_by(source.weights.metadata)
         if made is None:
             continue
