@@ -17,7 +17,8 @@ from sdkit.core.report import Report
 from sdkit.families import identify
 from sdkit.formats import recognise
 from sdkit.jobs.inputs import (
-    Input,
+    Computable,
+    ModelInput,
     Target,
     Unwritten,
     as_target,
@@ -94,9 +95,9 @@ class BlendReport(Report):
 class _Request:
     """The options of one blend, checked."""
 
-    models: tuple[Input, ...]
-    base: Input | None
-    vae: Input | None
+    models: tuple[ModelInput, ...]
+    base: ModelInput | None
+    vae: ModelInput | None
     output: Target
     method: Method
     values: dict[str, Value]
@@ -108,17 +109,17 @@ class _Request:
 
 
 def blend(
-    models: Sequence[Input | tuple[Input, float]],
+    models: Sequence[ModelInput | tuple[ModelInput, float]],
     output: PathLike | Unwritten,
     *,
     method: str = "weighted_sum",
-    base: Input | None = None,
+    base: ModelInput | None = None,
     parameters: Mapping[str, Value] | None = None,
     blocks: BlockSpec | None = None,
     rules: Sequence[str] = (),
     unet_alpha: float = 1.0,
     te_alpha: float = 1.0,
-    vae: Input | None = None,
+    vae: ModelInput | None = None,
     blend_vae: bool = False,
     missing: str = "error",
     ema: str = "drop",
@@ -138,8 +139,8 @@ def blend(
     inputs keep its bytes.
 
     Args:
-        models: the models in the method's order, A first; ``(path, weight)`` for methods with weights. Weights opened
-            or computed already may stand for a path, here and elsewhere.
+        models: the models in the method's order, A first; ``(path, weight)`` for methods with weights. Opened weights,
+            what `sdkit.open` gives, and sums of that may stand for a path, here and elsewhere.
         output: the file (where A is a folder: the folder) to write.
         method: name of the merge method; `sdkit blend --list` shows them.
         base: what differences are taken from.
@@ -195,8 +196,11 @@ def blend(
         force,
     )
     with input_stack(request.output) as stack:
-        report = _Blend(request, stack, progress or NoProgress(), threads).run(dry_run=dry_run)
-        return recorded(report, [*request.models, base, vae])
+        job = _Blend(request, stack, progress or NoProgress(), threads)
+        report = job.run(dry_run=dry_run)
+        computed = [weights for weights in job.weights if isinstance(weights, LazyWeights)]
+        named = [given for given in (*request.models, base, vae) if not isinstance(given, Computable)]
+        return recorded(report, [*named, *computed])
 
 
 class _Blend:
@@ -205,20 +209,13 @@ class _Blend:
     def __init__(self, request: _Request, stack: ExitStack, progress: Progress, threads: int | None) -> None:
         self._began = time.perf_counter()
         self._request, self._progress, self._threads = request, progress, threads
-        letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-        roles = [
-            letters[index] if index < len(letters) else f"model {index + 1}" for index in range(len(request.models))
-        ]
-        opened = [self._open(stack, model, role) for model, role in zip(request.models, roles, strict=True)]
-        self._base = self._open(stack, request.base, "base") if request.base is not None else None
-        everyone = [*opened, self._base] if self._base is not None else opened
-        if all(source.model.family == "unknown" for source in everyone if source is not None):
-            opened = [_by_key(source) for source in opened]
-            self._base = _by_key(self._base) if self._base is not None else None
-        self._sources = opened
+        given = request.models if request.base is None else (*request.models, request.base)
+        sources = open_models(given, stack, base=request.base is not None, use_ema=request.policy.ema == "use")
+        self._base = sources.pop() if request.base is not None else None
+        self._sources = sources
         self._vae = self._open_vae(stack, request.vae) if request.vae is not None else None
         if isinstance(request.output, Path):
-            check_is_not_input(request.output, input_files(self._weights))
+            check_is_not_input(request.output, input_files(self.weights))
             check_output(self._a.weights, request.output, overwrite=request.force)
 
     @property
@@ -226,7 +223,7 @@ class _Blend:
         return self._sources[0]
 
     @property
-    def _weights(self) -> list[Weights]:
+    def weights(self) -> list[Weights]:
         """Every input: the models, the base, the autoencoder."""
         everyone = (*self._sources, self._base, self._vae)
         return [source.weights for source in everyone if source is not None]
@@ -239,7 +236,7 @@ class _Blend:
         settings = Settings(request.method, request.values, blocks, request.rules, request.factors)
         plan = plan_blend(self._sources, self._base, request.method, settings, request.policy, self._vae)
         parents = tuple(self._parents())
-        recipe = with_earlier_steps(self._recipe(parents, blocks), self._weights)
+        recipe = with_earlier_steps(self._recipe(parents, blocks), self.weights)
         if isinstance(request.output, Unwritten):
             request.output.model = self._lazy(plan, recipe, request.output.name)
             return self._report(plan, parents, dry_run=True)
@@ -249,18 +246,11 @@ class _Blend:
 
     def _lazy(self, plan: Plan, recipe: Mapping[str, object], name: str) -> LazyWeights:
         check_not_rounded(self._request.policy.rounding, name)
-        files, warnings = leaves(self._weights), tuple(self._warnings(plan))
+        files, warnings = leaves(self.weights), tuple(self._warnings(plan))
         return LazyWeights(name, self._a.weights, plan.outputs, self._kept_metadata(), recipe, files, warnings)
 
-    def _open(self, stack: ExitStack, given: Input, role: str) -> Source:
-        weights = open_input(stack, given)
-        model = identify(weights)
-        if "unet" not in model.components:
-            _refuse_adapter(weights, role)
-        return Source(weights, model, role, use_ema=self._request.policy.ema == "use")
-
-    def _open_vae(self, stack: ExitStack, path: Input) -> Source:
-        weights = open_input(stack, path)
+    def _open_vae(self, stack: ExitStack, path: ModelInput) -> Source:
+        weights = open_input(stack, path, "VAE")
         return Source(weights, identify(weights), "VAE")
 
     def _write(self, plan: Plan, metadata: Mapping[str, str], path: Path) -> None:
@@ -318,7 +308,7 @@ class _Blend:
             method=request.method.name,
             family=self._a.model.family,
             parameters=request.values,
-            models=tuple(label(weights) for weights in self._weights),
+            models=tuple(label(weights) for weights in self.weights),
             blended=plan.blended,
             copied=plan.copied,
             missing=tuple(plan.missing),
@@ -333,7 +323,7 @@ class _Blend:
         )
 
     def _warnings(self, plan: Plan) -> Iterable[str]:
-        yield from notes_of(self._weights)
+        yield from notes_of(self.weights)
         coarse = sum(output.dtype.name in COARSE and output.copied is None for output in plan.outputs)
         written = isinstance(self._request.output, Path)
         if coarse and written and self._request.policy.rounding.seed is None:
@@ -349,6 +339,37 @@ class _Blend:
             yield f"the position counter {plan.repaired[0]} was damaged and is counted anew"
         if self._a.model.family == "unknown":
             yield "no family sdkit knows: tensors are matched by their names alone"
+
+
+def open_models(
+    models: Sequence[ModelInput], stack: ExitStack, *, base: bool = False, use_ema: bool = False
+) -> list[Source]:
+    """Open checkpoints that are calculated with; those of no known family are matched by their keys.
+
+    Args:
+        models: in order, A first.
+        stack: closes what is opened here.
+        base: whether the last one is what differences are taken from.
+        use_ema: whether averaged copies stand in for the weights.
+
+    Raises:
+        SdkitError: one cannot be read, or is an adapter.
+    """
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    roles = [letters[index] if index < len(letters) else f"model {index + 1}" for index in range(len(models))]
+    if base:
+        roles[-1] = "base"
+    sources = [_open(stack, model, role, use_ema) for model, role in zip(models, roles, strict=True)]
+    known = any(source.model.family != "unknown" for source in sources)
+    return sources if known else [_by_key(source) for source in sources]
+
+
+def _open(stack: ExitStack, given: ModelInput, role: str, use_ema: bool) -> Source:
+    weights = open_input(stack, given, role)
+    model = identify(weights)
+    if "unet" not in model.components:
+        _refuse_adapter(weights, role)
+    return Source(weights, model, role, use_ema=use_ema)
 
 
 def _by_key(source: Source) -> Source:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from sdkit.core.errors import UsageError
 from sdkit.core.hashing import quick_id
@@ -17,13 +18,33 @@ from sdkit.weights import Weights, open_weights
 from sdkit.weights.metadata import parent
 
 PathLike = str | os.PathLike[str]
+
+
+@runtime_checkable
+class Computable(Protocol):
+    """A model that is computed from others when it is wanted (what `sdkit.open` and sums of it give)."""
+
+    def plan(self, stack: ExitStack, name: str) -> Weights:
+        """The model as opened weights, called `name`; what is opened for it is closed with `stack`."""
+        ...
+
+
 Input = PathLike | Weights
+ModelInput = Input | Computable
 
 
-def open_input(stack: ExitStack, source: Input) -> Weights:
-    """The opened weights; those opened here are closed with `stack`."""
+def open_input(stack: ExitStack, source: ModelInput, role: str = "") -> Weights:
+    """The opened weights; those opened here are closed with `stack`.
+
+    Args:
+        stack: keeps files open.
+        source: a path, opened weights or, where there is a role, a model to be computed.
+        role: what a computed model is called; no two of a job may have the same.
+    """
     if isinstance(source, Weights):
         return source
+    if role and isinstance(source, Computable):
+        return source.plan(stack, role.replace(" ", "_"))
     given: object = source
     if not isinstance(given, (str, os.PathLike)):
         hint = "what `sdkit.open` gives has methods of its own: a.blend(b, method='slerp').save(…)"

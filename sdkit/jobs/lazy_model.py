@@ -11,17 +11,20 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sdkit.core.errors import UsageError
 from sdkit.jobs.inputs import is_adapter
-from sdkit.jobs.run import RunReport, run
+from sdkit.jobs.run import RunReport, plan_model, run
+from sdkit.weights import Weights, open_weights
 
 PathLike = str | os.PathLike[str]
 
 RESULT = "result"
+NEVER_WRITTEN = ".sdkit-planned.safetensors"  # recipes want to know an output, also those that are only planned
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -105,17 +108,22 @@ class LazyModel:
             model.check_is_model()
         return LazyModel(((_Blend(everyone, {**options, "base": base is not None}), 1.0),))
 
-    def recipe(self, output: PathLike | None = None, **options: Any) -> dict[str, Any]:
+    def recipe(self, output: PathLike | None = None, *, name: str = RESULT, **options: Any) -> dict[str, Any]:
         """The recipe that makes it, as `sdkit.run` and, written as YAML, `sdkit run` take it.
+
+        Args:
+            output: the file.
+            name: of its last step; those before it are numbered.
+            options: of the last step.
 
         Raises:
             UsageError: it is no model but a difference, or a share of one.
         """
-        steps = _Steps()
+        steps = _Steps("step" if name == RESULT else name)
         last = {**steps.table(self), **options}
         if output is not None:
             last["output"] = str(output)
-        return {"steps": {**steps.tables, RESULT: last}}
+        return {"steps": {**steps.tables, name: last}}
 
     def save(
         self,
@@ -137,9 +145,24 @@ class LazyModel:
             dry_run: stop before anything is written.
             controls: ``threads``, ``progress``, as in `sdkit.run`.
         """
-        given = {"dtype": dtype, "stochastic": stochastic}
+        given: dict[str, Any] = {"dtype": dtype, "stochastic": stochastic}
         recipe = self.recipe(output, **{key: value for key, value in given.items() if value is not None})
         return run(recipe, force=force, dry_run=dry_run, **controls)
+
+    def plan(self, stack: ExitStack, name: str) -> Weights:
+        """The model as opened weights whose tensors are expressions: what jobs that take models read.
+
+        Args:
+            stack: keeps the files open that it is computed from.
+            name: what recipes call it.
+
+        Raises:
+            SdkitError: it is no model, or one of its files cannot be read.
+        """
+        self.check_is_model()
+        if len(self.terms) == 1 and not self.adapters and isinstance(self.terms[0][0], Path):
+            return stack.enter_context(open_weights(self.terms[0][0]))
+        return plan_model(self.recipe(NEVER_WRITTEN, name=name), stack, {})
 
     def check_is_model(self) -> None:
         """Refuse what is no whole model.
@@ -160,7 +183,8 @@ class LazyModel:
 class _Steps:
     """The steps that make a lazy model."""
 
-    def __init__(self) -> None:
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
         self.tables: dict[str, dict[str, Any]] = {}
         self._made: list[tuple[object, str]] = []
 
@@ -210,7 +234,7 @@ class _Steps:
         name = next((name for known, name in self._made if known is key), "")
         if not name:
             table = self.table(model)
-            name = f"step_{len(self.tables) + 1}"
+            name = f"{self._prefix}_{len(self.tables) + 1}"
             self.tables[name] = table
             self._made.append((key, name))
         return {"step": name}

@@ -21,7 +21,7 @@ def check_families(sources: Sequence[Source]) -> None:
         raise SdkitError(
             f"{other.role} ({other.weights.path}) is {_described(other)}, "
             f"but A ({first.weights.path}) is {_described(first)}",
-            "only models of one family can be blended; `sdkit inspect` shows what each file is",
+            "only models of one family can be blended or compared; `sdkit inspect` shows what each file is",
         )
 
 

@@ -92,7 +92,7 @@ class Source:
             tensor = Slice(tensor, *place.rows)
         if place.transposed:
             tensor = Transpose(tensor)
-        return _like(tensor, place.shape)
+        return like_shape(tensor, place.shape)
 
     def find(self, key: str, like: Source) -> Expression | None:
         """The tensor that `like` stores as `key`, in the form `like` stores it; None where this checkpoint has none.
@@ -105,9 +105,9 @@ class Source:
         mine = [self.model.places[hub] for hub in hubs]
         theirs = [like.model.places[hub] for hub in hubs]
         if len({place.key for place in mine}) == 1 and self._same_form(mine[0].key, hubs, mine, theirs):
-            return _like(self.read(mine[0].key), like.weights.tensors[key].shape)
-        parts = [_as_stored(self.parameter(hub), place) for hub, place in zip(hubs, theirs, strict=True)]
-        return _like(parts[0] if len(parts) == 1 else Cat(tuple(parts)), like.weights.tensors[key].shape)
+            return like_shape(self.read(mine[0].key), like.weights.tensors[key].shape)
+        parts = [as_stored(self.parameter(hub), place) for hub, place in zip(hubs, theirs, strict=True)]
+        return like_shape(parts[0] if len(parts) == 1 else Cat(tuple(parts)), like.weights.tensors[key].shape)
 
     def _same_form(self, key: str, hubs: Hubs, mine: Sequence[Place], theirs: Sequence[Place]) -> bool:
         return self.hubs[key] == hubs and all(
@@ -116,11 +116,12 @@ class Source:
         )
 
 
-def _as_stored(parameter: Expression, place: Place) -> Expression:
+def as_stored(parameter: Expression, place: Place) -> Expression:
+    """A parameter the way it lies in a file."""
     return Transpose(parameter) if place.transposed else parameter
 
 
-def _like(tensor: Expression, shape: tuple[int, ...]) -> Expression:
+def like_shape(tensor: Expression, shape: tuple[int, ...]) -> Expression:
     """The tensor in a shape that differs by ones only; unchanged where the shapes really differ."""
     if tensor.shape == shape or math.prod(tensor.shape) != math.prod(shape):
         return tensor

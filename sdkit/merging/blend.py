@@ -7,23 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from sdkit.core.errors import SdkitError
+from sdkit.families.configs import stated_configs
 from sdkit.merging.agree import check_families, check_prediction, check_stored_types, check_variants
-from sdkit.merging.align import Hubs, Source, Times, ema_key, is_buffer
+from sdkit.merging.align import Hubs, Source, Times, as_stored, ema_key, is_buffer, like_shape
 from sdkit.merging.bake import quantisation_scale
-from sdkit.merging.blended import blended
+from sdkit.merging.blended import Wholes, blended
 from sdkit.merging.channels import Narrowed, Widened
 from sdkit.merging.method import Method, Value
 from sdkit.merging.settings import Settings
+from sdkit.merging.whole import Survey, Whole
 from sdkit.streaming import Cat, Output, Rounding, Slice
 from sdkit.streaming.expression import Context, Expression, TileFunction
 from sdkit.streaming.lazy import stored
 from sdkit.weights import DTYPES, DType, TensorInfo
-
-if TYPE_CHECKING:
-    pass
 
 Missing = Literal["error", "from-a", "skip"]
 Ema = Literal["drop", "keep", "use"]
@@ -125,7 +124,19 @@ def plan_blend(
     check_variants(everyone)
     check_prediction(everyone, allow=policy.allow_prediction_mix)
     check_stored_types(everyone, changes_type=policy.dtype is not None)
+    _check_wholes(method, sources[0], policy)
     return _Planner(tuple(sources), base, method, settings, policy, vae).plan()
+
+
+def _check_wholes(method: Method, a: Source, policy: Policy) -> None:
+    """Refuse what a method that looks at whole models cannot do."""
+    if method.named and a.model.family == "unknown":
+        raise SdkitError(
+            f"{method.name} goes by diffusers' names, and {a.weights.path} is of no family sdkit knows",
+            "`sdkit inspect` shows why; other methods need no names",
+        )
+    if method.sees_wholes and policy.ema == "keep":
+        raise SdkitError(f"{method.name} blends no averaged copies (EMA)", "--ema drop or --ema use")
 
 
 class _Planner:
@@ -144,6 +155,18 @@ class _Planner:
         self._method, self._settings, self._policy = method, settings, policy
         self._plan = Plan()
         self._averages = {ema_key(key): key for key in self._a.hubs}
+        self._wholes = self._see_wholes() if method.sees_wholes else None
+
+    def _see_wholes(self) -> Wholes:
+        """The blended parameters that all models have, to be read when the first tensor is merged."""
+        tensors = {
+            hub: tuple(source.parameter(hub) for source in self._sources)
+            for hub in self._a.model.places
+            if all(hub in source.model.places for source in self._sources)
+            and (self._policy.blend_vae or not hub.startswith("vae."))
+        }
+        whole = Whole(tensors, self._a.model, stated_configs(self._a.weights))
+        return Wholes(whole, Survey(lambda: self._method.look(whole, self._settings.values)))
 
     def plan(self) -> Plan:
         for info in self._a.weights.tensors.values():
@@ -201,10 +224,19 @@ class _Planner:
         if hubs == (WIDENED,):
             return self._merged_channels(info, hubs, inputs, base)
         self._check_shapes(info, everyone)
+        if self._wholes is not None:
+            return self._by_parameter(info, hubs, self._wholes.models)
         values = [self._settings.of(hub, self._a.model) for hub in hubs]
         if all(entry == values[0] for entry in values):
             return self._apply(hubs[0], inputs, base, values[0])
         return Cat(tuple(self._rows(hub, inputs, base, entry) for hub, entry in zip(hubs, values, strict=True)))
+
+    def _by_parameter(self, info: TensorInfo, hubs: Hubs, models: Whole) -> Expression:
+        """Each parameter merged as diffusers has it, whatever tensor A keeps it in."""
+        places = self._a.model.places
+        merged = [self._apply(hub, models.tensors[hub], None, self._settings.of(hub, self._a.model)) for hub in hubs]
+        parts = tuple(as_stored(tensor, places[hub]) for tensor, hub in zip(merged, hubs, strict=True))
+        return like_shape(parts[0] if len(parts) == 1 else Cat(parts), info.shape)
 
     def _rows(
         self, hub: str, inputs: Sequence[Expression], base: Expression | None, values: Mapping[str, Value]
@@ -240,7 +272,7 @@ class _Planner:
     def _apply(
         self, hub: str, inputs: Sequence[Expression], base: Expression | None, values: Mapping[str, Value]
     ) -> Expression:
-        return blended(self._method, inputs, base, values, name=hub, seed=self._policy.seed)
+        return blended(self._method, inputs, base, values, name=hub, seed=self._policy.seed, wholes=self._wholes)
 
     def _check_shapes(self, info: TensorInfo, tensors: Sequence[Expression]) -> None:
         sources = [*self._sources, self._base] if self._base is not None else list(self._sources)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from sdkit.merging.form import sole, symbols
 from sdkit.merging.method import Granularity, Method, Tiles, Value
 from sdkit.merging.where import Where
+from sdkit.merging.whole import Survey, Whole
 from sdkit.streaming.expression import Context, Expression, TileFunction, common_unit, spans, units
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def blended(
     *,
     name: str = "",
     seed: int = 0,
+    wholes: Wholes | None = None,
 ) -> Expression:
     """The result of a method, in its simplest form: a sum where it is one, a plain input where nothing changes.
 
@@ -38,11 +40,12 @@ def blended(
         values: the method's options.
         name: the tensor's name, which random numbers depend on.
         seed: what random numbers depend on besides.
+        wholes: the models as wholes, for methods that look at them.
     """
     if method.linear and method.measure is None:
         numbers = coefficients(method, len(inputs), base is not None, values, {})
         return combination(numbers, [*inputs, base] if base is not None else inputs)
-    return Blended(method, tuple(inputs), base, dict(values), name, seed)
+    return Blended(method, tuple(inputs), base, dict(values), name, seed, wholes)
 
 
 def coefficients(
@@ -101,6 +104,14 @@ def _sum(numbers: Sequence[float], tiles: Sequence[TileFunction]) -> TileFunctio
 
 
 @dataclass(frozen=True, slots=True)
+class Wholes:
+    """The models as wholes, and what a method finds out about them."""
+
+    models: Whole
+    survey: Survey
+
+
+@dataclass(frozen=True, slots=True)
 class Blended:
     """A method that looks at the numbers themselves."""
 
@@ -110,6 +121,7 @@ class Blended:
     values: Mapping[str, Value] = field(hash=False)
     name: str = ""
     seed: int = 0
+    wholes: Wholes | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -127,7 +139,7 @@ class Blended:
         context = precise(context)
         models = [source.bind(context) for source in self.inputs]
         base = self.base.bind(context) if self.base is not None else None
-        measured = self._measure(context)
+        measured = {**self._measure(context), **self._of_wholes()}
         if self.method.linear:
             numbers = coefficients(self.method, len(models), base is not None, self.values, measured)
             return _sum(numbers, [*models, base] if base is not None else models)
@@ -162,6 +174,14 @@ class Blended:
         if "where" not in self.method.special:
             return {}
         return {"where": Where(self.seed, self.name, self.shape, start)}
+
+    def _of_wholes(self) -> dict[str, object]:
+        if self.wholes is None:
+            return {}
+        return {
+            **({"whole": self.wholes.models} if "whole" in self.method.special else {}),
+            **({"surveyed": self.wholes.survey.result()} if "surveyed" in self.method.special else {}),
+        }
 
     def _tiles(self, context: Context, functions: Callable[[int, int], list[torch.Tensor]]) -> Tiles:
         count, unit = math.prod(self.shape), self.unit

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 Gram = tuple[tuple[float, ...], ...]
 HIGH_BINS = 1 << 15  # float32 without its sign, upper half: non-negative numbers sort like their bits
 LOW_BINS = 1 << 16
+GATHERED = 1 << 22  # elements: 16 MiB of each model. Up to here one walk and a selection beat two walks and histograms.
 
 
 def gram(tiles: Tiles) -> Gram:
@@ -63,13 +64,18 @@ def order_statistics(
     streams: Callable[..., Sequence[torch.Tensor]],
     ranks: Sequence[Sequence[int]],
 ) -> list[list[float]]:
-    """Exact values at some places of the ascending order of non-negative numbers, in two walks and constant memory.
+    """Exact values at some places of the ascending order of non-negative numbers, in constant memory.
+
+    Small tensors are gathered in one walk; of larger ones two walks count, first the upper halves of the bits, then the
+    lower halves of those that share the upper half asked for.
 
     Args:
         tiles: the models' tiles.
         streams: a tile of each model → the tiles of the sequences to order, non-negative and float32.
         ranks: for each sequence the places asked for, from 0.
     """
+    if tiles.count <= GATHERED:
+        return _selected(tiles, streams, ranks)
     counts = _histogram(tiles, streams, len(ranks), lambda bits, _: bits >> 16, [HIGH_BINS] * len(ranks))
     places = [[_find(count, rank) for rank in wanted] for count, wanted in zip(counts, ranks, strict=True)]
     flat = [(index, *place) for index, wanted in enumerate(places) for place in wanted]
@@ -90,6 +96,30 @@ def order_statistics(
         low, _ = _find(count, rest)
         found[index].append(_from_bits(bin_ << 16 | low))
     return found
+
+
+def _selected(
+    tiles: Tiles, streams: Callable[..., Sequence[torch.Tensor]], ranks: Sequence[Sequence[int]]
+) -> list[list[float]]:
+    """The values asked for, of sequences that are held whole."""
+    import numpy
+    import torch
+
+    gathered = [torch.empty(tiles.count) for _ in ranks]
+    done = 0
+    for values in tiles:
+        parts = [stream.reshape(-1) for stream in streams(*values)]
+        for whole, part in zip(gathered, parts, strict=True):
+            whole[done : done + len(part)] = part
+        done += len(parts[0]) if parts else 0
+    ordered = [
+        numpy.partition(whole.numpy(), sorted(set(wanted))) if wanted else None
+        for whole, wanted in zip(gathered, ranks, strict=True)
+    ]
+    return [
+        [] if whole is None else [float(whole[rank]) for rank in wanted]
+        for whole, wanted in zip(ordered, ranks, strict=True)
+    ]
 
 
 def _histogram(

@@ -6,11 +6,12 @@
 The positional parameters are the models, `*models` for any number of them. Their type says in which space they live:
 `Weight` is a model, `Delta` a model minus the base (so the method needs a base, and its result is added to it),
 `Either`
-takes both. Keyword-only parameters are options; their annotations give type and range. Three keyword names are special:
+takes both. Keyword-only parameters are options; their annotations give type and range. Four keyword names are special:
 
     measured   the result of `measure`, a function that sees all tiles of a tensor, as often as it likes, beforehand
     where      which tensor and which elements the tile holds, and random numbers for them
-    (neither)  nothing but the tile
+    whole      the models as wholes, to read other tensors of them (`sdkit.merging.whole`)
+    surveyed   the result of `survey`, a function that sees the whole models once, before the first tensor
 
 A *linear* method (`granularity="linear"`) is a sum of its models times numbers: it runs once on symbols, and the engine
 fuses what comes out.
@@ -28,6 +29,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin,
 from sdkit.core.errors import SdkitError, UsageError
 from sdkit.core.plugins import Plugin, canonical, choose, find_plugins, nearest_hint
 from sdkit.merging.where import Where
+from sdkit.merging.whole import Whole
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +39,8 @@ ENTRY_POINTS = "sdkit.merge_methods"
 
 Granularity = Literal["linear", "tile", "row", "tensor"]
 Measure = Callable[..., Any]
+Look = Callable[..., Any]
+SPECIAL = {"measured", "where", "whole", "surveyed"}
 Value = float | int | bool | str | tuple[float, ...]
 
 
@@ -183,7 +187,9 @@ class Method:
         parameters: its options by name.
         granularity: how much of a tensor it sees at once.
         measure: the pass before, if there is one.
-        special: which of ``measured`` and ``where`` it takes.
+        special: which of the special keywords it takes.
+        survey: what it wants to know of the whole models, if anything.
+        named: whether it goes by diffusers' names, which only models of known families have.
     """
 
     name: str
@@ -196,6 +202,13 @@ class Method:
     granularity: Granularity
     measure: Measure | None
     special: frozenset[str]
+    survey: Look | None = None
+    named: bool = False
+
+    @property
+    def sees_wholes(self) -> bool:
+        """Whether it looks beyond the tensor it merges."""
+        return bool(self.special & {"whole", "surveyed"})
 
     @property
     def needs_base(self) -> bool:
@@ -251,12 +264,20 @@ class Method:
         """What the measuring pass finds, as the keyword for the function."""
         if self.measure is None:
             return {}
-        wanted = inspect.signature(self.measure).parameters
-        found = self.measure(tiles, **{name: value for name, value in values.items() if name in wanted})
+        found = self.measure(tiles, **_wanted(self.measure, values))
         return {"measured": found} if "measured" in self.special else {}
 
-    def __call__(self, *tensors: torch.Tensor, where: Where | None = None, **given: Value) -> torch.Tensor:
-        """The method on whole tensors held in memory: the plain meaning of what the engine streams."""
+    def look(self, whole: Whole, values: Mapping[str, Value]) -> Any:
+        """What the survey finds; None where there is none."""
+        return self.survey(whole, **_wanted(self.survey, values)) if self.survey is not None else None
+
+    def __call__(
+        self, *tensors: torch.Tensor, where: Where | None = None, whole: Whole | None = None, **given: Value
+    ) -> torch.Tensor:
+        """The method on whole tensors held in memory: the plain meaning of what the engine streams.
+
+        Without `whole` the models are these tensors and nothing else.
+        """
         from sdkit.merging.blended import viewed
 
         shape = tensors[0].shape
@@ -264,13 +285,21 @@ class Method:
         values = self.check_values(given)
         tiles = Tiles(lambda: iter([tuple(view.clone() for view in views)]), tensors[0].numel())
         extra = self.measured(tiles, values)
-        if "where" in self.special:
-            extra["where"] = where or Where(0, "", tuple(shape))
+        where = where or Where(0, "", tuple(shape))
+        whole = whole or Whole.of([{where.name: tensor} for tensor in tensors])
+        extra |= {key: value for key, value in (("where", where), ("whole", whole)) if key in self.special}
+        if "surveyed" in self.special:
+            extra["surveyed"] = self.look(whole, values)
         return self.function(*views, **extra, **values).reshape(shape)
 
 
 def merge_method(
-    granularity: Granularity = "tile", *, measure: Measure | None = None, least: int = 2
+    granularity: Granularity = "tile",
+    *,
+    measure: Measure | None = None,
+    survey: Look | None = None,
+    named: bool = False,
+    least: int = 2,
 ) -> Callable[[Callable[..., Any]], Method]:
     """Declare a merge method.
 
@@ -279,6 +308,9 @@ def merge_method(
             (a vector is one row), or the ``tensor`` in its shape. The first two need constant memory; ``row`` too,
             for the rows models have; ``tensor`` needs each thread to hold the largest tensor of every model.
         measure: a pass over all tiles beforehand: ``measure(tiles, **options)``.
+        survey: a look at the whole models before the first tensor: ``survey(whole, **options)``. It happens once, so
+            its options cannot be numbers, which may vary from tensor to tensor.
+        named: whether the method goes by diffusers' names, which only models of known families have.
         least: the fewest models a method with ``*models`` takes.
     """
 
@@ -287,8 +319,14 @@ def merge_method(
         signature = inspect.signature(function).parameters.values()
         tensors = [entry for entry in signature if entry.kind is not inspect.Parameter.KEYWORD_ONLY]
         options = [entry for entry in signature if entry.kind is inspect.Parameter.KEYWORD_ONLY]
-        special = frozenset(entry.name for entry in options) & {"measured", "where"}
+        special = frozenset(entry.name for entry in options) & SPECIAL
         variadic = any(entry.kind is inspect.Parameter.VAR_POSITIONAL for entry in tensors)
+        parameters = {
+            entry.name: _parameter(entry.name, hints[entry.name], entry.default)
+            for entry in options
+            if entry.name not in special
+        }
+        assert survey is None or not any(parameters[name].varies for name in _wanted(survey, parameters))
         return Method(
             name=canonical(function.__name__),
             function=function,
@@ -296,17 +334,21 @@ def merge_method(
             variadic=variadic,
             least=least if variadic else len(tensors),
             space=_space(hints[tensors[0].name]),
-            parameters={
-                entry.name: _parameter(entry.name, hints[entry.name], entry.default)
-                for entry in options
-                if entry.name not in special
-            },
+            parameters=parameters,
             granularity=granularity,
             measure=measure,
             special=special,
+            survey=survey,
+            named=named,
         )
 
     return declare
+
+
+def _wanted(function: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the options that a function has a parameter for."""
+    names = inspect.signature(function).parameters
+    return {name: value for name, value in values.items() if name in names}
 
 
 def _space(hint: Any) -> Space:

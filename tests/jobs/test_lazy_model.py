@@ -81,7 +81,31 @@ def test_what_makes_no_sense_is_said_at_once(opened: tuple[LazyModel, ...], tmp_
     with pytest.raises(UsageError, match="a difference"):
         a.blend(b - c)
     with pytest.raises(UsageError, match="LazyModel is no path"):
-        sdkit.blend([a, b], tmp_path / "x.safetensors")  # type: ignore[list-item]
+        sdkit.merge(a, {tmp_path / "lora.safetensors": 1.0}, tmp_path / "x.safetensors")  # type: ignore[arg-type]
     with pytest.raises(TypeError):
         a * "0.5"  # type: ignore[operator]
     assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_blend_takes_sums_of_models(opened: tuple[LazyModel, ...], tmp_path: Path) -> None:
+    a, b, c, lora = opened
+    out = tmp_path / "out.safetensors"
+    report = sdkit.blend([a + 0.5 * (b - c), 0.5 * a + 0.5 * c], out, alpha=0.25)
+    near(out, (0.875, 0.375, -0.25))
+    assert report.models == ("A", "B") and not report.warnings
+    assert sdkit.reproduce(out, [tmp_path]).identical, "the recipe in the file makes its bytes again"
+    sdkit.blend([(a, 0.25), (b + lora, 0.75)], tmp_path / "mix.safetensors", method="linear")
+    (0.25 * a + 0.75 * b + 0.75 * lora).save(tmp_path / "same.safetensors")
+    made, same = load(tmp_path / "mix.safetensors"), load(tmp_path / "same.safetensors")
+    for key, value in made.items():
+        torch.testing.assert_close(value, same[key], rtol=2**-9, atol=1e-5)
+    with pytest.raises(UsageError, match="a difference, not a model"):
+        sdkit.blend([a, b - c], tmp_path / "none.safetensors")
+
+
+def test_models_can_be_compared_before_they_are_written(opened: tuple[LazyModel, ...]) -> None:
+    a, b, _, _ = opened
+    (_, _, *rest), *_ = [sdkit.diff([a, b, 0.75 * a + 0.25 * b]).comparisons[1].components]
+    assert [part.name for part in rest] == ["vae"] and rest[0].changed == 0  # a sum's autoencoder is the first model's
+    report = sdkit.diff([a, b, 0.75 * a + 0.25 * b])
+    assert any(line.startswith("C lies between: ") for line in report.relations)

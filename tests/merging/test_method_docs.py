@@ -11,6 +11,7 @@ import pytest
 from sdkit.merging.method import Method, load_method, methods
 
 PAGE = Path(__file__).parents[2] / "docs" / "merging.md"
+PICTURES = "pictures/blend"
 BEGIN, END = "<!-- methods: begin -->\n", "<!-- methods: end -->\n"
 
 
@@ -42,7 +43,9 @@ def section(name: str, method: Method) -> str:
         f"Takes {method.describe_models()}{base}. {sight[method.granularity]}{passes}.  \nOptions: {options(method)}."
     )
     text = re.sub(r"(?<!\n)\nSource:", "\n\nSource:", docstring(method))
-    return f"### {name}\n\n{text}\n\n{facts}\n"
+    drawn = PAGE.parent / PICTURES / f"{name}.png"  # made by recipes/tiny-blends.py
+    picture = f"\n![A, the result and B]({PICTURES}/{name}.png)\n" if drawn.exists() else ""
+    return f"### {name}\n\n{text}\n\n{facts}\n{picture}"
 
 
 def listing() -> str:

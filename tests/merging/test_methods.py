@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from sdkit.core.errors import UsageError
 from sdkit.merging.method import load_method, methods
 from sdkit.merging.where import Where
+from sdkit.merging.whole import Whole
 
 A = torch.tensor(
     [[1.0, -2.0, 0.5, 0.0], [0.25, 3.0, -1.0, 2.0], [-0.5, 0.75, 1.5, -3.0], [4.0, 0.125, -0.25, 1.0]]
@@ -305,6 +306,149 @@ def test_tensor_sum_takes_rows_round_the_end() -> None:
     assert torch.equal(method(A, B, alpha=0.5, beta=0.75), torch.stack([B[0], A[1], A[2], B[3]]))
 
 
+def test_tensor_sum_takes_columns_of_wide_tensors() -> None:
+    method, a, b = load_method("tensor-sum"), torch.zeros(2, 128, 3), torch.ones(2, 128, 3)
+    out = method(a, b, alpha=0.25, beta=0.5, axis="columns")
+    assert out[:, 64:96].eq(1).all() and out.sum() == 2 * 32 * 3
+    assert torch.equal(method(A, B, alpha=0.5, axis="columns"), method(A, B, alpha=0.5))  # 4 columns are few
+
+
+def test_top_k_tensor_sum_by_hand() -> None:
+    a, b = torch.tensor([1.0, -4.0, 3.0, 2.0]), torch.tensor([0.4, 0.3, 0.2, 0.1])
+    method = load_method("top-k-tensor-sum")
+    assert method(a, b).tolist() == [3.0, 2.0, 1.0, -4.0]  # A's numbers, falling as B does
+    assert method(a, b, alpha=0.5).tolist() == [1.0, 2.0, 1.0, 2.0]  # only those whose dealt number is at most 2
+    assert method(a, b, alpha=0.5, beta=0.75).tolist() == [1.0, -4.0, 3.0, -4.0]  # the largest only
+
+
+def test_distribution_crossover() -> None:
+    method = load_method("distribution-crossover")
+    mixed = method(A, B, C, alpha=0.5)
+    order = C.flatten().argsort(stable=True)
+    a, b, out = (torch.fft.rfft(values.flatten()[order]) for values in (A, B, mixed))
+    torch.testing.assert_close(out[:5], a[:5])  # 0 to 8 sixteenths: the lower half is A's
+    torch.testing.assert_close(out[5:], b[5:])
+    close(method(A, B, C, alpha=0.25, tilt=1.0), A.lerp(B, 0.25))
+
+
+def test_ram_by_hand() -> None:
+    one, other = torch.tensor([4.0, 0.0, 2.0, 1e-7]), torch.tensor([2.0, 3.0, 0.0, 0.0])
+    assert load_method("ram")(one, other).tolist() == [3.0, 3.0, 2.0, 0.0]
+    assert load_method("ram")(one, other, unique=1.5, alpha=2.0).tolist() == [6.0, 9.0, 6.0, 0.0]
+
+
+def test_truncate_kronecker() -> None:
+    method = load_method("truncate-kronecker")
+    one, other = A[:2, :2], B[:3, :4]
+    product = torch.kron(one, other)  # [6, 8]
+    shapes = {ratio: method(product, ratio=ratio) for ratio in (0.0, 0.25, 0.5, 1.0)}
+    assert all(float((kept - product).norm()) < float(product.norm()) for kept in shapes.values())
+    close(shapes[0.0], product)  # all numbers in W₂: the matrix itself
+    small = torch.kron(A[:2, :4], B[:3, :2])
+    close(method(small, ratio=0.5), small)  # 8 and 6 numbers are the most equal sizes
+    conv = torch.einsum("ab,cdk->acbdk", A[:2, :3], B.reshape(2, 2, 4)).reshape(4, 6, 2, 2)
+    close(method(conv, ratio=0.39), conv)  # 6 and 16 numbers
+    large = torch.randn(200, 200, generator=torch.Generator().manual_seed(0))
+    blocks = large.reshape(10, 20, 20, 10).transpose(1, 2).reshape(200, 200)  # W₁ is 10 × 20
+    best = torch.linalg.svdvals(blocks)[1:].norm()
+    assert float((method(large) - large).norm()) == pytest.approx(float(best), rel=1e-4)
+
+
+def test_rotate_finds_a_rotation() -> None:
+    q = torch.linalg.qr(C).Q
+    turned = A @ q
+    method = load_method("rotate")
+    torch.testing.assert_close(method(A, turned, centring=0.0), turned)
+    centred = (A - A.mean(0)) @ q + B.mean(0)
+    torch.testing.assert_close(method(A, centred), centred)  # means are B's then
+    close(method(A, B, alpha=0.0, alignment=0.0), A)
+    close(method(A, B, alpha=1.0, alignment=1.0), B)
+    close(method(A[0], B[0], alpha=0.25), A[0].lerp(B[0], 0.25))
+
+
+def test_half_a_rotation_twice_is_the_rotation() -> None:
+    angle = torch.tensor(2.0).double()
+    plane = torch.stack([torch.stack([angle.cos(), angle.sin()]), torch.stack([-angle.sin(), angle.cos()])])
+    q = torch.block_diag(plane, -torch.eye(2).double())  # a plane turned by 2 radians, another by half a turn
+    half = load_method("rotate")(A, A @ q, alignment=0.5, centring=0.0)
+    turn = torch.stack(
+        [torch.stack([(angle / 2).cos(), (angle / 2).sin()]), torch.stack([-(angle / 2).sin(), (angle / 2).cos()])]
+    )
+    torch.testing.assert_close(half[:, :2], A[:, :2] @ turn)
+    again = load_method("rotate")(half, A @ q, alignment=1.0, centring=0.0)
+    torch.testing.assert_close(again, A @ q)
+    torch.testing.assert_close(half @ half.t(), A @ A.t())  # a rotation keeps every length and angle
+    near, far = (half - A).norm(), (A @ q - A).norm()
+    assert 0.5 * far < near < 0.8 * far  # the chord of half the angle
+
+
+@pytest.mark.parametrize("alignment", [1.0, 0.4])
+def test_rotating_a_wide_matrix_keeps_its_lengths(alignment: float) -> None:
+    """sd-mecha's transform of matrices with fewer rows than columns is no rotation and changes them."""
+    generator = torch.Generator().manual_seed(0)
+    wide, other = (torch.randn(3, 11, generator=generator).double() for _ in range(2))
+    out = load_method("rotate")(wide, other, alignment=alignment, centring=0.0)
+    torch.testing.assert_close(out @ out.t(), wide @ wide.t())
+    best = torch.linalg.svdvals(wide.t() @ other).sum()  # the largest inner product that a rotation can reach
+    reached = float((out * other).sum())
+    assert reached == pytest.approx(float(best)) if alignment == 1.0 else float((wide * other).sum()) < reached < best
+
+
+def test_balance_attention_keeps_the_product_and_evens_the_energies() -> None:
+    names = [f"text_encoder.text_model.encoder.layers.0.self_attn.{side}" for side in ("q_proj", "k_proj", "v_proj")]
+    names.append("text_encoder.text_model.encoder.layers.0.self_attn.out_proj")
+    weights = dict(zip(names, (A, 5 * B, C, 0.1 * A + B), strict=True))
+    biases = dict(zip(names, (A[0], B[1], C[2], A[3]), strict=True))
+    parameters = {**{f"{n}.weight": w for n, w in weights.items()}, **{f"{n}.bias": b for n, b in biases.items()}}
+    whole = Whole.of([parameters])
+    method = load_method("balance-attention")
+    out = {name: method(w, where=Where(0, name, tuple(w.shape)), whole=whole) for name, w in parameters.items()}
+    both = {n: torch.cat([out[f"{n}.weight"], out[f"{n}.bias"][:, None]], 1) for n in names}
+    q, k, v = (both[n] for n in names[:3])
+    before = [torch.cat([weights[n], biases[n][:, None]], 1) for n in names[:3]]
+    torch.testing.assert_close(q.t() @ k, before[0].t() @ before[1], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(q @ q.t(), k @ k.t(), rtol=1e-3, atol=1e-3)
+    to_out = out[f"{names[3]}.weight"]
+    torch.testing.assert_close(to_out @ v, weights[names[3]] @ before[2], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(to_out.t() @ to_out, v @ v.t(), rtol=1e-3, atol=1e-3)
+    assert torch.equal(out[f"{names[3]}.bias"], A[3])
+
+
+def test_adjust_changes_the_ends_of_the_unet() -> None:
+    adjust = load_method("adjust")
+
+    def at(name: str, values: torch.Tensor, **amounts: float) -> list[float]:
+        return adjust(values, where=Where(0, name, tuple(values.shape)), **amounts).tolist()
+
+    ones = torch.ones(4)
+    assert at("unet.conv_in.weight", ones, detail_in=2.0) == pytest.approx([0.98] * 4)
+    assert at("unet.conv_in.bias", ones, detail_in=2.0) == pytest.approx([1.04] * 4)
+    assert at("unet.conv_norm_out.bias", ones, detail_out=-1.0) == pytest.approx([0.98] * 4)
+    assert at("unet.conv_out.weight", ones, smoothness=1.0) == pytest.approx([0.99] * 4)
+    assert at("unet.conv_out.bias", 0 * ones, contrast=1.0, red=0.5) == pytest.approx([0.02, 0.01, 0.01, 0.0])
+    assert at("unet.mid_block.resnets.0.conv1.weight", ones, detail_in=2.0, contrast=3.0) == [1.0] * 4
+
+
+@pytest.mark.parametrize(("name", "averaged"), [("cosine-a", False), ("cosine-b", True)])
+def test_cosines_stretched_over_the_model(name: str, averaged: bool) -> None:
+    """supermerger's two passes, written out: all columns' cosines, trimmed, give the range."""
+    models = [{"x": A, "y": B[:3]}, {"x": B, "y": (C + B)[:3]}]
+    cosine, every = torch.nn.functional.cosine_similarity, []
+    for key in ("x", "y"):
+        each = cosine(models[0][key], models[1][key], 0)
+        tensor = cosine(models[0][key].flatten(), models[1][key].flatten(), 0)
+        every += ((each + tensor) / 2 if averaged else each).tolist()
+    every = sorted(every)[1:]  # a hundredth of 8 numbers, at the midpoint of the two lowest; then of the two highest
+    every = every[:-1]
+    each = cosine(A, B, 0)
+    unit_columns = (A / A.norm(dim=0)).flatten(), (B / B.norm(dim=0)).flatten()
+    tensor = cosine(A.flatten(), B.flatten(), 0) if averaged else cosine(*unit_columns, 0)
+    k = (((each + tensor) / 2 - every[0]) / (every[-1] - every[0]) - 0.2).clamp(0, 1)
+    whole = Whole.of(models)
+    out = load_method(name)(A, B, whole=whole, where=Where(0, "x", (4, 4)), alpha=0.2, scale="model")
+    torch.testing.assert_close(out, k * A + (1 - k) * B, rtol=1e-5, atol=1e-5)
+
+
 def test_extract() -> None:
     cosine = torch.nn.functional.cosine_similarity(A, B, 1)[:, None]
     d = ((cosine + 1) / 2) ** 2
@@ -419,6 +563,7 @@ def test_equal_models_stay_as_they_are(name: str) -> None:
         "scale",
         "plus-random",
         "truncate-rank",
+        "truncate-kronecker",
         "dare-linear",
         "dare-ties",
         "della",

@@ -85,6 +85,35 @@ def test_sd_mecha_perpendicular_component_agrees() -> None:
     near(load_method("add-perpendicular")(A, B, C, alpha=0.5), A + 0.5 * mecha("perpendicular_component")(A - C, B - C))
 
 
+@pytest.mark.parametrize(("alignment", "alpha"), [(1.0, 0.0), (1.0, 0.3), (0.5, 0.0), (0.5, 0.3)])
+def test_sd_mecha_rotate_agrees_on_tall_matrices(alignment: float, alpha: float) -> None:
+    a, b = A.double(), B.double()
+    given = {"alignment": alignment, "alpha": torch.tensor(alpha).double()}
+    theirs = mecha("rotate")({"w": a}, {"w": b}, **given, key="w")
+    near(load_method("rotate")(a, b, alignment=alignment, alpha=alpha), theirs)
+
+
+def test_sd_mecha_kronecker_and_top_k_agree() -> None:
+    pytest.importorskip("sd_mecha")
+    from sd_mecha.extensions.builtin.merge_methods.kronecker import truncate_kronecker
+
+    for ratio in (0.0, 0.3, 0.5, 1.0):
+        theirs = truncate_kronecker.__wrapped__(A, kronecker_ratio=ratio, use_approximate_basis=False)
+        near(load_method("truncate-kronecker")(A, ratio=ratio), theirs)
+    for width, offset in ((1.0, 0.0), (0.5, 0.0), (0.5, 0.75)):
+        theirs = mecha("top_k_tensor_sum")(A, B, width=width, offset=offset)
+        near(load_method("top-k-tensor-sum")(A, B, alpha=width, beta=offset), theirs)
+
+
+def test_sd_mecha_balance_exchanges_the_energies_that_ours_evens() -> None:
+    pytest.importorskip("sd_mecha")
+    from sd_mecha.extensions.builtin.merge_methods.balance_attention.algorithms import balance_head_energy
+
+    q, k = balance_head_energy(A[:4].double(), B[:4].double())
+    near(q @ q.T, (B[:4] @ B[:4].T).double(), 1e-3)
+    near(q.T @ k, (A[:4].T @ B[:4]).double(), 1e-3)
+
+
 def test_sd_mecha_model_stock_of_two_models_agrees() -> None:
     """With two models neighbours are all pairs; theirs works row by row, so one row is compared."""
     a, b = A[:1].flatten(), B[:1].flatten()

@@ -28,7 +28,7 @@ _NOT_STEPS = frozenset({"inspect", "hash", "quickstart", "run", "reproduce"})
 _CONTROLS = frozenset("output dry_run force resume progress watch should_stop threads".split())
 # A merge that is to be undone is one command; a blend's parameters stand beside its other options.
 _LEFT_OUT = {"merge": {"undo"}, "blend": {"parameters"}}
-_PATHS = re.compile(r"\b(PathLike|Path|Input|Adapters)\b")
+_PATHS = re.compile(r"\b(PathLike|Path|Input|ModelInput|Adapters)\b")
 _SEVERAL = re.compile(r"\b(Sequence|Adapters)\b")
 _WEIGHTED = re.compile(r"\b(tuple|Adapters)\b")
 _RANK_RULE = frozenset({"rank", "sv_ratio", "sv_fro", "sv_cumulative"})  # what makes a RankRule

@@ -9,9 +9,8 @@ Source: sd-mecha's `crossover`
 
 from __future__ import annotations
 
-import math
-
 from sdkit.merging.method import Share, Tensor, Weight, merge_method
+from sdkit.merging.methods._frequencies import share_of_b
 
 
 @merge_method("tensor")
@@ -22,21 +21,5 @@ def crossover(a: Weight, b: Weight, *, alpha: Share = 0.5, tilt: Share = 0.0) ->
     if alpha in (0.0, 1.0) or tilt == 1.0 or not a.dim():
         return a.lerp(b, alpha)
     low, high = torch.fft.rfftn(a), torch.fft.rfftn(b)
-    mixed: Tensor = torch.fft.irfftn(low.lerp(high, _share(tuple(a.shape), alpha, tilt).to(low.dtype)), s=a.shape)
+    mixed: Tensor = torch.fft.irfftn(low.lerp(high, share_of_b(tuple(a.shape), alpha, tilt).to(low.dtype)), s=a.shape)
     return mixed
-
-
-def _share(shape: tuple[int, ...], alpha: float, tilt: float) -> Tensor:
-    """B's share of each frequency."""
-    import torch
-
-    squares = torch.zeros(())
-    for axis, size in enumerate(shape):
-        frequency = torch.fft.rfftfreq(size) if axis == len(shape) - 1 else torch.fft.fftfreq(size).abs()
-        frequency = frequency / max(float(frequency.max()), 1e-30)
-        squares = squares.unsqueeze(-1) + frequency.square()
-    radius = (squares / len(shape)).sqrt()
-    if tilt == 0.0:
-        return (radius > 1 - alpha).to(radius.dtype)
-    slope = 1 / math.tan(math.pi * tilt / 2)
-    return (slope * (radius + alpha - 1) + alpha).clamp_(0, 1)
