@@ -46,7 +46,7 @@ class Client:
     """Asks one hub's servers.
 
     Attributes:
-        tokens: host (with its port, where it has one) → token; only these hosts ever see it.
+        tokens: ``https://host`` (with its port, where it has one) → token; only there is it ever shown.
         explain: a hub's own words for an answer that is an error; None for the general ones.
         sleep: waits so many seconds.
     """
@@ -148,7 +148,8 @@ class Client:
         raise SdkitError(f"{shown(first)}: is redirected without end")
 
     def _authorization(self, url: str) -> dict[str, str]:
-        token = self.tokens.get(urlsplit(url).netloc.lower())
+        parts = urlsplit(url)
+        token = self.tokens.get(f"{parts.scheme}://{parts.netloc.lower()}")
         return {"Authorization": f"Bearer {token}"} if token else {}
 
     def _checked(self, response: Response) -> Response:
