@@ -239,11 +239,18 @@ class _HiddenQueries(logging.Filter):
 
 
 _HIDDEN = _HiddenQueries()
+# By their full names: a logger's filter is not asked for what those below it log.
+_LOGGERS = (
+    "urllib3.connectionpool",
+    "huggingface_hub.utils._http",
+    *(f"{name}{version}" for name in ("httpx", "httpcore") for version in ("", "2")),
+    *(f"httpcore{version}.{part}" for version in ("", "2") for part in ("connection", "http11", "http2", "proxy")),
+)
 
 
 def hide_queries_in_logs() -> None:
     """Make the libraries that log addresses log them without queries; doing it again changes nothing."""
-    for name in ("urllib3.connectionpool", "httpx", "httpx2", "huggingface_hub.utils._http"):
+    for name in _LOGGERS:
         logging.getLogger(name).addFilter(_HIDDEN)
 
 
