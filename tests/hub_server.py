@@ -150,13 +150,14 @@ class Hub:
             return _refused(401, "", "")
         name = f"{body['organization']}/{body['name']}"
         if name in self.repositories:
-            return Answer(409, b'{"error": "You already created this model repo"}')
+            return _json({"error": "You already created this model repo", "url": f"{self.url}/{name}"}, 409)
         self.repositories[name] = Repository(private=body.get("visibility") == "private" or bool(body.get("private")))
         return _json({"url": f"{self.url}/{name}", "name": name})
 
     def _validate(self, body: dict[str, Any]) -> Answer:
         card = _card(body["content"].encode())
-        errors = [] if isinstance(card.get("license"), str) else [{"message": "license is missing"}]
+        relations = (None, "adapter", "merge", "quantized", "finetune")
+        errors = [] if card.get("base_model_relation") in relations else [{"message": "no such relation"}]
         return _json({"errors": errors, "warnings": []}, 400 if errors else 200)
 
     def _preupload(self, request: Request, repository: Repository, name: str, revision: str) -> Answer:

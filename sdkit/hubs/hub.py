@@ -141,8 +141,25 @@ class Upload:
     content: Path | bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What became of an upload.
+
+    Attributes:
+        page: where a person sees it.
+        revision: what pins it.
+    """
+
+    page: str
+    revision: str = ""
+
+
 class PublishingHub(Hub, Protocol):
     """A hub that can be pushed to."""
+
+    def read_card(self, reference: str) -> str:
+        """The card that lies there already; empty where there is none, or no repository yet."""
+        ...
 
     def publish(
         self,
@@ -153,8 +170,8 @@ class PublishingHub(Hub, Protocol):
         private: bool,
         create_pr: bool,
         progress: Progress,
-    ) -> str:
-        """Publish files together or not at all; returns the page a person visits."""
+    ) -> Published:
+        """Publish files together or not at all."""
         ...
 
 
