@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import email.utils
 import ipaddress
+import json
 import logging
 import re
 import time
@@ -104,8 +105,6 @@ class Client:
             data = response.raw.read(_LARGEST_ANSWER + 1, decode_content=True)
             if len(data) > _LARGEST_ANSWER:
                 raise SdkitError(f"{shown(url)}: answers with more than {_LARGEST_ANSWER >> 20} MiB")
-        import json
-
         try:
             return json.loads(data)
         except (ValueError, RecursionError):

@@ -136,13 +136,18 @@ def local_path(given: PathLike, progress: Progress | None = None, tell: Callable
     if os.path.lexists(text) or not is_reference(text):
         return resolve(given)
     path, pinned, sha256 = _recalled(text) or _pulled(text, progress, tell)
-    _SOURCES[os.path.abspath(path)] = {"source": pinned, **({"sha256": sha256} if sha256 else {})}
+    remember_source(path, {"source": pinned, **({"sha256": sha256} if sha256 else {})})
     return path
 
 
 # What this process was given as references: path → what recipes say of it. A file given by its path is named by its
 # content alone, so the same command makes the same bytes whatever was pulled before.
 _SOURCES: dict[str, dict[str, str]] = {}
+
+
+def remember_source(path: Path, facts: dict[str, str]) -> None:
+    """Let recipes made from here on name a file so."""
+    _SOURCES[os.path.abspath(path)] = facts
 
 
 def source_of(path: Path) -> dict[str, str]:

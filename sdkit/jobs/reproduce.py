@@ -20,7 +20,7 @@ from sdkit.core.report import Report
 from sdkit.families.bases import TINY, resolve_base
 from sdkit.hubs import is_reference
 from sdkit.jobs.inputs import Input, Unwritten, open_input
-from sdkit.jobs.pull import local_path
+from sdkit.jobs.pull import local_path, remember_source
 from sdkit.registry.registry import is_on, open_registry
 from sdkit.weights import TensorInfo, Weights, open_weights
 from sdkit.weights.atomic import check_target
@@ -150,6 +150,8 @@ def _find_all(wanted: Sequence[Mapping[str, Any]], folders: Sequence[Path], prog
             missing.append(f"{name} ({entry.get('sha256') or content})")
         else:
             found[content] = path
+            if "source" in entry:  # the recipe made anew must name it as this one does
+                remember_source(path, {key: str(entry[key]) for key in ("source", "sha256") if key in entry})
     if missing:
         raise SdkitError(f"missing: {', '.join(missing)}", "name the folders that hold them with --models DIR")
     return found

@@ -168,6 +168,16 @@ def test_a_file_is_reproduced_from_its_references_alone(
     assert report.identical
 
 
+def test_a_sum_of_references_is_reproduced_too(fox: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out" / "sum.safetensors"
+    out.parent.mkdir()
+    sdkit.combine([(local_path("hf:org/fox"), 0.5), (local_path("hf:org/fox"), 0.25)], out)
+    assert _recipe(out)["parents"][0]["source"].startswith("hf:org/fox/")
+    monkeypatch.setenv("SDKIT_HOME", str(tmp_path / "somebody-else"))
+    pull_module._SOURCES.clear()
+    assert sdkit.reproduce(out).identical
+
+
 def test_recipes_take_references_pinned_by_commit_and_sha256(fox: bytes, base: Path, hub: Hub, tmp_path: Path) -> None:
     sha256, commit = hashlib.sha256(fox).hexdigest(), hub.repositories["org/fox"].head
     adapter = f"hf:org/fox/pytorch_lora_weights.safetensors@{commit}"
