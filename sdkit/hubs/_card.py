@@ -53,7 +53,7 @@ class About:
         base_model: repositories it was made for or from.
         licence: an identifier of the Hub's, or any other words.
         triggers: words that call it up.
-        files: name, format, size in words and sha256 of each file.
+        files: name, size in words and sha256 of each file.
         samples: pictures.
         recipe: how it was made, from its metadata; empty where that is not known.
         version: of sdkit, where sdkit has made it.
@@ -66,7 +66,7 @@ class About:
     base_model: tuple[str, ...] = ()
     licence: str = ""
     triggers: tuple[str, ...] = ()
-    files: tuple[tuple[str, str, str, str], ...] = ()
+    files: tuple[tuple[str, str, str], ...] = ()
     samples: tuple[Sample, ...] = ()
     recipe: Mapping[str, Any] | None = None
     version: str = ""
@@ -138,7 +138,7 @@ def _body(about: About) -> Iterator[str]:
     if about.licence and not _LICENCE_IDS.fullmatch(about.licence):
         yield f"## Licence\n\n{_plain(about.licence)}\n"
     yield "## Files\n"
-    yield from _table(("file", "format", "size", "sha256"), about.files)
+    yield from _table(("file", "size", "sha256"), about.files)
 
 
 def _usage(about: About) -> Iterator[str]:

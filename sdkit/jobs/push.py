@@ -42,7 +42,7 @@ _MOST_SAMPLES = 8
 
 @dataclass(frozen=True, slots=True)
 class PushedFile:
-    """A file as it is published."""
+    """A file as it is published; the sha256 is empty for what holds no weights."""
 
     name: str
     bytes: int
@@ -123,6 +123,7 @@ def push(
         work = Path(stack.enter_context(TemporaryDirectory(prefix="sdkit-push-")))
         uploads, notes = _weights(facts, name, to, work, progress)
         pictures, shown = _samples(path, samples)
+        files = tuple(map(_pushed, uploads))
         told = About(
             name=name,
             repo=reference.partition(":")[2],
@@ -131,7 +132,7 @@ def push(
             base_model=tuple(base_model),
             licence=licence or (known.licences[0] if known and known.licences else facts.licence),
             triggers=known.entry.triggers if known else facts.triggers,
-            files=tuple(_row(one, to) for one in uploads),
+            files=tuple((one.name, human_bytes(one.bytes), one.sha256) for one in files),
             samples=shown,
             **_history(path),
         )
@@ -152,7 +153,7 @@ def push(
             page = published.page
             if not create_pr:
                 notes += tuple(_remember(path, reference, published.revision, page, uploads, progress))
-        files = tuple(PushedFile(one.name, _size(one)) for one in everything)
+        files += tuple(map(_pushed, everything[len(uploads) :]))
     return PushReport(
         model=str(path),
         reference=reference,
@@ -262,11 +263,12 @@ def _without_paths(path: Path, work: Path, progress: Progress) -> tuple[Path, tu
     return with_metadata(path, work / path.name, kept, progress), tuple(notes)
 
 
-def _row(upload: Upload, to: Sequence[str]) -> tuple[str, str, str, str]:
-    assert isinstance(upload.content, Path)
-    is_weight = upload.content.suffix.lower() in WEIGHTS
-    sha256 = digest_spans(upload.content, [Span()]).sha256[0] if is_weight else ""
-    return upload.name, upload.content.suffix.removeprefix("."), human_bytes(_size(upload)), sha256
+def _pushed(upload: Upload) -> PushedFile:
+    """A file with the sha256 it can be checked by, where it holds weights."""
+    content, sha256 = upload.content, ""
+    if isinstance(content, Path) and content.suffix.lower() in WEIGHTS:
+        sha256 = digest_spans(content, [Span()]).sha256[0]
+    return PushedFile(upload.name, _size(upload), sha256)
 
 
 def _size(upload: Upload) -> int:
