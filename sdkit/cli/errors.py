@@ -3,6 +3,7 @@
     0    done
     1    failed: ``error: …`` and ``hint: …`` on stderr
     2    the command line or a recipe is wrong
+    4    a hub wants credentials
     130  interrupted
 
 ``SDKIT_DEBUG=1`` shows the traceback as well.

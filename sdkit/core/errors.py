@@ -1,7 +1,8 @@
 """The errors sdkit raises on purpose.
 
     SdkitError              something is wrong; exit code 1
-    └── UsageError          the request itself is wrong: option, recipe, method name; exit code 2
+    ├── UsageError          the request itself is wrong: option, recipe, method name; exit code 2
+    └── CredentialsError    a hub wants to know who asks, or has not let this person in; exit code 4
 
 Every error names the thing and the reason in `message`, and the next thing to try in `hint`.
 """
@@ -29,3 +30,9 @@ class UsageError(SdkitError):
     """The request is wrong, whatever the files hold: an unknown option, method or number of weights."""
 
     exit_code = 2
+
+
+class CredentialsError(SdkitError):
+    """A hub wants a token, does not accept the one it got, or wants its terms accepted. The hint names the page."""
+
+    exit_code = 4

@@ -14,18 +14,17 @@ from typing import Any, TypeVar
 
 from sdkit.adapters.artifact import Artifact, Target
 from sdkit.core.errors import SdkitError
-from sdkit.core.hashing import quick_id
 from sdkit.core.memory import peak_memory_mib
 from sdkit.core.report import Report
 from sdkit.families import FAMILIES, reference
 from sdkit.families.family import Model
 from sdkit.formats import adapter_family, read_adapter, writing_codec
+from sdkit.jobs.inputs import parent_of
 from sdkit.jobs.merge_checks import check_bakeable, check_is_adapter, known_model
 from sdkit.streaming.engine import default_threads
 from sdkit.weights import Weights, open_weights
 from sdkit.weights.atomic import check_target
 from sdkit.weights.atomic_folder import check_folder_target
-from sdkit.weights.metadata import parent
 
 # Facts about the base that stay true of whatever is made of an adapter for it.
 BASE_FACTS = (
@@ -281,10 +280,7 @@ def _check_one_dialect(artifacts: Sequence[Artifact]) -> None:
 def parents_of(artifacts: Iterable[Artifact], strengths: Iterable[float]) -> tuple[dict[str, object], ...]:
     """The inputs as recipes name them."""
     pairs = zip(artifacts, strengths, strict=True)
-    return tuple(
-        parent(artifact.source.path, quick_id(*artifact.source.files), role="adapter", strength=strength)
-        for artifact, strength in pairs
-    )
+    return tuple(parent_of(artifact.source, role="adapter", strength=strength) for artifact, strength in pairs)
 
 
 def described(model: Model | None, family: str) -> dict[str, str]:

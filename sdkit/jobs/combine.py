@@ -22,7 +22,6 @@ from sdkit.adapters.low_rank_form import form_rank
 from sdkit.adapters.ranks import RankRule
 from sdkit.adapters.sums import Cut, Terms, cut_sum, exact_sum, norm_of, scaled, widest
 from sdkit.core.errors import SdkitError, UsageError
-from sdkit.core.hashing import quick_id
 from sdkit.core.progress import NoProgress, Progress
 from sdkit.families.family import Model
 from sdkit.jobs.algebra import (
@@ -41,12 +40,13 @@ from sdkit.jobs.algebra import (
     sorted_changes,
     stem,
 )
+from sdkit.jobs.inputs import parent_of
 from sdkit.jobs.merge_checks import check_is_not_input
 from sdkit.jobs.record import recorded
 from sdkit.streaming.expression import torch_dtype
 from sdkit.weights import DType, open_weights
 from sdkit.weights.dtypes import parse_dtype
-from sdkit.weights.metadata import merged_metadata, parent
+from sdkit.weights.metadata import merged_metadata
 
 PathLike = str | os.PathLike[str]
 Adapters = Sequence[PathLike | tuple[PathLike, float]] | Mapping[PathLike, float]
@@ -319,7 +319,7 @@ class _Sum:
         if self._options.base is None:
             return ()
         with open_weights(Path(self._options.base)) as weights:
-            return (parent(weights.path, quick_id(*weights.files), role="base"),)
+            return (parent_of(weights, role="base"),)
 
     def _recipe(self, parents: Sequence[Mapping[str, object]]) -> dict[str, object]:
         rule = self._rule

@@ -17,7 +17,6 @@ from sdkit.adapters.difference import Located, cut_difference, difference
 from sdkit.adapters.ranks import RankRule
 from sdkit.adapters.sums import Cut
 from sdkit.core.errors import SdkitError, UsageError
-from sdkit.core.hashing import quick_id
 from sdkit.core.progress import NoProgress, Progress
 from sdkit.families.family import Model
 from sdkit.jobs.algebra import (
@@ -31,13 +30,14 @@ from sdkit.jobs.algebra import (
     in_order,
     stem,
 )
+from sdkit.jobs.inputs import parent_of
 from sdkit.jobs.merge_checks import check_is_not_input, known_model
 from sdkit.jobs.record import recorded
 from sdkit.merging.bake import quantisation_scale
 from sdkit.streaming.expression import torch_dtype
 from sdkit.weights import Weights, open_weights
 from sdkit.weights.dtypes import parse_dtype
-from sdkit.weights.metadata import merged_metadata, parent
+from sdkit.weights.metadata import merged_metadata
 
 PathLike = str | os.PathLike[str]
 
@@ -213,10 +213,7 @@ class _Extract:
         options: Mapping[str, object],
     ) -> Finished:
         tuned, base = self._models
-        parents = (
-            parent(self._tuned.path, quick_id(*self._tuned.files), role="tuned"),
-            parent(self._base.path, quick_id(*self._base.files), role="base"),
-        )
+        parents = (parent_of(self._tuned, role="tuned"), parent_of(self._base, role="base"))
         rule = {name: getattr(self._rule, name) for name in ("rank", "sv_ratio", "error")}
         recipe = {"verb": "extract", "parents": list(parents), "dtype": self._dtype.name, **rule, **options}
         recipe = {key: value for key, value in recipe.items() if value is not None}

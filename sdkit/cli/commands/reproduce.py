@@ -21,7 +21,7 @@ from sdkit.cli.output import Output, output_options
     "folders",
     multiple=True,
     type=click.Path(path_type=Path, file_okay=False, exists=True),
-    help="Folder to search for inputs; may be given several times [default: MODEL's].",
+    help="Folder to search for inputs, beside MODEL's, the registry and hubs; may be given several times.",
 )
 @click.option("-o", "--output", "target", type=click.Path(path_type=Path), help="Keep the rebuilt file here.")
 @click.option("--threads", type=click.IntRange(1), help="Workers; never changes the result [default: one per core].")
