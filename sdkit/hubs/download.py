@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -51,7 +51,6 @@ def download(
     client: Client,
     progress: Progress | None = None,
     *,
-    headers: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> str:
     """Download a file; returns its sha256.
@@ -61,7 +60,6 @@ def download(
         target: the final name. What an earlier run has left of it is gone on with.
         client: asks the server.
         progress: told about the bytes.
-        headers: sent along.
         overwrite: whether a file already there may be replaced.
 
     Raises:
@@ -71,20 +69,13 @@ def download(
     check_target(target, overwrite=overwrite)
     progress = progress or NoProgress()
     with _Partial(target) as partial:
-        transfer = _Transfer(file, partial, client, dict(headers or {}), progress)
+        transfer = _Transfer(file, partial, client, progress)
         sha256 = transfer.run()
         partial.commit(overwrite=overwrite)
     return sha256
 
 
-def download_all(
-    files: tuple[RemoteFile, ...],
-    folder: Path,
-    client: Client,
-    progress: Progress | None = None,
-    *,
-    headers: Mapping[str, str] | None = None,
-) -> None:
+def download_all(files: Sequence[RemoteFile], folder: Path, client: Client, progress: Progress | None = None) -> None:
     """Download a folder: it gets its name when all files are there; until then it is ``.NAME.partial``.
 
     Raises:
@@ -97,7 +88,7 @@ def download_all(
         place = below(work, file.name)
         place.parent.mkdir(parents=True, exist_ok=True)
         if not place.exists():  # a file has its name only when it is whole
-            download(file, place, client, progress, headers=headers)
+            download(file, place, client, progress)
     os.replace(work, folder)
     sync_folder(folder.parent)
 
@@ -211,11 +202,8 @@ class _BrokenOff(TransientError):
 class _Transfer:
     """Brings the bytes of one file."""
 
-    def __init__(
-        self, file: RemoteFile, partial: _Partial, client: Client, headers: dict[str, str], progress: Progress
-    ) -> None:
-        self._file, self._partial, self._client, self._headers = file, partial, client, headers
-        self._progress = progress
+    def __init__(self, file: RemoteFile, partial: _Partial, client: Client, progress: Progress) -> None:
+        self._file, self._partial, self._client, self._progress = file, partial, client, progress
         self._which = self._kept()
         self._digest = partial.hash()
 
@@ -253,7 +241,7 @@ class _Transfer:
             _BrokenOff: the connection.
         """
         start = self._partial.size
-        headers = {"Accept-Encoding": "identity", **self._headers, **self._range(start)}
+        headers = {"Accept-Encoding": "identity", **self._range(start)}
         with self._client.open(self._file.url, headers) as response:
             if response.status_code == 416:
                 return self._past_the_end(response)

@@ -46,7 +46,7 @@ class Client:
     """Asks one hub's servers.
 
     Attributes:
-        tokens: host (with its port, where it has one) → token; only these hosts ever see it.
+        tokens: ``https://host`` (with its port, where it has one) → token; only there is it ever shown.
         explain: a hub's own words for an answer that is an error; None for the general ones.
         sleep: waits so many seconds.
     """
@@ -148,7 +148,8 @@ class Client:
         raise SdkitError(f"{shown(first)}: is redirected without end")
 
     def _authorization(self, url: str) -> dict[str, str]:
-        token = self.tokens.get(urlsplit(url).netloc.lower())
+        parts = urlsplit(url)
+        token = self.tokens.get(f"{parts.scheme}://{parts.netloc.lower()}")
         return {"Authorization": f"Bearer {token}"} if token else {}
 
     def _checked(self, response: Response) -> Response:
@@ -238,11 +239,18 @@ class _HiddenQueries(logging.Filter):
 
 
 _HIDDEN = _HiddenQueries()
+# By their full names: a logger's filter is not asked for what those below it log.
+_LOGGERS = (
+    "urllib3.connectionpool",
+    "huggingface_hub.utils._http",
+    *(f"{name}{version}" for name in ("httpx", "httpcore") for version in ("", "2")),
+    *(f"httpcore{version}.{part}" for version in ("", "2") for part in ("connection", "http11", "http2", "proxy")),
+)
 
 
 def hide_queries_in_logs() -> None:
     """Make the libraries that log addresses log them without queries; doing it again changes nothing."""
-    for name in ("urllib3.connectionpool", "httpx", "httpx2", "huggingface_hub.utils._http"):
+    for name in _LOGGERS:
         logging.getLogger(name).addFilter(_HIDDEN)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -27,7 +27,7 @@ class RemoteFile:
     """A file that lies on a hub.
 
     Attributes:
-        name: its place below the result's folder, with ``/``; checked by `sdkit.hubs.names`, so it leads nowhere else.
+        name: its path on the hub, with ``/``; checked by `sdkit.hubs.names`, so it leads nowhere else.
         url: where its bytes are asked for.
         size: in bytes; None where the hub does not say.
         sha256: of its bytes, in small letters; empty where the hub does not say.
@@ -57,9 +57,8 @@ class Offer:
         base_model: what it was made for or from, as the hub names it.
         triggers: words that call it up.
         tags: the hub's.
-        card: its description in Markdown.
+        papers: the model's card and licence, to be kept with it.
         notes: what a person should know.
-        headers: further HTTP headers the files need. Never a token.
     """
 
     hub: str
@@ -75,7 +74,7 @@ class Offer:
     base_model: tuple[str, ...] = ()
     triggers: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
-    card: str = field(default="", repr=False)
+    papers: tuple[RemoteFile, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property

@@ -208,7 +208,7 @@ def test_a_token_is_shown_to_its_host_and_never_across_a_redirect(
     with serve(whole) as storage:
         location = {"Location": f"{storage.url}/a?X-Amz-Signature=topsecret"}
         with serve(lambda request: Answer(302, b"", location)) as hub:
-            client = Client({hub.host: TOKEN})
+            client = Client({hub.url: TOKEN})
             download(RemoteFile("a.bin", f"{hub.url}/a", None, SHA), tmp_path / "a.bin", client)
             assert hub.requests[0].headers["authorization"] == f"Bearer {TOKEN}"
     assert "authorization" not in storage.requests[0].headers
