@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sdkit.registry.changes import SIDECAR
 from sdkit.registry.facts import unique
-from sdkit.registry.registry import SIDECAR, Registry
+from sdkit.registry.registry import Registry
 from sdkit.registry.rows import Model, Source
 
 INFO, NOTES, PREVIEW = ".civitai.info", ".json", ".preview.png"

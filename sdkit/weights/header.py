@@ -245,7 +245,7 @@ def _are_counts(values: object) -> TypeGuard[list[int]]:
 
 
 def _check_cover(tensors: list[tuple[TensorInfo, int]], data_start: int, file_size: int) -> None:
-    """The tensors, each with its end, must cover the data exactly: no overlap, no hole, no byte missing or left over."""
+    """Tensors, each with its end, must cover the data exactly: no overlap, no hole, no byte missing or left over."""
     position = data_start
     for info, end in tensors:
         if info.offset < position:

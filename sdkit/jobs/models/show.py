@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdkit.core.report import Report
+from sdkit.registry.drawing import draw
 from sdkit.registry.lineage import Lineage, lineage, tree
 from sdkit.registry.registry import open_registry
 from sdkit.registry.rows import Model
 from sdkit.registry.shelves import loaded_by
 from sdkit.registry.sidecars import find_previews
+from sdkit.weights.atomic import check_target, write_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,3 +50,11 @@ def model_lineage(name: str) -> Lineage:
     """What a model was made from, and what was made from it."""
     with open_registry() as registry:
         return lineage(registry, registry.find(name).id)
+
+
+def draw_lineage(name: str, output: Path, *, force: bool = False) -> Lineage:
+    """The same, drawn as a PNG."""
+    check_target(output, overwrite=force)
+    found = model_lineage(name)
+    write_file(output, draw(found), overwrite=force)
+    return found
