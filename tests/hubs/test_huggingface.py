@@ -280,8 +280,8 @@ def test_offline_takes_what_the_cache_holds(hub: Hub, monkeypatch: pytest.Monkey
 
 
 def test_a_header_costs_a_hundred_kilobytes(hub: Hub) -> None:
-    from safetensors.numpy import save
     import numpy as np
+    from safetensors.numpy import save
 
     from sdkit.hubs.remote import open_remote
 

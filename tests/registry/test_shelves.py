@@ -130,7 +130,7 @@ def test_sidecars_are_read(tmp_path: Path, sparse: Callable[..., Path]) -> None:
     scan_models([tmp_path])
     shown = show_model("fox")
     assert set(shown.model.entry.triggers) == {"ohwx fox", "sly", "red"}
-    assert [(source.hub, source.reference) for source in shown.model.sources] == [("civitai", "11@22")]
+    assert [(one.hub, one.reference, one.revision) for one in shown.model.sources] == [("civitai", "civitai:11", "22")]
     assert [" ".join(note.split()) for note in shown.model.notes] == ["A fox & more", "at 0.7"]
     assert [Path(picture).name for picture in shown.previews] == ["fox.preview.png"]
     assert "sha256" not in dict(shown.model.identities)  # what a sidecar claims is no hash of ours
