@@ -17,7 +17,7 @@ from sdkit.registry.rows import Entry, Source
 if TYPE_CHECKING:
     from sdkit.registry.recipes import Input, Made
 
-HEADER, SIDECAR, USER = "header", "sidecar", "user"
+HEADER, SIDECAR, HUB, USER = "header", "sidecar", "hub", "user"
 
 
 class Changes(Queries):

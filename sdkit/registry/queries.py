@@ -34,6 +34,11 @@ class Queries:
         row = self._db.row("SELECT stamp FROM files WHERE path = ? AND NOT missing", str(path))
         return None if row is None else str(row["stamp"])
 
+    def hashed_files(self) -> dict[str, tuple[str, str]]:
+        """Path → stamp and sha256 of the files that were read whole."""
+        rows = self._db.rows("SELECT path, stamp, sha256 FROM files WHERE sha256 IS NOT NULL AND NOT missing")
+        return {row["path"]: (row["stamp"], row["sha256"]) for row in rows}
+
     def roots(self) -> dict[str, str]:
         """The folders that were scanned, and the program each belongs to."""
         return {row["path"]: row["program"] for row in self._db.rows("SELECT * FROM roots ORDER BY path")}

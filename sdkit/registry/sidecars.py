@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sdkit.core.civitai import BASE_MODELS, TYPES, page, plain_text, terms, trained_words
+from sdkit.core.paths import data_folder
 from sdkit.registry.changes import SIDECAR
 from sdkit.registry.facts import unique
 from sdkit.registry.registry import Registry
@@ -113,13 +114,16 @@ def sidecar_texts(model: Model, path: Path) -> dict[Path, str]:
     return {beside(path, INFO): _json(info), beside(path, NOTES): _json(notes)}
 
 
-def find_previews(path: Path) -> list[Path]:
-    """Pictures of the model at `path`: those beside it, else the last its training run has drawn."""
+def find_previews(path: Path, sha256: str | None = None) -> list[Path]:
+    """Pictures of the model at `path`: those beside it, else the last its training run has drawn, else a hub's."""
     found = [picture for suffix in _PREVIEWS if (picture := beside(path, suffix)).is_file()]
-    samples = path.parent / "samples"
-    if found or not samples.is_dir():
-        return found
-    return sorted(samples.glob("*.png"))[-1:]
+    found = found or sorted((path.parent / "samples").glob("*.png"))[-1:]
+    return found or sorted(previews_folder().glob(f"{sha256}.*") if sha256 else ())
+
+
+def previews_folder() -> Path:
+    """Where pictures of models lie that were downloaded: SHA256.SUFFIX."""
+    return data_folder() / "previews"
 
 
 def beside(path: Path, suffix: str) -> Path:

@@ -36,11 +36,12 @@ def show_model(name: str) -> Shown:
     """Everything known of a model."""
     with open_registry() as registry:
         model = registry.model(registry.find(name).id)
-        files = [Path(file.path) for file in model.files if not file.missing]
-        is_folder = any(file.is_dir() for file in files)
+        files = [file for file in model.files if not file.missing]
+        previews = [picture for file in files for picture in find_previews(Path(file.path), file.sha256)]
+        is_folder = any(Path(file.path).is_dir() for file in files)
         return Shown(
             model,
-            tuple(dict.fromkeys(str(picture) for file in files for picture in find_previews(file))),
+            tuple(dict.fromkeys(map(str, previews))),
             tuple(loaded_by(model.entry.kind, model.entry.format, is_folder=is_folder)),
             tuple(tree(lineage(registry, model.entry.id))),
         )
