@@ -10,11 +10,12 @@ import os
 # Before torch is imported: each of xdist's workers would start a thread per core, and they would wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hub_server import Hub, serve_hub
 from tiny import write_configs, write_sdxl_configs
 
 from sdkit.weights import DTYPES
@@ -117,3 +118,28 @@ def pictures(tmp_path: Path) -> Path:
         Image.new("RGB", size, (50 * number, 255 - 40 * number, 90)).save(folder / f"{number}.png")
         (folder / f"{number}.txt").write_text(f"a ball, {number}")
     return folder
+
+
+@pytest.fixture
+def hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A Hub on this machine that huggingface_hub talks to, with a cache of its own; see `hub_server`."""
+    from huggingface_hub import constants
+
+    cache = tmp_path_factory.mktemp("hf")
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    # Read when huggingface_hub is imported, which has happened; the command line sets them before.
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(cache / "token"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with serve_hub() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        yield hub
+
+
+@pytest.fixture
+def cache(hub: Hub) -> Path:
+    """The folder of that cache."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)

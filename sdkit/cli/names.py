@@ -1,12 +1,15 @@
-"""Paths on the command line, in whose place the name of a registered model will do."""
+"""Paths on the command line, in whose place the name of a registered model or a reference to a hub will do."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem
+
+from sdkit.cli.output import current_output
 
 if TYPE_CHECKING:
     PathType = click.ParamType[Path]
@@ -14,14 +17,21 @@ else:
     PathType = click.ParamType  # which is generic to Python since click 8.4 only
 
 
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What lies on a hub, not pulled yet: that waits until the whole command line is known to be right."""
+
+    text: str
+
+
 class ModelPath(PathType):
-    """A path, or the name of a registered model. A path that exists wins."""
+    """A path, the name of a registered model, or a reference like ``hf:org/repo``. A path that exists wins."""
 
     name = "path"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        """The path that is meant."""
-        return model_path(value)
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path that is meant; a `Reference` becomes one in `with_paths`."""
+        return Reference(str(value)) if _is_reference(str(value)) else model_path(value)
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """Names, and what lies here."""
@@ -35,19 +45,48 @@ class BasePath(ModelPath):
         """The path that is meant, or ``tiny``."""
         from sdkit.families.bases import TINY
 
-        return value if value == TINY else model_path(value)
+        return value if value == TINY else super().convert(value, param, ctx)
 
 
-MODEL, BASE = ModelPath(), BasePath()
+class RemotePath(ModelPath):
+    """The same, for commands that look at references from afar; these stay text."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path that is meant, or the reference."""
+        return str(value) if _is_reference(str(value)) else model_path(value)
+
+
+MODEL, BASE, REMOTE = ModelPath(), BasePath(), RemotePath()
 
 
 def model_path(text: str | Path) -> Path:
-    """The path that is meant; the registry is asked only for what is no path."""
+    """The path that is meant; the registry is asked only for what is no path, and a hub only for what is no name."""
     if Path(text).exists():
         return Path(text)
-    from sdkit.registry.names import resolve
+    from sdkit.jobs.pull import local_path
 
-    return resolve(text)
+    output = current_output()
+    with output.progress() as progress:
+        return local_path(text, progress, output.say)
+
+
+def with_paths(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a command, with what they refer to pulled."""
+    return {key: _path(value) for key, value in options.items()}
+
+
+def _path(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_path, value))
+    return model_path(value.text) if isinstance(value, Reference) else value
+
+
+def _is_reference(text: str) -> bool:
+    if ":" not in text or Path(text).exists():
+        return False
+    from sdkit.hubs import is_reference
+
+    return is_reference(text)
 
 
 def complete_models(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:

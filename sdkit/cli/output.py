@@ -78,10 +78,23 @@ def output_options(function: Callable[..., None]) -> Callable[..., None]:
     @click.option("-q", "--quiet", is_flag=True, help="Write the bare result and nothing else.")
     @wraps(function)
     def with_output(as_json: bool, quiet: bool, **options: object) -> None:
+        from sdkit.cli.names import with_paths
+
         mode = Mode.JSON if as_json else Mode.QUIET if quiet else Mode.TEXT
-        function(output=Output(mode), **options)
+        click.get_current_context().meta[_KEY] = output = Output(mode)
+        function(output=output, **with_paths(options))
 
     return with_output
+
+
+_KEY = "sdkit.output"
+
+
+def current_output() -> Output:
+    """The output of the command that runs; outside of one, a person reads."""
+    context = click.get_current_context(silent=True)
+    found = context.meta.get(_KEY) if context else None
+    return found if isinstance(found, Output) else Output()
 
 
 def clean(text: str) -> str:

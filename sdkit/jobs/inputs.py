@@ -12,6 +12,7 @@ from sdkit.core.errors import UsageError
 from sdkit.core.hashing import quick_id
 from sdkit.families import identify
 from sdkit.formats import recognise
+from sdkit.jobs.pull import local_path, source_of
 from sdkit.streaming.lazy import LazyWeights, leaves
 from sdkit.weights import Weights, open_weights
 from sdkit.weights.metadata import parent
@@ -28,14 +29,14 @@ def open_input(stack: ExitStack, source: Input) -> Weights:
     if not isinstance(given, (str, os.PathLike)):
         hint = "what `sdkit.open` gives has methods of its own: a.blend(b, method='slerp').save(…)"
         raise UsageError(f"{type(given).__name__} is no path of a model", hint)
-    return stack.enter_context(open_weights(Path(given)))
+    return stack.enter_context(open_weights(local_path(given)))
 
 
 def parent_of(weights: Weights, **facts: object) -> dict[str, object]:
     """An input as recipes name it: a file by its content, a computed model by its step."""
     if isinstance(weights, LazyWeights):
         return {"name": weights.name, "step": weights.name, **facts}
-    known = {"name": weights.path.name, **weights.known}
+    known = {"name": weights.path.name, **source_of(weights.path), **weights.known}
     return parent(known.pop("name"), quick_id(*weights.files), **known, **facts)
 
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+from sdkit.core.errors import SdkitError
 from sdkit.families import FAMILIES, identify
 from sdkit.families.family import Model
 from sdkit.families.others import SIGNATURES
+from sdkit.hubs import is_reference, load_hub
+from sdkit.hubs.hub import Hub, Offer
+from sdkit.hubs.remote import RemoteWeights, open_remote
 from sdkit.jobs.inspect_problems import checkpoint_problems, file_notes, file_problems
 from sdkit.jobs.inspection import AdapterFacts, Inspection, Share
 from sdkit.weights import TensorInfo, Weights, open_weights
@@ -31,16 +37,43 @@ _AREA = re.compile(
 def inspect(path: Path | str) -> Inspection:
     """Say what the file or folder at `path` is. Headers are read, and a few scalars; never the weights.
 
+    Args:
+        path: of a file or folder; or a reference like ``hf:org/repo``, of which only the header is downloaded.
+
     Raises:
         SdkitError: there is nothing at `path`, or it is damaged or no weight file; the message says why.
     """
+    if isinstance(path, str) and not os.path.lexists(path) and is_reference(path):
+        _, hub = load_hub(path)
+        return inspect_offer(hub.resolve(path), hub)
     with open_weights(path) as weights:
-        if UNDO_KEY in weights.metadata:
-            return _undo(weights)
-        model = identify(weights)
-        if model.places:
-            return _checkpoint(weights, model)
-        return _adapter_or_unread(weights, model)
+        return _inspect(weights)
+
+
+def inspect_offer(offer: Offer, hub: Hub) -> Inspection:
+    """Say what a file on a hub is, by its header, which is about a hundred kilobytes of it.
+
+    Raises:
+        SdkitError: it is a folder, a large file of another kind than safetensors, or damaged.
+    """
+    if offer.is_folder:
+        hint = f"name a file: {', '.join(offer.others)}" if offer.others else f"sdkit pull {offer.pinned}"
+        raise SdkitError(f"{offer.pinned}: is a folder, which is looked at when it is here", hint)
+    file = offer.files[0]
+    with open_remote(file, partial(hub.read_range, file)) as weights:
+        found = _inspect(weights)
+        sampled = weights.sampled if isinstance(weights, RemoteWeights) else 0
+    notes = (f"only {sampled} of its scalars (alphas) were read, and are equal",) if sampled else ()
+    return replace(found, path=offer.pinned, files=(file.name,), notes=(*found.notes, *notes))
+
+
+def _inspect(weights: Weights) -> Inspection:
+    if UNDO_KEY in weights.metadata:
+        return _undo(weights)
+    model = identify(weights)
+    if model.places:
+        return _checkpoint(weights, model)
+    return _adapter_or_unread(weights, model)
 
 
 def _basics(weights: Weights, model: Model, kind: str) -> Inspection:

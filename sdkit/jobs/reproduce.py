@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,11 @@ from sdkit.core.errors import SdkitError
 from sdkit.core.hashing import Span, digest_spans, quick_id
 from sdkit.core.progress import NoProgress, Progress
 from sdkit.core.report import Report
+from sdkit.families.bases import TINY, resolve_base
+from sdkit.hubs import is_reference
 from sdkit.jobs.inputs import Input, Unwritten, open_input
+from sdkit.jobs.pull import local_path
+from sdkit.registry.registry import is_on, open_registry
 from sdkit.weights import TensorInfo, Weights, open_weights
 from sdkit.weights.atomic import check_target
 from sdkit.weights.metadata import VERSION_KEY, read_recipe, source_files
@@ -63,7 +68,8 @@ def reproduce(
 ) -> ReproduceReport:
     """Rebuild a model from the recipe in its metadata, and compare.
 
-    Inputs are found by content, whatever they are called now.
+    Inputs are found by content, whatever they are called now: in the folders, in the registry, and on the hub that the
+    recipe names.
 
     Args:
         model: a file or folder that `blend`, `merge`, `run` or a calculation with adapters has written.
@@ -80,7 +86,8 @@ def reproduce(
     with open_weights(path) as weights:
         metadata = dict(weights.metadata)
     recipe = _followable(path, read_recipe(metadata))
-    found = _find_all(source_files(recipe), [*map(Path, folders), path.absolute().parent])
+    places = [*map(Path, folders), path.absolute().parent]
+    found = _find_all(source_files(recipe), places, progress or NoProgress())
     if output is not None and not force:
         check_target(Path(output), overwrite=False)
     with ExitStack() as stack:
@@ -125,7 +132,7 @@ def _explanations(metadata: Mapping[str, str]) -> Iterator[str]:
 # Finding inputs
 
 
-def _find_all(wanted: Sequence[Mapping[str, Any]], folders: Sequence[Path]) -> dict[str, Path]:
+def _find_all(wanted: Sequence[Mapping[str, Any]], folders: Sequence[Path], progress: Progress) -> dict[str, Path]:
     """Where each input lies, by its id.
 
     Raises:
@@ -137,7 +144,8 @@ def _find_all(wanted: Sequence[Mapping[str, Any]], folders: Sequence[Path]) -> d
         name, content = str(entry.get("name")), str(entry.get("id"))
         if content in found or any(content in line for line in missing):
             continue
-        path = next((path for path in _candidates(name, content, folders) if _is_it(path, entry)), None)
+        candidates = chain(_candidates(name, content, folders), _elsewhere(entry, progress))
+        path = next((path for path in candidates if _is_it(path, entry)), None)
         if path is None:
             missing.append(f"{name} ({entry.get('sha256') or content})")
         else:
@@ -160,6 +168,19 @@ def _candidates(name: str, content: str, folders: Sequence[Path]) -> Iterator[Pa
     for folder in folders:
         for mark in _FOLDER_MARKS:
             yield from (path.parent for path in sorted(folder.rglob(mark)))
+
+
+def _elsewhere(entry: Mapping[str, Any], progress: Progress) -> Iterator[Path]:
+    """What could be the input but is in none of the folders: registered models, sdkit's own, what a hub has."""
+    if is_on():
+        with open_registry() as registry:
+            artifact = registry.artifact_of("quick", str(entry.get("id")))
+            files = registry.model(artifact).files if artifact is not None else ()
+        yield from (Path(file.path) for file in files if Path(file.path).exists())
+    yield resolve_base(TINY)
+    source = entry.get("source")
+    if isinstance(source, str) and is_reference(source):
+        yield local_path(source, progress)
 
 
 def _is_it(path: Path, entry: Mapping[str, Any]) -> bool:
@@ -203,7 +224,7 @@ class _Rebuild:
         """A parent: a file under the name the recipe knows it by, or the result of an earlier step."""
         if "step" not in entry:
             weights = open_input(self._stack, self._found[entry["id"]])
-            weights.known.update({key: entry[key] for key in ("name", "sha256") if key in entry})
+            weights.known.update({key: entry[key] for key in ("name", "sha256", "source") if key in entry})
             return weights
         name = entry["step"]
         if name not in self._models:

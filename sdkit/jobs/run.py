@@ -10,14 +10,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sdkit.core.errors import UsageError
+from sdkit.core.errors import SdkitError, UsageError
 from sdkit.core.events import Event
 from sdkit.core.hashing import Span, digest_spans
 from sdkit.core.progress import NoProgress, Progress
 from sdkit.core.report import Report
+from sdkit.jobs.pull import local_path
 from sdkit.jobs.recipe.document import Document, read_document, read_value
 from sdkit.jobs.recipe.executor import Executor, StepReport
-from sdkit.jobs.recipe.steps import Recipe, read_recipe
+from sdkit.jobs.recipe.steps import Recipe, Source, pull_sources, read_recipe
 from sdkit.jobs.stop import StopRequest
 from sdkit.streaming.lazy import LazyWeights
 
@@ -74,7 +75,7 @@ def run(
     began = time.perf_counter()
     folder = Path(output) if output is not None else None
     document = _document(recipe, settings or {}, folder)
-    steps = read_recipe(document, folder)
+    steps = _arrived(read_recipe(document, folder), progress or NoProgress())
     hooks = {
         "threads": threads,
         "progress": progress or NoProgress(),
@@ -101,7 +102,7 @@ def plan_model(recipe: PathLike | Mapping[str, Any], stack: ExitStack, settings:
     Raises:
         SdkitError: whatever is wrong; or no step computes a model from files that are there.
     """
-    steps = read_recipe(_document(recipe, settings), None)
+    steps = _arrived(read_recipe(_document(recipe, settings), None), NoProgress())
     hooks = {"threads": None, "progress": NoProgress(), "watch": lambda event: None, "should_stop": StopRequest()}
     _check_pins(steps, NoProgress())
     return Executor(steps, hooks, force=True, dry_run=True).plan(stack)
@@ -144,6 +145,19 @@ def _changed(document: Document, value: dict[str, Any], key: str, setting: Any) 
     spelled = next((word for word in steps[name] if word.replace("-", "_") == option.replace("-", "_")), option)
     setting = read_value(setting) if isinstance(setting, str) else setting
     return {**value, "steps": {**steps, name: {**steps[name], spelled: setting}}}
+
+
+def _arrived(recipe: Recipe, progress: Progress) -> Recipe:
+    """The recipe with what it refers to pulled; its steps are known to be written well by then."""
+
+    def pull(source: Source) -> Path:
+        try:
+            return local_path(source.reference, progress)
+        except SdkitError as error:
+            error.message = f"{recipe.document.place(source.where)}: {error.message}"
+            raise
+
+    return pull_sources(recipe, pull)
 
 
 def _check_pins(recipe: Recipe, progress: Progress) -> None:

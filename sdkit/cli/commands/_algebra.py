@@ -123,7 +123,7 @@ def split_strength(text: str, alpha: Strength) -> tuple[Path, float | Strength]:
         UsageError: what stands behind ``=`` is no number.
     """
     path, sign, strength = text.rpartition("=")
-    if not sign or Path(text).exists():
+    if not sign or path.endswith("#sha256") or Path(text).exists():
         return model_path(text), alpha
     try:
         return model_path(path), float(strength)

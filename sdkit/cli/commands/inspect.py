@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sdkit.cli.names import MODEL
+from sdkit.cli.names import REMOTE
 from sdkit.cli.output import Output, columns, output_options
 from sdkit.core.human import human_bytes
 
@@ -69,12 +69,12 @@ _PLAIN_NUMBER = 10_000
 
 
 @click.command("inspect", no_args_is_help=True)
-@click.argument("path", type=MODEL, metavar="FILE|DIR")
+@click.argument("path", type=REMOTE, metavar="FILE|DIR|REFERENCE")
 @output_options
 def command(output: Output, path: Path) -> None:
     """Say what FILE or DIR is: a checkpoint or an adapter, of which family and why, what is in it, what is doubtful.
 
-    Only headers are read. With -q: kind and family, as `lora sdxl`.
+    Only headers are read, also of what lies on a hub (`hf:org/repo`). With -q: kind and family, as `lora sdxl`.
     """
     from sdkit.jobs.inspect import inspect
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
@@ -14,6 +14,7 @@ from typing import Any
 from sdkit.core.errors import SdkitError, UsageError
 from sdkit.core.plugins import nearest_hint
 from sdkit.families.bases import TINY, resolve_base
+from sdkit.hubs import is_reference
 from sdkit.jobs.recipe.document import Document, Where
 from sdkit.jobs.recipe.verbs import Verb, load_verb, verb_names
 from sdkit.registry.names import resolve
@@ -27,12 +28,13 @@ _SOURCE_KEYS = frozenset({"path", "step", "sha256", "strength", "weight"})
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """An input: a file or folder, or the result of a step.
+    """An input: a file or folder, the result of a step, or what lies on a hub.
 
     Attributes:
         where: in the document.
-        path: of the file or folder; None for a step.
+        path: of the file or folder; None for a step, and for a reference until `pull_sources`.
         step: its name; None for a path.
+        reference: to a hub; empty for others.
         sha256: what the file must have; empty where anything will do.
         strength: the number written with it.
     """
@@ -40,6 +42,7 @@ class Source:
     where: Where
     path: Path | None = None
     step: str | None = None
+    reference: str = ""
     sha256: str = ""
     strength: float | None = None
 
@@ -107,6 +110,25 @@ def read_recipe(document: Document, outputs: Path | None = None) -> Recipe:
         SdkitError: whatever is wrong with it, with file and line: unknown words, missing files, cycles.
     """
     return _Reader(document, outputs).read()
+
+
+def pull_sources(recipe: Recipe, pull: Callable[[Source], Path]) -> Recipe:
+    """The recipe with the paths that its references have once they are pulled, each once."""
+    pulled: dict[str, Path] = {}
+
+    def arrived(value: Any) -> Any:
+        if isinstance(value, list):
+            return [arrived(entry) for entry in value]
+        if not isinstance(value, Source) or not value.reference:
+            return value
+        if value.reference not in pulled:
+            pulled[value.reference] = pull(value)
+        return replace(value, path=pulled[value.reference])
+
+    steps = [
+        replace(step, arguments={key: arrived(value) for key, value in step.arguments.items()}) for step in recipe.steps
+    ]
+    return replace(recipe, steps=tuple(steps))
 
 
 class _Reader:
@@ -255,13 +277,13 @@ class _Reader:
         number = value.get("strength", value.get("weight"))
         strength = self._number(number, where) if number is not None else None
         if "path" in value:
-            return Source(where, self._path(str(value["path"])), sha256=sha256.lower(), strength=strength)
+            return replace(self._file(str(value["path"]), where), sha256=sha256.lower(), strength=strength)
         return replace(self._word(f"${{{value['step']}}}", where, strength), sha256=sha256)
 
     def _split(self, text: str, where: Where) -> tuple[str, float | None]:
         """``lora.safetensors=0.8``; a file that really has ``=`` in its name wins."""
         word, sign, number = text.rpartition("=")
-        if not sign or self._path(text).exists():
+        if not sign or word.endswith("#sha256") or (not is_reference(text) and self._path(text).exists()):
             return text, None
         try:
             return word, self._number(float(number), where)
@@ -275,8 +297,14 @@ class _Reader:
                 raise self._error(where, f"there is no step {name!r}", nearest_hint(name, self._tables))
             return Source(where, step=name, strength=strength)
         pin = _PIN.search(word)
-        path = self._path(word[: pin.start()] if pin else word)
-        return Source(where, path, sha256=pin[1].lower() if pin else "", strength=strength)
+        source = self._file(word[: pin.start()] if pin else word, where)
+        return replace(source, sha256=pin[1].lower() if pin else "", strength=strength)
+
+    def _file(self, word: str, where: Where) -> Source:
+        """A path, a name, or a reference to a hub."""
+        if is_reference(word) and not (self._document.folder / word).exists():
+            return Source(where, reference=word)
+        return Source(where, self._path(word))
 
     def _reference(self, word: str) -> str | None:
         """The step a word names: ``${mix}``, or ``mix`` where there is a step of that name."""
@@ -318,6 +346,8 @@ class _Reader:
         for source in step.sources:
             if source.step is not None:
                 yield self._usable(step, source, steps[source.step])
+                continue
+            if source.reference:
                 continue
             assert source.path is not None
             makers = [other.name for other in steps.values() if _holds(other.output, source.path)]
