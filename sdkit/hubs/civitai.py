@@ -76,7 +76,7 @@ def resolve(reference: str) -> Offer:
     chosen, why, others = _choose(version, place, reference)
     number, revision = str(version.get("modelId") or place.model), str(version["id"])
     file = _file(chosen)
-    name = f"{model.get('name') or number} {version.get('name') or ''}".strip()
+    name = " ".join(part for part in (_text(model.get("name")) or number, _text(version.get("name"))) if part)
     return Offer(
         hub="civitai",
         reference=f"{_PREFIX}{number}" + ("" if chosen.get("primary") or not others else f"/{quote(file.name)}"),
@@ -102,7 +102,7 @@ def fetch(offer: Offer, output: Path | None, progress: Progress) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists() and file.sha256 and digest_spans(target, [Span()], progress).sha256[0] == file.sha256:
             return target
-    download(file, target, _client(offer), progress, overwrite=output is None)
+    download(file, target, _client(), progress, overwrite=output is None)
     return target
 
 
@@ -390,25 +390,37 @@ def _token() -> str:
         return ""
 
 
-def _client(offer: Offer | None = None) -> Client:
+def _client() -> Client:
     token = _token()
     shown_to = {*(f"https://{host}" for host in _HOSTS), _endpoint()}
-    return Client({host: token for host in shown_to} if token else {}, lambda response: _explain(response, offer))
+    return Client({host: token for host in shown_to} if token else {}, _explain)
 
 
-def _explain(response: Response, offer: Offer | None) -> SdkitError | None:
-    what = offer.pinned if offer else "Civitai"
-    note = next((note for note in offer.notes if note.startswith("in early access")), "") if offer else ""
-    if response.status_code in (401, 403) and note:
-        return CredentialsError(f"{what}: {note}", f"buy it at {offer.page if offer else ''}, {_LOGIN}, or wait")
-    if response.status_code == 401:
-        reason = "does not accept your key" if _token() else "wants to know who asks"
-        return CredentialsError(f"{what}: Civitai {reason}", _LOGIN)
-    if response.status_code == 403:
-        return CredentialsError(f"{what}: your account may not have it", f"see {offer.page if offer else _TOKENS}")
+def _explain(response: Response) -> SdkitError | None:
+    found = _VERSION_PAGE.fullmatch(urlsplit(response.url).path)
+    what = f"{_PREFIX}@{found['version']}" if found else "Civitai"
+    where = f"{_endpoint()}/model-versions/{found['version']}" if found else _endpoint()
     if response.status_code in (404, 410):
         return SdkitError(f"{what}: Civitai does not have it (any more)", _REMOVED)
-    return None
+    if response.status_code not in (401, 403):
+        return None
+    until = _early_access(_described(found["version"])) if found else None
+    if until is not None:
+        told = f"{what}: is in early access until {until:%Y-%m-%d}, for who bought it"
+        return CredentialsError(told, f"wait, or buy it at {where} and {_LOGIN}")
+    if response.status_code == 403:
+        return CredentialsError(f"{what}: your account may not have it", f"{where} says why")
+    reason = "does not accept your key" if _token() else "wants to know who asks"
+    return CredentialsError(f"{what}: Civitai {reason}", _LOGIN)
+
+
+def _described(version: str) -> dict[str, Any]:
+    """What anybody is told of a version; nothing where that fails."""
+    try:
+        answer = Client().json(f"{_endpoint()}/api/v1/model-versions/{version}")
+    except SdkitError:
+        return {}
+    return answer if isinstance(answer, dict) else {}
 
 
 def _list(table: object, key: str) -> list[Any]:
