@@ -22,6 +22,7 @@ from sdkit.core.hashing import Span, digest_spans
 from sdkit.core.human import human_bytes
 from sdkit.core.paths import data_folder
 from sdkit.core.progress import Progress
+from sdkit.hubs._civitai_bundle import bundle
 from sdkit.hubs.download import download
 from sdkit.hubs.http import Client
 from sdkit.hubs.hub import Offer, RemoteFile, split_pin
@@ -30,6 +31,8 @@ from sdkit.hubs.searching import Found
 
 if TYPE_CHECKING:
     from requests import Response
+
+__all__ = ["bundle", "claims", "fetch", "find_by_hashes", "model_of", "preview", "read_range", "resolve", "search"]
 
 _PREFIX = "civitai:"
 _HOSTS = ("civitai.com", "www.civitai.com", "civitai.red", "www.civitai.red")

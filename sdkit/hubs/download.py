@@ -93,6 +93,15 @@ def download_all(files: Sequence[RemoteFile], folder: Path, client: Client, prog
     sync_folder(folder.parent)
 
 
+def content_length(url: str, client: Client) -> int | None:
+    """The size of a file, asked for by its first byte (some servers refuse HEAD); None where the server is silent."""
+    with client.open(url, {"Range": "bytes=0-0", "Accept-Encoding": "identity"}) as response:
+        total = response.headers.get("Content-Range", "").rpartition("/")[2]
+        if response.status_code == 200:
+            total = response.headers.get("Content-Length", "")
+        return int(total) if total.isdecimal() else None
+
+
 @dataclass(frozen=True, slots=True)
 class _Which:
     """Which bytes a partial file holds the beginning of.

@@ -181,7 +181,7 @@ def redirected(url: str, target: str) -> str:
     old_parts, new_parts = urlsplit(url), urlsplit(new)
     if (old_parts.scheme, new_parts.scheme) == ("https", "http"):
         raise SdkitError(f"{shown(url)}: is redirected to an address without encryption, {shown(new)}")
-    if _is_private(new_parts.hostname) and not _is_private(old_parts.hostname):
+    if is_private(new_parts.hostname) and not is_private(old_parts.hostname):
         raise SdkitError(f"{shown(url)}: is redirected into the local network, to {shown(new)}")
     return new
 
@@ -259,7 +259,8 @@ def _no_credentials(request: PreparedRequest) -> PreparedRequest:
     return request
 
 
-def _is_private(host: str | None) -> bool:
+def is_private(host: str | None) -> bool:
+    """Whether a host is this machine or in the local network, as far as its name tells."""
     if host is None or host == "localhost" or host.endswith(".localhost"):
         return True
     try:

@@ -13,10 +13,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from sdkit.core.errors import UsageError
 from sdkit.core.progress import Progress
+
+if TYPE_CHECKING:
+    from sdkit.hubs._card import About
 
 _PIN = re.compile(r"#sha256=([0-9A-Za-z]*)$")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -141,8 +144,25 @@ class Upload:
     content: Path | bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What became of an upload.
+
+    Attributes:
+        page: where a person sees it.
+        revision: what pins it.
+    """
+
+    page: str
+    revision: str = ""
+
+
 class PublishingHub(Hub, Protocol):
     """A hub that can be pushed to."""
+
+    def read_card(self, reference: str) -> str:
+        """The card that lies there already; empty where there is none, or no repository yet."""
+        ...
 
     def publish(
         self,
@@ -153,8 +173,16 @@ class PublishingHub(Hub, Protocol):
         private: bool,
         create_pr: bool,
         progress: Progress,
-    ) -> str:
-        """Publish files together or not at all; returns the page a person visits."""
+    ) -> Published:
+        """Publish files together or not at all."""
+        ...
+
+
+class BundlingHub(Hub, Protocol):
+    """A hub that lets no program publish: what a person needs to do it is prepared in a folder."""
+
+    def bundle(self, about: About) -> tuple[list[Upload], str]:
+        """The texts that belong beside weights and pictures, and what the person does next."""
         ...
 
 

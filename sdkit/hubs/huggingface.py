@@ -23,7 +23,7 @@ from sdkit.core.progress import Progress
 from sdkit.hubs._choice import choose
 from sdkit.hubs.download import download, download_all
 from sdkit.hubs.http import Client, TransientError, hide_queries_in_logs, redact
-from sdkit.hubs.hub import Offer, RemoteFile, Upload, split_pin
+from sdkit.hubs.hub import Offer, Published, RemoteFile, Upload, split_pin
 from sdkit.hubs.names import below, check_relative
 from sdkit.hubs.searching import Found
 
@@ -122,6 +122,19 @@ def search(query: str, *, kind: str = "", family: str = "", limit: int = 20) -> 
     return sorted(map(_found, found.values()), key=lambda one: -one.downloads)[:limit]
 
 
+def read_card(reference: str) -> str:
+    """The README.md of a repository; empty where there is none."""
+    from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
+
+    place = _writable(reference)
+    with _explained(place):
+        try:
+            path = _api().hf_hub_download(place.repo, "README.md", cache_dir=_cache())
+        except (EntryNotFoundError, RepositoryNotFoundError):
+            return ""
+    return Path(path).read_text(encoding="utf-8", errors="replace")
+
+
 def publish(
     reference: str,
     uploads: Sequence[Upload],
@@ -130,30 +143,35 @@ def publish(
     private: bool,
     create_pr: bool,
     progress: Progress,
-) -> str:
-    """Upload all files in one commit; the repository is made if there is none. Returns its page.
+) -> Published:
+    """Upload all files in one commit; the repository is made if there is none.
 
     Raises:
         CredentialsError: there is no token, or it may not write there.
     """
-    from huggingface_hub import CommitOperationAdd
-
-    place = _parse(reference)
-    if place.path or place.revision:
-        raise UsageError(f"{reference}: files and revisions cannot be pushed to", f"write {_PREFIX}{place.repo}")
+    place = _writable(reference)
     if _token() is None:
         raise CredentialsError(f"{reference}: pushing needs a token", f"make one that may write at {_TOKENS}, {_LOGIN}")
+    api = _api()
+    from huggingface_hub import CommitOperationAdd
+
     operations = [
         CommitOperationAdd(check_relative(one.name), str(one.content) if isinstance(one.content, Path) else one.content)
         for one in uploads
     ]
     progress.start(f"uploading to {place.repo}", sum(operation.upload_info.size for operation in operations))
     with _explained(place):
-        api = _api()
         if not create_pr:
             api.create_repo(place.repo, private=private or None, exist_ok=True)
         commit = api.create_commit(place.repo, operations, commit_message=message, create_pr=create_pr)
-    return commit.pr_url or f"{_endpoint()}/{place.repo}"
+    return Published(commit.pr_url or f"{_endpoint()}/{place.repo}", commit.oid)
+
+
+def _writable(reference: str) -> _Place:
+    place = _parse(reference)
+    if place.path or place.revision or "/" not in place.repo:
+        raise UsageError(f"{reference}: is no repository to push to", f"write {_PREFIX}USER/NAME")
+    return place
 
 
 # References
@@ -399,9 +417,11 @@ def _explained(place: _Place) -> Iterator[None]:
     except errors.HfHubHTTPError as error:
         raise _failed(place, error) from None
     except errors.HFValidationError:
-        raise UsageError(f"{_PREFIX}{place.repo}: is no name of a repository", "write hf:org/repo") from None
+        raise UsageError(f"{_PREFIX}{place.repo}: is no name of a repository", "write hf:ORG/REPO") from None
     except SdkitError:
         raise
+    except ValueError as error:  # of a model card that the Hub finds fault with
+        raise SdkitError(f"{_PREFIX}{place.repo}: {redact(str(error))}") from None
     except Exception as error:  # whatever the library's connection raises; its kinds change with its versions
         raise TransientError(f"{_PREFIX}{place.repo}: {redact(str(error))}", "check the network, try again") from None
 

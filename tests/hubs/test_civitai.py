@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import random
 from collections.abc import Iterator
@@ -11,6 +13,8 @@ import models
 import pytest
 from civitai_server import TOKEN, Civitai, serve_civitai
 from click.testing import CliRunner
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from web import Answer
 
 from sdkit.cli.main import main
@@ -21,6 +25,7 @@ from sdkit.hubs import civitai as hub
 from sdkit.hubs import is_reference
 from sdkit.hubs.http import Client
 from sdkit.jobs.pull import pull
+from sdkit.jobs.push import push
 from sdkit.registry import open_registry
 
 
@@ -244,3 +249,44 @@ def test_searching_follows_cursors(civitai: Civitai) -> None:
     found = hub.search("fox", kind="lora", family="sdxl", limit=200)
     assert len(found) == 124 and {one.base for one in found} == {"SDXL 1.0"}
     assert (found[0].kind, found[0].author, found[0].likes, found[0].dislikes) == ("lora", "vixen", 90, 10)
+
+
+def test_pushing_prepares_what_a_person_publishes(
+    civitai: Civitai, fox: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "sly.safetensors"
+    tensors = models.load(tmp_path / "made.safetensors")
+    words = {"modelspec.trigger_phrase": "ohwx <b>", "modelspec.architecture": "stable-diffusion-v1/lora"}
+    models.save(tensors, path, {**words, "ss_output_name": "/home/me/sly"})
+    Image.new("RGB", (8, 8)).save(
+        tmp_path / "sly.png",
+        pnginfo=_said("a fox\nNegative prompt: blur\nSteps: 20, Sampler: DPM++ 2M Karras, CFG scale: 7, Seed: 1"),
+    )
+    result = CliRunner().invoke(main, ["push", "sly.safetensors", "civitai:", "--dry-run"])
+    assert result.exit_code == 0 and not (tmp_path / "sly-civitai").exists(), result.output
+    report = push("sly.safetensors", "civitai:")
+    folder = Path(report.output)
+    assert sorted(one.relative_to(folder).as_posix() for one in folder.rglob("*") if one.is_file()) == [
+        "description.html",
+        "details.json",
+        "images/1.png",
+        "sly.safetensors",
+    ]
+    data = (folder / "sly.safetensors").read_bytes()
+    details = json.loads((folder / "details.json").read_text())
+    assert details["files"][0]["hashes"]["SHA256"] == hashlib.sha256(data).hexdigest().upper()
+    assert (details["type"], details["baseModel"], details["trainedWords"]) == ("LORA", "SD 1.5", ["ohwx <b>"])
+    assert details["samples"] == [{"name": "images/1.png", "prompt": "a fox", "negativePrompt": "blur"}]
+    assert "ohwx &lt;b&gt;" in (folder / "description.html").read_text()
+    assert b"/home/me" not in data
+    assert "civitai.com/models/create" in " ".join(report.notes)
+    assert not civitai.web.requests
+    with pytest.raises(SdkitError, match="exists"):
+        push("sly.safetensors", "civitai:")
+
+
+def _said(text: str) -> PngInfo:
+    info = PngInfo()
+    info.add_text("parameters", text)
+    return info

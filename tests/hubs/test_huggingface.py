@@ -154,16 +154,28 @@ def test_a_pipeline_is_a_folder_of_its_best_files(hub: Hub, tmp_path: Path) -> N
         (["a.safetensors", "a-fp16.safetensors"], ["a-fp16.safetensors"]),
         (["v1-5-pruned.safetensors", "v1-5-pruned-emaonly.safetensors"], ["v1-5-pruned-emaonly.safetensors"]),
         (["pytorch_lora_weights.safetensors", "fox.safetensors"], ["pytorch_lora_weights.safetensors"]),
-        (["adapter_config.json", "adapter_model.safetensors", "optimizer.bin"], ["adapter_config.json", "adapter_model.safetensors"]),
+        (
+            ["adapter_config.json", "adapter_model.safetensors", "optimizer.bin"],
+            ["adapter_config.json", "adapter_model.safetensors"],
+        ),
         (["fox.safetensors", "optimizer.pt", "checkpoint-5/fox.safetensors"], ["fox.safetensors"]),
         (
-            ["config.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors",
-             "model.safetensors.index.json", "pytorch_model.bin"],
-            ["config.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors",
-             "model.safetensors.index.json"],
+            [
+                "config.json",
+                "model-00001-of-00002.safetensors",
+                "model-00002-of-00002.safetensors",
+                "model.safetensors.index.json",
+                "pytorch_model.bin",
+            ],
+            [
+                "config.json",
+                "model-00001-of-00002.safetensors",
+                "model-00002-of-00002.safetensors",
+                "model.safetensors.index.json",
+            ],
         ),
     ],
-)  # fmt: skip
+)
 def test_the_right_file_is_chosen(hub: Hub, names: list[str], chosen: list[str]) -> None:
     hub.add("org/fox", {name: name.encode() for name in names})
     assert sorted(file.name for file in resolve("hf:org/fox").files) == sorted(chosen)
@@ -285,8 +297,12 @@ def test_a_header_costs_a_hundred_kilobytes(hub: Hub) -> None:
 
     from sdkit.hubs.remote import open_remote
 
-    tensors = {f"lora_unet_{i}.{part}": np.full(shape, 4, np.float16) for i in range(40)
-               for part, shape in (("lora_down.weight", (64, 640)), ("lora_up.weight", (640, 64)), ("alpha", ()))}  # fmt: skip
+    shapes = {"lora_down.weight": (64, 640), "lora_up.weight": (640, 64), "alpha": ()}
+    tensors = {
+        f"lora_unet_{number}.{part}": np.full(shape, 4, np.float16)
+        for number in range(40)
+        for part, shape in shapes.items()
+    }
     data = save(tensors, {"ss_output_name": "fox"})
     assert len(data) > 6_000_000
     hub.add("org/fox", {"a.safetensors": data})
@@ -297,6 +313,26 @@ def test_a_header_costs_a_hundred_kilobytes(hub: Hub) -> None:
         assert weights.scalar("lora_unet_3.alpha") == 4.0
         one = weights.tensors["lora_unet_7.lora_up.weight"]
         assert weights.read(one)[:4] == np.full(2, 4, np.float16).tobytes()
-    sent = sum(int(request.headers["range"].partition("-")[2]) - int(request.headers["range"][6:].partition("-")[0]) + 1
-               for request in hub.storage.requests)  # fmt: skip
+    sent = 0
+    for request in hub.storage.requests:
+        start, _, last = request.headers["range"].removeprefix("bytes=").partition("-")
+        sent += int(last) + 1 - int(start)
     assert sent < 100_100 + one.nbytes
+
+
+def test_searching_goes_by_the_tags(hub: Hub) -> None:
+    base = "base_model:stabilityai/stable-diffusion-xl-base-1.0"
+    hub.add("org/fox", {"README.md": card(license="openrail", tags=["lora", base])})
+    hub.add("org/fox-sd1", {"README.md": card(tags=["lora", "base_model:CompVis/stable-diffusion-v1-4"])})
+    hub.add("org/hare", {"README.md": card(tags=["lora", base])})
+    hub.add("org/fox-word", {"README.md": card(tags=["textual_inversion"])})
+    (found,) = huggingface.search("fox", kind="lora", family="sdxl")
+    assert (found.reference, found.kind, found.licence) == ("hf:org/fox", "lora", "openrail")
+    assert found.base == "stabilityai/stable-diffusion-xl-base-1.0"
+    assert {one.reference for one in huggingface.search("fox")} == {"hf:org/fox", "hf:org/fox-sd1", "hf:org/fox-word"}
+    assert [one.reference for one in huggingface.search("fox", family="sd1")] == ["hf:org/fox-sd1"]
+    assert huggingface.search("fox", kind="hypernetwork") == []
+    hub.busy.append(Answer(500, b"no"))
+    hub.busy += [Answer(500, b"no")] * 8
+    with pytest.raises(SdkitError, match="cannot be searched"):
+        huggingface.search("fox")

@@ -4,7 +4,6 @@ import hashlib
 import json
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from hub_server import TOKEN, Hub, card
 from web import Answer
 
 import sdkit
-from sdkit.core.errors import CredentialsError, SdkitError, UsageError
+from sdkit.core.errors import SdkitError, UsageError
 from sdkit.jobs import pull as pull_module
 from sdkit.jobs.inspect import inspect
 from sdkit.jobs.models.files import add_models

@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from pathlib import Path
+
+import models
+import pytest
+import yaml
+from hub_server import TOKEN, Hub, card
+from huggingface_hub import ModelCard
+from PIL import Image
+
+import sdkit
+from sdkit.core.errors import CredentialsError, UsageError
+from sdkit.generation.parameters import png
+from sdkit.hubs._card import About, write_card
+from sdkit.jobs.models.files import add_models
+from sdkit.jobs.pull import pull
+from sdkit.jobs.push import push
+from sdkit.registry import open_registry
+from sdkit.weights import open_weights
+
+
+@pytest.fixture(autouse=True)
+def signed_in(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+
+
+@pytest.fixture
+def lora(tmp_path: Path) -> Path:
+    shapes = dict(list(models.sd1_modules().items())[:6])
+    recipe = {
+        "verb": "train",
+        "method": "lora",
+        "parents": [{"name": "base", "id": "quick1-1-ab", "role": "base", "source": "hf:org/base/a.safetensors@1"}],
+        "options": {"rank": 2, "steps": 10, "sample": "/home/me/prompts.txt"},
+        "pictures": 5,
+    }
+    metadata = {"sdkit.recipe": json.dumps(recipe), "sdkit.version": "0.1.0", "sdkit.trigger_words": '["sks fox"]'}
+    return models.save(models.kohya_lora(shapes, rank=2, alpha=1.0), tmp_path / "fox.safetensors", metadata)
+
+
+def test_what_is_pushed_is_what_is_pulled(hub: Hub, lora: Path) -> None:
+    report = push(lora, "hf:me/fox", licence="openrail")
+    assert report.page == f"{hub.url}/me/fox"
+    repository = hub.repositories["me/fox"]
+    assert len(repository.commits) == 1  # one commit
+    assert repository.files.keys() == {"fox.safetensors", "README.md"}
+    assert repository.files["fox.safetensors"] == lora.read_bytes()
+    again = pull("hf:me/fox")
+    assert again.state == "here"
+    assert Path(again.output) == lora
+
+
+def test_the_card_says_what_is_known(hub: Hub, lora: Path, tmp_path: Path) -> None:
+    settings = 'a "sks" fox: red\nNegative prompt: blurry\nSteps: 5, Sampler: Euler, CFG scale: 3, Seed: 1, Size: 8x8'
+    (tmp_path / "one.png").write_bytes(png(Image.new("RGB", (8, 8)), settings))
+    push(lora, "hf:me/fox", licence="openrail", samples=[tmp_path / "one.png"])
+    text = hub.repositories["me/fox"].files["README.md"].decode()
+    head = ModelCard(text).data.to_dict()
+    assert head == {
+        "license": "openrail",
+        "base_model": "org/base",
+        "base_model_relation": "adapter",
+        "library_name": "diffusers",
+        "pipeline_tag": "text-to-image",
+        "tags": ["text-to-image", "lora", "template:sd-lora", "diffusers"],
+        "instance_prompt": "sks fox",
+        "widget": [
+            {
+                "text": 'a "sks" fox: red',
+                "parameters": {"negative_prompt": "blurry"},
+                "output": {"url": "images/1.png"},
+            }
+        ],
+    }
+    assert "images/1.png" in hub.repositories["me/fox"].files
+    for words in ("<Gallery />", "`sks fox`", "| rank | 2 |", "| pictures | 5 |", "train (lora)", "hf:org/base"):
+        assert words in text
+    assert hashlib.sha256(lora.read_bytes()).hexdigest() in text
+    assert "/home/me" not in text
+
+
+@pytest.mark.parametrize(
+    ("kind", "family", "tag"),
+    [("lora", "sdxl", "stable-diffusion-xl"), ("textual-inversion", "sd1", "textual_inversion")],
+)
+def test_tags_say_kind_and_family(kind: str, family: str, tag: str) -> None:
+    assert tag in ModelCard(write_card(About("fox", "me/fox", kind, family))).data.tags
+
+
+def test_nothing_in_a_file_can_forge_a_card(hub: Hub, tmp_path: Path) -> None:
+    evil = "a\n---\nlicense: mit\n---\n<script>|x|\x1b[2J"
+    shapes = dict(list(models.sd1_modules().items())[:2])
+    metadata = {"modelspec.trigger_phrase": evil, "modelspec.license": "my: own\n---\nlicense: mit"}
+    path = models.save(models.kohya_lora(shapes, rank=1, alpha=1.0), tmp_path / "evil.safetensors", metadata)
+    text = push(path, "hf:me/evil", dry_run=True).card
+    assert text.count("\n---\n") == 1
+    head = yaml.safe_load(text.split("---\n")[1])
+    assert head["license"] == "other"
+    body = text.split("\n---\n")[1]
+    assert all(sign.isprintable() or sign == "\n" for sign in text)
+    assert "<script>" not in re.sub("`[^`\n]*`", "", body)  # only in a span of code, where it is shown as it is
+
+
+def test_a_plan_uploads_nothing(hub: Hub, lora: Path) -> None:
+    report = push(lora, "hf:me/fox", dry_run=True)
+    assert [file.name for file in report.files] == ["fox.safetensors", "README.md"]
+    assert "no licence is known" in report.notes[0]
+    assert hub.repositories == {}
+
+
+def test_private_and_pull_requests(hub: Hub, lora: Path) -> None:
+    push(lora, "hf:me/fox", private=True)
+    assert hub.repositories["me/fox"].private
+    other = hub.add("other/fox", {"README.md": card(license="mit")})
+    report = push(lora, "hf:other/fox", create_pr=True)
+    assert report.page == f"{hub.url}/other/fox/discussions/1"
+    assert other.pulls[0]["fox.safetensors"] == lora.read_bytes()
+    assert "fox.safetensors" not in other.files
+
+
+def test_a_card_somebody_wrote_stays(hub: Hub, lora: Path) -> None:
+    mine = card(license="mit")
+    repository = hub.add("me/fox", {"README.md": mine})
+    report = push(lora, "hf:me/fox")
+    assert repository.files["README.md"] == mine
+    assert "--replace-card" in report.notes[0]
+    push(lora, "hf:me/fox", replace_card=True)
+    written = repository.files["README.md"]
+    assert written != mine
+    push(lora, "hf:me/fox", licence="openrail")  # sdkit's own card is renewed
+    assert b"license: openrail" in repository.files["README.md"]
+
+
+def test_paths_in_a_header_stay_here(hub: Hub, tmp_path: Path) -> None:
+    shapes = dict(list(models.sd1_modules().items())[:6])
+    metadata = {"ss_dataset_dirs": '{"/home/ann/dogs": 1}', "ss_output_name": "dog", "ss_tag_frequency": "{}"}
+    path = models.save(models.kohya_lora(shapes, rank=2, alpha=1.0), tmp_path / "dog.safetensors", metadata)
+    report = push(path, "hf:me/dog")
+    sent = tmp_path / "sent.safetensors"
+    sent.write_bytes(hub.repositories["me/dog"].files["dog.safetensors"])
+    assert b"/home/ann" not in sent.read_bytes()
+    with open_weights(sent) as there, open_weights(path) as here:
+        assert there.metadata == {"ss_output_name": "dog", "ss_tag_frequency": "{}"}
+        assert {name: there.read(info) for name, info in there.tensors.items()} == {
+            name: here.read(info) for name, info in here.tensors.items()
+        }
+    assert any("ss_dataset_dirs" in note for note in report.notes)
+    assert any("captions" in note for note in report.notes)
+
+
+def test_a_checkpoint_is_converted_on_the_way(hub: Hub, tiny_base: Path) -> None:
+    push(tiny_base, "hf:me/sd")
+    assert "unet/config.json" in hub.repositories["me/sd"].files
+    head = ModelCard(hub.repositories["me/sd"].files["README.md"].decode()).data.to_dict()
+    assert "base_model_relation" not in head
+    push(tiny_base, "hf:me/single", to=["single"])
+    assert hub.repositories["me/single"].files.keys() == {"base.safetensors", "README.md"}
+
+
+def test_pushing_needs_a_token_that_may(hub: Hub, lora: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for token in ("", "hf_WrongWrongWrong"):
+        monkeypatch.setenv("HF_TOKEN", token)
+        with pytest.raises(CredentialsError) as error:
+            push(lora, "hf:me/fox")
+        assert "hf_Wrong" not in f"{error.value.message} {error.value.hint}"
+    assert hub.repositories == {}
+
+
+@pytest.mark.parametrize("reference", ["hf:me", "hf:me/fox/file", "hf:me/fox@main", "https://example.com/a"])
+def test_only_repositories_can_be_pushed_to(hub: Hub, lora: Path, reference: str) -> None:
+    with pytest.raises(UsageError):
+        push(lora, reference)
+
+
+def test_the_token_is_in_no_card_log_or_database(hub: Hub, lora: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    push(lora, "hf:me/fox", licence="openrail")
+    kept = [data for repository in hub.repositories.values() for data in repository.files.values()]
+    with open_registry() as registry:
+        model = registry.model(registry.find("fox").id)
+    assert any(source.reference == "hf:me/fox/fox.safetensors" for source in model.sources)
+    assert TOKEN not in caplog.text + repr(model)
+    assert "Signature=" not in caplog.text
+    assert not any(TOKEN.encode() in data for data in kept)
+    assert not any("authorization" in request.headers for request in hub.storage.requests)
+
+
+def test_the_registry_knows_the_base(hub: Hub, tmp_path: Path) -> None:
+    hub.add("org/base", {"base.safetensors": models.save(models.sd1(), tmp_path / "base.safetensors").read_bytes()})
+    base = Path(pull("hf:org/base").output)
+    shapes = dict(list(models.sd1_modules().items())[:6])
+    fox = models.save(models.kohya_lora(shapes, rank=2, alpha=1.0), tmp_path / "fox.safetensors")
+    add_models([fox])
+    sdkit.merge(base, {fox: 1.0}, tmp_path / "out.safetensors")  # by its path, so only the registry knows
+    head = ModelCard(push(tmp_path / "out.safetensors", "hf:me/out", dry_run=True).card).data.to_dict()
+    assert (head["base_model"], head["base_model_relation"]) == ("org/base", "merge")
+    assert "merge" in head["tags"]
