@@ -167,18 +167,18 @@ def _parse(reference: str) -> _Place:
     Raises:
         UsageError: nothing that Civitai has.
     """
-    if reference.startswith(_PREFIX):
-        match = _SHORT.fullmatch(reference.removeprefix(_PREFIX))
-    else:
-        match = _AIR.fullmatch(reference) or _address(reference)
-    if match is None:
+    short = _SHORT.fullmatch(reference.removeprefix(_PREFIX)) if reference.startswith(_PREFIX) else None
+    match = short or _AIR.fullmatch(reference)
+    place = _named(match.groupdict(default="")) if match else _address(reference)
+    if place is None:
         raise UsageError(
             f"{reference}: is no reference to Civitai",
             "write civitai:MODEL, civitai:MODEL@VERSION, civitai:hash:SHA256, or the address of its page",
         )
-    if isinstance(match, _Place):
-        return match
-    found = match.groupdict(default="")
+    return place
+
+
+def _named(found: Mapping[str, str]) -> _Place:
     version = found.get("version") or found.get("only", "")
     return _Place(found.get("model", ""), version, found.get("file", ""), found.get("hash", ""))
 
