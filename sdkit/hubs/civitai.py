@@ -2,7 +2,7 @@
 
 A token (CIVITAI_TOKEN, or the file ``civitai-token`` in SDKIT_HOME) is shown to Civitai's own hosts alone: its
 downloads are redirected to storage that refuses a request with one. Without an output a model goes to
-``SDKIT_HOME/civitai/MODEL@VERSION/``. Source: https://developer.civitai.com, seen 2025.
+``SDKIT_HOME/models/civitai/MODEL@VERSION/``. Source: https://developer.civitai.com, seen 2025.
 """
 
 from __future__ import annotations
@@ -339,7 +339,7 @@ def _early_access(version: Mapping[str, Any]) -> datetime | None:
 
 def _own_place(offer: Offer) -> Path:
     model = offer.reference.removeprefix(_PREFIX).partition("/")[0]
-    return data_folder() / "civitai" / clean_name(f"{model}@{offer.revision}")
+    return data_folder() / "models" / "civitai" / clean_name(f"{model}@{offer.revision}")
 
 
 def _picture(url: str) -> tuple[bytes, str] | None:

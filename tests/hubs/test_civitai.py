@@ -82,7 +82,7 @@ def test_a_model_is_pulled_and_registered(civitai: Civitai, fox: bytes) -> None:
     civitai.add(11, 22, fox)
     report = pull("civitai:11")
     assert Path(report.output).read_bytes() == fox
-    assert Path(report.output).is_relative_to(data_folder() / "civitai")
+    assert Path(report.output).is_relative_to(data_folder() / "models" / "civitai")
     with open_registry() as registry:
         model = registry.model(registry.find("Sly Fox v2").id)
     assert set(model.entry.triggers) == {"ohwx fox", "sly"}
@@ -203,7 +203,7 @@ def test_rate_limits_are_obeyed(civitai: Civitai, fox: bytes, monkeypatch: pytes
 def test_names_from_the_server_lead_nowhere(civitai: Civitai, fox: bytes, name: str) -> None:
     civitai.add(11, 22, fox, name=name)
     path = hub.fetch(hub.resolve("civitai:11"), None, NoProgress())
-    assert path.parent == data_folder() / "civitai" / "11@22"
+    assert path.parent == data_folder() / "models" / "civitai" / "11@22"
     assert path.name.isprintable() and path.read_bytes() == fox
 
 
