@@ -3,9 +3,10 @@
     python -m benchmarks.example_scripts DATA --scripts DIR --python PYTHON [--steps 300] [--rounds 3]
 
 DATA is the folder that recipes/tiny-base/pictures.py made, DIR holds `train_text_to_image_lora.py` and
-`textual_inversion.py` as diffusers publishes them in `examples/`, and PYTHON is an interpreter that has what they need:
+`textual_inversion.py` as diffusers publishes them in `examples/`, and PYTHON is an interpreter that has what both sides
+need, and nothing else: what else is installed is imported by transformers, and costs memory.
 
-    python -m venv E && E/bin/pip install diffusers peft datasets torchvision tensorboard "torch>=2.10,<2.14"
+    python -m venv E && E/bin/pip install . datasets torchvision tensorboard
 
 Both sides train the embedded base, in float32 on one thread, on the same pictures with the same steps, batch, learning
 rate and weight decay. What a step takes is told from two runs of different length, so start-up, caches and the writing
@@ -31,7 +32,6 @@ SUBJECT, WORD, INITIAL = "owl", "<owl>", "bird"
 HELD_OUT = ("pink", "gray", "yellow")  # backgrounds that are not trained on
 BATCH, RANK, LORA_RATE, TOKEN_RATE, DECAY = 4, 16, 1e-3, 5e-3, 0.01
 SHORT = 20
-SDKIT = (sys.executable, "-m", "sdkit")
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,22 @@ class Measured:
 def prepare(data: Path, folder: Path) -> Folders:
     """The base as a float32 folder, which both sides load, and the subject's pictures as each side wants them."""
     found = Folders(*(folder / name for name in ("base", "captioned", "plain", "held-out", "held-out-word", "out")))
-    run([*SDKIT, "convert", "tiny", "--to", "diffusers", "--dtype", "fp32", "-o", found.base, "--force"])
+    run(
+        [
+            sys.executable,
+            "-m",
+            "sdkit",
+            "convert",
+            "tiny",
+            "--to",
+            "diffusers",
+            "--dtype",
+            "fp32",
+            "-o",
+            found.base,
+            "--force",
+        ]
+    )
     for place in (found.captioned, found.plain, found.held_out, found.held_out_word):
         place.mkdir(parents=True)
     source = data / "subjects" / SUBJECT
@@ -107,7 +122,21 @@ def lora(folders: Folders, scripts: Path, python: str, steps: int) -> Iterator[S
     """Both commands that train a LoRA on the attention of the U-Net."""
     out = folders.out / "sdkit.safetensors"
     options = [f"steps={steps}", f"rank={RANK}", f"lr={LORA_RATE}", f"batch={BATCH}", f"weight_decay={DECAY}"]
-    command = [*SDKIT, "train", "lora", "--base", folders.base, "--data", folders.captioned, "-o", out, "--force", "-q"]
+    command = [
+        python,
+        "-m",
+        "sdkit",
+        "train",
+        "lora",
+        "--base",
+        folders.base,
+        "--data",
+        folders.captioned,
+        "-o",
+        out,
+        "--force",
+        "-q",
+    ]
     yield Side("sdkit", [*command, *options, "targets=attention", "resolution=64", "seed=1"], out)
     theirs = folders.out / "script"
     yield Side(
@@ -125,7 +154,19 @@ def textual_inversion(folders: Folders, scripts: Path, python: str, steps: int) 
     out = folders.out / "sdkit.safetensors"
     options = [f"steps={steps}", f"lr={TOKEN_RATE}", f"batch={BATCH}", f"weight_decay={DECAY}", "flip=yes"]
     words = [f"token={WORD}", f"init={INITIAL}", "property=object", "format=diffusers"]
-    command = [*SDKIT, "train", "textual-inversion", "--base", folders.base, "--data", folders.plain, "-o", out]
+    command = [
+        python,
+        "-m",
+        "sdkit",
+        "train",
+        "textual-inversion",
+        "--base",
+        folders.base,
+        "--data",
+        folders.plain,
+        "-o",
+        out,
+    ]
     yield Side("sdkit", [*command, "--force", "-q", *options, *words, "resolution=64", "seed=1"], out)
     theirs = folders.out / "script"
     yield Side(
