@@ -24,7 +24,7 @@ from sdkit.core.paths import data_folder
 from sdkit.core.progress import Progress
 from sdkit.hubs._civitai_bundle import bundle
 from sdkit.hubs.download import download
-from sdkit.hubs.http import Client
+from sdkit.hubs.http import Client, is_private
 from sdkit.hubs.hub import Offer, RemoteFile, split_pin
 from sdkit.hubs.names import clean_name
 from sdkit.hubs.searching import Found
@@ -344,6 +344,8 @@ def _own_place(offer: Offer) -> Path:
 
 def _picture(url: str) -> tuple[bytes, str] | None:
     """A picture, if what comes is one by its first bytes."""
+    if is_private(urlsplit(url).hostname) and not is_private(urlsplit(_endpoint()).hostname):
+        return None  # nobody out there names addresses of this network with good reason
     with Client().open(url) as response:
         data = bytes(response.raw.read(_LARGEST_PICTURE + 1, decode_content=True))
     starts = {b"\xff\xd8\xff": ".jpg", b"\x89PNG\r\n\x1a\n": ".png", b"RIFF": ".webp"}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import models
 import pytest
-from civitai_server import TOKEN, Civitai, serve_civitai
+from civitai_server import PNG, TOKEN, Civitai, serve_civitai
 from click.testing import CliRunner
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -239,6 +239,14 @@ def test_answers_that_are_no_description_break_nothing(civitai: Civitai, fox: by
     assert hub.preview(version) is None
     (found,) = hub.search("fox")
     assert found.reference == "civitai:11@22"
+
+
+def test_no_picture_is_taken_from_the_local_network(civitai: Civitai, monkeypatch: pytest.MonkeyPatch) -> None:
+    version = civitai.add(11, 22, b"x")
+    assert hub.preview(version) == (PNG, ".png")
+    monkeypatch.setenv("CIVITAI_ENDPOINT", "https://civitai.com")
+    assert hub.preview(version) is None
+    assert len(civitai.storage.requests) == 1
 
 
 def test_searching_follows_cursors(civitai: Civitai) -> None:
