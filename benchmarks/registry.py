@@ -1,4 +1,4 @@
-"""How long `sdkit models` takes with many models, and how long scanning takes, whole process.
+"""How long `sdkit models` takes with many models, and scanning, and reading files whole; all of the process.
 
     python -m benchmarks.registry --data DIR [--models 10000] [--files 2000] [--rounds 5]
 
@@ -30,6 +30,7 @@ def main() -> None:
     _measure_listing(options.data / "listing", options.models, options.rounds)
     if options.files:
         _measure_scan(options.data / "scan", options.files)
+    _measure_hashing(options.data / "hash", options.rounds)
 
 
 def _measure_listing(home: Path, count: int, rounds: int) -> None:
@@ -60,7 +61,25 @@ def _measure_scan(folder: Path, count: int) -> None:
     for what in ("first", "again"):
         began = time.perf_counter()
         done = run([*SDKIT, "models", "scan", models])
-        print(f"  {what}: {time.perf_counter() - began:.1f} s, {done.mib:.0f} MiB")
+        seconds = time.perf_counter() - began
+        print(f"  {what}: {seconds:.1f} s ({done.cpu_seconds:.1f} s of all cores), {done.mib:.0f} MiB")
+
+
+def _measure_hashing(folder: Path, rounds: int) -> None:
+    """Reading whole files, beside what the system's own program takes for each in turn."""
+    os.environ["SDKIT_HOME"] = str(folder / "home")
+    models = folder / "models"
+    if not models.is_dir():
+        run([sys.executable, "-c", _FILES.format(folder=str(models), count=8)])
+        run([*SDKIT, "models", "scan", models])
+    files = sorted(models.iterdir())
+    size = sum(file.stat().st_size for file in files)
+    print(f"{len(files)} files of 100 MB whole; goal: 80 % of sha256sum's speed")
+    for name, command in (("sha256sum", ["sha256sum", *files]), ("verify", [*SDKIT, "models", "verify", "--again"])):
+        series = Series(name)
+        for _ in range(rounds):
+            series.add(list(map(str, command)))
+        print(f"  {series.name}: {series.failed or f'{size / series.best / 1e6:,.0f} MB/s'}")
 
 
 _FILL = """

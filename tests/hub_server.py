@@ -90,6 +90,8 @@ class Hub:
         known = token == TOKEN
         if request.path == "/api/repos/create" and request.method == "POST":
             return self._create(json.loads(request.body), known)
+        if request.path == "/api/models":
+            return self._listed(request, known)
         if request.path == "/api/validate-yaml":
             return self._validate(json.loads(request.body))
         for pattern, method in (
@@ -109,13 +111,24 @@ class Hub:
                 return method(request, repository, *found.groups())
         return Answer(404)
 
+    def _listed(self, request: Request, known: bool) -> Answer:
+        """A search: words in the name, and all of the tags."""
+        words, wanted = request.query.get("search", [""])[0], set(request.query.get("filter", []))
+        found = []
+        for name, repository in self.repositories.items():
+            card = _card(repository.commits[self._revision(repository, "main") or ""].get("README.md", b""))
+            tags = _tags(card)
+            if words in name and wanted <= set(tags) and (known or not repository.private):
+                found.append({"id": name, "tags": tags, "downloads": 10, "likes": 2, "author": name.partition("/")[0]})
+        return _json(found[: int(request.query.get("limit", ["1000"])[0])])
+
     def _info(self, request: Request, repository: Repository, name: str, _: str | None, revision: str | None) -> Answer:
         commit = self._revision(repository, revision or "main")
         if commit is None:
             return _refused(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         files = repository.commits.get(commit, {})
         card = _card(files.get("README.md", b""))
-        tags = [*card.get("tags", []), *([f"license:{card['license']}"] if "license" in card else [])]
+        tags = _tags(card)
         siblings = [self._sibling(name, data) for name, data in files.items()]
         facts = {"id": name, "modelId": name, "sha": commit, "private": repository.private, "tags": tags}
         return _json({**facts, "gated": repository.gated and "auto", "cardData": card, "siblings": siblings})
@@ -231,6 +244,10 @@ def serve_hub() -> Iterator[Hub]:
 def card(**facts: Any) -> bytes:
     """A model card with this head."""
     return f"---\n{yaml.safe_dump(facts)}---\n# A model\n".encode()
+
+
+def _tags(card: dict[str, Any]) -> list[str]:
+    return [*card.get("tags", []), *([f"license:{card['license']}"] if "license" in card else [])]
 
 
 def _card(text: bytes) -> dict[str, Any]:

@@ -123,18 +123,33 @@ def _bar(stream: TextIO, label: str, total: int) -> rich.progress.Progress:
 @contextmanager
 def show_drawing(output: Output) -> Iterator[Callable[[Event], None]]:
     """What the events of drawing should be given to, while the context lasts: a bar on a terminal only."""
+    with show_counting(output) as show:
+
+        def show_event(event: Event) -> None:
+            if isinstance(event, Drawing):
+                show(event.step, event.steps)
+
+        yield show_event
+
+
+@contextmanager
+def show_counting(output: Output, label: str = "") -> Iterator[Callable[[int, int], None]]:
+    """What the number of things done, and of all, should be given to while the context lasts: a bar on a terminal."""
     if output.mode is not Mode.TEXT or not sys.stderr.isatty():
-        yield lambda event: None
+        yield lambda done, total: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    task = bar.add_task(label)
 
-        def show(event: Event) -> None:
-            if isinstance(event, Drawing):
-                bar.update(task, completed=event.step, total=event.steps)
+    def show(done: int, total: int) -> None:
+        bar.update(task, completed=done, total=total)
+        (bar.start if done < total else bar.stop)()  # another bar may follow
 
+    try:
         yield show
+    finally:
+        bar.stop()

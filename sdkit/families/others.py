@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -50,15 +51,19 @@ SIGNATURES = (
     Signature("cascade", "Stable Cascade", ("clip_txt_mapper.weight", "clip_mapper.weight")),
 )
 
-_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "net.", "transformer/", "unet/", "prior/", "model.", "")
+_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "net.", "transformer/", "unet/", "prior/", "model.")
 
 
 def look_alike(names: Iterable[str]) -> Signature | None:
     """The family or kind of file the names look like, among those this version does not read."""
-    beginnings: set[str] = set()
-    for name in names:
-        prefix = next(prefix for prefix in _PREFIXES if name.startswith(prefix))
-        parts = name.removeprefix(prefix).split(".")
-        beginnings.add(name)
-        beginnings.update(".".join(parts[:length]) for length in range(1, len(parts) + 1))
-    return next((entry for entry in SIGNATURES if not beginnings.isdisjoint(entry.names)), None)
+    telling = [name for name in names if _ANY.match(name)]
+    return next((entry for entry in SIGNATURES if any(map(_pattern(entry.names).match, telling))), None)
+
+
+def _pattern(beginnings: Iterable[str]) -> re.Pattern[str]:
+    """Matches names that are, or begin with one of these and a dot, whatever prefix stands before."""
+    prefixes, ways = ("|".join(map(re.escape, texts)) for texts in (_PREFIXES, beginnings))
+    return re.compile(rf"(?:{prefixes})?(?:{ways})(?:\.|$)")
+
+
+_ANY = _pattern(name for entry in SIGNATURES for name in entry.names)  # one look at most names is enough

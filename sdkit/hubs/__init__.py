@@ -10,7 +10,7 @@ from sdkit.core.errors import UsageError
 from sdkit.core.plugins import Plugin, choose, find_plugins
 from sdkit.hubs.hub import Hub
 
-_HELPERS = ("hub", "http", "download", "names", "remote")
+_HELPERS = ("hub", "http", "download", "names", "remote", "searching")
 # Two letters at least: ``C:`` is a drive.
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 _LAST = "https"  # takes the addresses that no hub knows as its own

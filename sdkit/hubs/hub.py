@@ -13,10 +13,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from sdkit.core.errors import UsageError
 from sdkit.core.progress import Progress
+
+if TYPE_CHECKING:
+    from sdkit.hubs._card import About
 
 _PIN = re.compile(r"#sha256=([0-9A-Za-z]*)$")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -172,6 +175,14 @@ class PublishingHub(Hub, Protocol):
         progress: Progress,
     ) -> Published:
         """Publish files together or not at all."""
+        ...
+
+
+class BundlingHub(Hub, Protocol):
+    """A hub that lets no program publish: what a person needs to do it is prepared in a folder."""
+
+    def bundle(self, about: About) -> tuple[list[Upload], str]:
+        """The texts that belong beside weights and pictures, and what the person does next."""
         ...
 
 

@@ -25,6 +25,7 @@ from sdkit.hubs.download import download, download_all
 from sdkit.hubs.http import Client, TransientError, hide_queries_in_logs, redact
 from sdkit.hubs.hub import Offer, Published, RemoteFile, Upload, split_pin
 from sdkit.hubs.names import below, check_relative
+from sdkit.hubs.searching import Found
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -102,6 +103,23 @@ def read_range(file: RemoteFile, start: int, stop: int) -> bytes:
     """Some bytes of a file."""
     repo = file.url.removeprefix(f"{_endpoint()}/").partition("/resolve/")[0]
     return _client(repo).read_range(file.url, start, stop)
+
+
+def search(query: str, *, kind: str = "", family: str = "", limit: int = 20) -> list[Found]:
+    """The repositories that match, the most downloaded first; their kinds and bases are what their tags say."""
+    tags = [_KIND_TAGS[kind]] if kind in _KIND_TAGS else []
+    if kind and not tags:
+        return []  # its tags do not tell such models from others
+    found: dict[str, Any] = {}
+    with _searching():
+        # A search matches all of its tags, and a family has several bases.
+        for base in _BASES.get(family, ("",)):
+            wanted = [*tags, *([f"base_model:{base}"] if base else [])]
+            listed = _api().list_models(
+                search=query, filter=wanted or None, sort="downloads", limit=limit, expand=_EXPANDED
+            )
+            found |= {info.id: info for info in listed}
+    return sorted(map(_found, found.values()), key=lambda one: -one.downloads)[:limit]
 
 
 def read_card(reference: str) -> str:
@@ -200,6 +218,51 @@ def _file(repo: str, entry: Any, commit: str) -> RemoteFile:
 def _why(why: str, files: Sequence[RemoteFile]) -> str:
     size = sum(file.size or 0 for file in files)
     return f"{why} ({human_bytes(size)})" if why else ""
+
+
+# What searching finds
+
+_KIND_TAGS = {
+    "lora": "lora",
+    "textual-inversion": "textual_inversion",
+    "checkpoint": "diffusers:StableDiffusionPipeline",
+}
+_EXPANDED: list[Any] = ["downloads", "likes", "tags", "author"]
+_BASES = {
+    "sd1": (
+        "stable-diffusion-v1-5/stable-diffusion-v1-5",
+        "runwayml/stable-diffusion-v1-5",
+        "CompVis/stable-diffusion-v1-4",
+    ),
+    "sd2": ("stabilityai/stable-diffusion-2-1", "stabilityai/stable-diffusion-2-1-base"),
+    "sdxl": ("stabilityai/stable-diffusion-xl-base-1.0",),
+}
+
+
+@contextmanager
+def _searching() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # whatever the library's connection raises; its kinds change with its versions
+        reason = redact(str(error)).strip().splitlines() or [type(error).__name__]
+        raise TransientError(f"cannot be searched: {reason[0]}", "check the network, try again") from None
+
+
+def _found(info: Any) -> Found:
+    tags = [tag for tag in info.tags or () if isinstance(tag, str)]
+    bases = [tag.removeprefix("base_model:") for tag in tags if tag.startswith("base_model:") and tag.count(":") == 1]
+    return Found(
+        hub="huggingface",
+        reference=f"{_PREFIX}{info.id}",
+        name=_text(info.id.rpartition("/")[2]),
+        kind=next((kind for kind, tag in _KIND_TAGS.items() if tag in tags), ""),
+        base=_text(", ".join(bases)),
+        author=_text(info.author),
+        downloads=info.downloads or 0,
+        likes=info.likes or 0,
+        licence=next((tag.removeprefix("license:") for tag in tags if tag.startswith("license:")), ""),
+        page=f"{_endpoint()}/{info.id}",
+    )
 
 
 # What the card says

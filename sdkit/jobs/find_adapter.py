@@ -10,6 +10,7 @@ from pathlib import Path
 
 from sdkit.core.errors import SdkitError
 from sdkit.core.plugins import nearest_hint
+from sdkit.registry.names import resolve
 
 SUFFIXES = (".safetensors", ".pt", ".ckpt", ".bin", ".pth")
 
@@ -27,7 +28,7 @@ class Shelf:
     place: str = "here"
 
     def find(self, name: str) -> Path:
-        """The file a prompt calls `name`: a path, or the name of a file of the shelf, with or without its suffix.
+        """The file a prompt calls `name`: a path, a file of the shelf (its suffix may lack), or a registered model.
 
         Raises:
             SdkitError: there is none (the hint names the nearest), or there are several.
@@ -36,6 +37,9 @@ class Shelf:
             return Path(name)
         matches = [file for file in self.files if name in (file.name, file.stem)]
         matches = matches or [file for file in self.files if name.lower() in (file.name.lower(), file.stem.lower())]
+        registered = resolve(name) if not matches else Path(name)
+        if registered != Path(name):
+            return registered
         if not matches:
             stems = {file.stem for file in self.files}
             hint = nearest_hint(name, stems) if stems else "name its folder with --adapters"

@@ -19,7 +19,8 @@ from sdkit.hubs.hub import Hub, Offer, split_pin
 from sdkit.jobs.inspect import inspect_offer
 from sdkit.registry.facts import look_at, stamp_of
 from sdkit.registry.names import resolve
-from sdkit.registry.registry import Registry, check_name, is_on, open_registry
+from sdkit.registry.naming import check_name
+from sdkit.registry.registry import Registry, is_on, open_registry
 from sdkit.registry.rows import Model, Source
 from sdkit.weights.atomic import check_target
 from sdkit.weights.atomic_folder import check_folder_target

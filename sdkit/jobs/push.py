@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, cast
+from typing import Any
 
 from sdkit.core.errors import SdkitError, UsageError
 from sdkit.core.hashing import Span, digest_spans
@@ -20,7 +21,7 @@ from sdkit.core.report import Report
 from sdkit.hubs import load_hub
 from sdkit.hubs._card import MARK, About, Sample, write_card
 from sdkit.hubs.hub import PublishingHub, Upload
-from sdkit.hubs.names import clean_name
+from sdkit.hubs.names import below, clean_name
 from sdkit.jobs.pull import WEIGHTS
 from sdkit.registry.facts import Facts, look_at
 from sdkit.registry.names import resolve
@@ -28,6 +29,7 @@ from sdkit.registry.registry import is_on, open_registry
 from sdkit.registry.rows import Model, Source
 from sdkit.registry.sidecars import find_previews
 from sdkit.weights import open_weights
+from sdkit.weights.atomic_folder import AtomicFolder
 from sdkit.weights.metadata import VERSION_KEY, read_recipe
 from sdkit.weights.retag import with_metadata
 
@@ -64,6 +66,7 @@ class PushReport(Report):
         notes: what a person should know.
         seconds: wall time.
         dry_run: whether nothing was uploaded.
+        output: the folder with everything, for a hub that people publish on by hand.
     """
 
     model: str
@@ -76,11 +79,13 @@ class PushReport(Report):
     notes: tuple[str, ...]
     seconds: float
     dry_run: bool
+    output: str = ""
 
 
 def push(
     model: PathLike,
     reference: str,
+    output: PathLike | None = None,
     *,
     to: Sequence[str] = (),
     licence: str = "",
@@ -97,7 +102,8 @@ def push(
 
     Args:
         model: a path, or the name of a registered model.
-        reference: where to: ``hf:user/repo``.
+        reference: where to: ``hf:user/repo``, or ``civitai:``, which lets no program publish.
+        output: the folder for what a person publishes by hand; default: NAME-HUB.
         to: formats to convert it to, as `convert` knows them; default: as it is.
         licence: an identifier such as ``apache-2.0``; default: what the registry knows.
         base_model: repositories it was made for or from; default: those its recipe names.
@@ -114,7 +120,7 @@ def push(
         SdkitError: the hub cannot be pushed to, or the model cannot be read or converted.
     """
     began, progress = time.perf_counter(), progress or NoProgress()
-    hub = _publishing(reference)
+    hub_name, hub = _publishing(reference)
     path = resolve(model)
     facts = look_at(path)
     known = _known(path)
@@ -137,11 +143,19 @@ def push(
             **_history(path),
         )
         told = replace(told, base_model=told.base_model or _bases(told))
-        card = _card(hub, reference, told, replace_card)
-        notes += tuple(_doubts(told, card))
-        everything = [*uploads, *pictures, *([Upload(_CARD, card.encode())] if card else [])]
-        page = ""
-        if not dry_run:
+        page = card = folder = ""
+        everything = [*uploads, *pictures]
+        if hasattr(hub, "bundle"):
+            texts, next_step = hub.bundle(told)
+            everything, notes = [*everything, *texts], (*notes, next_step)
+            folder = str(output or f"{clean_name(name)}-{hub_name}")
+            if not dry_run:
+                _write(everything, Path(folder))
+        else:
+            card = _card(hub, reference, told, replace_card)
+            notes += tuple(_doubts(told, card))
+            everything += [Upload(_CARD, card.encode())] if card else []
+        if not dry_run and not folder:
             published = hub.publish(
                 reference,
                 everything,
@@ -165,14 +179,29 @@ def push(
         notes=notes,
         seconds=time.perf_counter() - began,
         dry_run=dry_run,
+        output=folder,
     )
 
 
-def _publishing(reference: str) -> PublishingHub:
+def _publishing(reference: str) -> tuple[str, Any]:
+    """The hub, which is a `PublishingHub` or a `BundlingHub`, and its name."""
     name, hub = load_hub(reference)
-    if not hasattr(hub, "publish"):
-        raise UsageError(f"{reference}: {name} cannot be pushed to", "write hf:user/repo")
-    return cast(PublishingHub, hub)
+    if not hasattr(hub, "publish") and not hasattr(hub, "bundle"):
+        raise UsageError(f"{reference}: {name} cannot be pushed to", "write hf:user/repo, or civitai:")
+    return name, hub
+
+
+def _write(uploads: Sequence[Upload], output: Path) -> None:
+    """A folder of what would be uploaded."""
+    with AtomicFolder(output) as folder:
+        for one in uploads:
+            place = below(folder.work, one.name)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(one.content, Path):
+                shutil.copyfile(one.content, place)
+            else:
+                place.write_bytes(one.content)
+        folder.commit()
 
 
 def _known(path: Path) -> Model | None:

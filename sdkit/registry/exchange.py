@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from sdkit.core.errors import SdkitError, UsageError
+from sdkit.registry.changes import USER
 from sdkit.registry.facts import unique
 from sdkit.registry.recipes import Input, Made
-from sdkit.registry.registry import USER, Registry
+from sdkit.registry.registry import Registry
 from sdkit.registry.rows import Model, Source
 
 SCHEMA = "sdkit.models/1"

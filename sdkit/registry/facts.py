@@ -16,6 +16,7 @@ from sdkit.formats import adapter_family, recognise
 from sdkit.registry.recipes import Made, made_by
 from sdkit.weights import Weights, open_weights
 from sdkit.weights.content import sample_id
+from sdkit.weights.dtypes import DType
 
 _UNDO_KEY = "sdkit.undo"
 _OWN_KIND = frozenset({"textual-inversion", "hypernetwork", "aesthetic", "custom-diffusion"})
@@ -123,15 +124,16 @@ def _what(weights: Weights) -> tuple[str, str, str, dict[str, Any]]:
 
 
 def _details(weights: Weights) -> dict[str, object]:
-    dtypes = Counter[str]()
+    elements = Counter[DType]()
     for info in weights.tensors.values():
-        dtypes[info.dtype.name] += info.nbytes
+        elements[info.dtype] += info.numel
+    dtypes = sorted(elements, key=lambda dtype: dtype.bits * elements[dtype])
     title = weights.metadata.get("modelspec.title") or weights.metadata.get("ss_output_name") or ""
     return {
         "container": str(weights.container),
-        "dtype": dtypes.most_common(1)[0][0] if dtypes else "",
+        "dtype": dtypes[-1].name if dtypes else "",
         "tensors": len(weights.tensors),
-        "parameters": sum(info.numel for info in weights.tensors.values()),
+        "parameters": elements.total(),
         "title": title[:_LONGEST],
         "author": weights.metadata.get("modelspec.author", "")[:_LONGEST],
     }

@@ -95,33 +95,59 @@ def _ancestors(registry: Registry, artifact: int, nodes: dict[int, Node]) -> Non
         front += [parent for activity in nodes[one].made for parent, _, _ in activity.inputs]
 
 
-def tree(found: Lineage) -> list[str]:
-    """The ancestors as an indented tree, then the names of the descendants."""
-    lines = list(_branch(found, found.start, "", "", frozenset()))
-    if found.descendants:
-        names = ", ".join(found.nodes[one].entry.name for one in found.descendants)
-        lines.append(f"went into: {names}")
-    return lines
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A line of the tree of ancestors.
+
+    Attributes:
+        entry: the model.
+        edge: what it was to the one it went into: ``adapter x 0.5``; empty at the root.
+        verbs: what made it; empty where that is not known.
+        open: for every level from the root to its own, whether a brother of that level follows.
+        repeated: whether it stands further up already, where its own parents are.
+    """
+
+    entry: Entry
+    edge: str = ""
+    verbs: str = ""
+    open: tuple[bool, ...] = ()
+    repeated: bool = False
 
 
-def _branch(found: Lineage, artifact: int, edge: str, indent: str, above: frozenset[int]) -> Iterator[str]:
+def rows(found: Lineage) -> list[Row]:
+    """The model and everything it came from, each below what it went into."""
+    return list(_branch(found, found.start, "", (), frozenset()))
+
+
+def _branch(found: Lineage, artifact: int, edge: str, open: tuple[bool, ...], above: frozenset[int]) -> Iterator[Row]:
     node = found.nodes[artifact]
     if artifact in above or len(above) > _DEEPEST:  # what a file says of its parents may go in circles
-        yield f"{edge}{node.entry.name} (see above)"
+        yield Row(node.entry, edge, open=open, repeated=True)
         return
-    verbs = " or ".join(described(activity) for activity in node.made)
-    yield f"{edge}{_label(node.entry)}{f' <- {verbs}' if verbs else ''}"
+    yield Row(node.entry, edge, " or ".join(described(activity) for activity in node.made), open)
     inputs = [given for activity in node.made for given in activity.inputs]
-    for index, (parent, role, strength) in enumerate(inputs):
-        last = index == len(inputs) - 1
-        told = f"{role}{f' x {strength:g}' if strength is not None else ''}: "
-        yield from _branch(
-            found,
-            parent,
-            f"{indent}{'`- ' if last else '|- '}{told}",
-            f"{indent}{'   ' if last else '|  '}",
-            above | {artifact},
-        )
+    for left, (parent, role, strength) in zip(range(len(inputs) - 1, -1, -1), inputs, strict=True):
+        told = role if strength is None else f"{role} x {strength:g}"
+        yield from _branch(found, parent, told, (*open, left > 0), above | {artifact})
+
+
+def tree(found: Lineage) -> list[str]:
+    """The ancestors as an indented tree, then the names of the descendants."""
+    return [*map(_line, rows(found)), *went_into(found)]
+
+
+def went_into(found: Lineage) -> list[str]:
+    """A line with the names of the descendants, if there are any."""
+    names = ", ".join(found.nodes[one].entry.name for one in found.descendants)
+    return [f"went into: {names}"] if names else []
+
+
+def _line(row: Row) -> str:
+    indent = "".join("|  " if follows else "   " for follows in row.open[:-1])
+    edge = f"{indent}{'|- ' if row.open[-1] else '`- '}{row.edge}: " if row.open else ""
+    if row.repeated:
+        return f"{edge}{row.entry.name} (see above)"
+    return f"{edge}{_label(row.entry)}{f' <- {row.verbs}' if row.verbs else ''}"
 
 
 def described(activity: Activity) -> str:
@@ -131,10 +157,15 @@ def described(activity: Activity) -> str:
 
 
 def _label(entry: Entry) -> str:
+    told = kind_and_state(entry)
+    return f"{entry.name} ({told})" if told else entry.name
+
+
+def kind_and_state(entry: Entry) -> str:
+    """``checkpoint sd1``, and whether its file is not there."""
     what = " ".join(word for word in (entry.kind, entry.family) if word and word != "unknown")
     where = "" if entry.path and not entry.missing else "missing" if entry.path else "not here"
-    told = ", ".join(word for word in (what, where) if word)
-    return f"{entry.name} ({told})" if told else entry.name
+    return ", ".join(word for word in (what, where) if word)
 
 
 def dot(found: Lineage) -> list[str]:

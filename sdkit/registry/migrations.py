@@ -7,8 +7,8 @@
     activities   what was done, with the recipe; edges say which artifacts went in and which came out
     search       the words by which an artifact is found (FTS5)
 
-`origin` says who wrote a row: ``header`` (the file), ``sidecar`` (a file beside it) or ``user``. Scanning again renews
-the first two and never touches the third.
+`origin` says who wrote a row: ``header`` (the file), ``sidecar`` (a file beside it), ``hub`` (what one says of it) or
+``user``. Scanning or asking again renews the first three and never touches the last.
 """
 
 from __future__ import annotations

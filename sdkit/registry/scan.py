@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from sdkit.core.errors import SdkitError
-from sdkit.registry.facts import Facts, look_at, stamp_of
+from sdkit.registry.facts import look_at, stamp_of
+from sdkit.registry.looking import look_at_all
 from sdkit.registry.registry import Registry
 from sdkit.registry.shelves import find_program, shelves
 from sdkit.registry.sidecars import take_sidecars
@@ -126,27 +128,32 @@ def _observe_all(
 ) -> tuple[list[str], list[str]]:
     new: list[str] = []
     changed: list[str] = []
-    for start in range(0, len(found), _BATCH):
-        looked = list(_look_at_all(found[start : start + _BATCH], known, skipped))
+    looked = look_at_all(list(_written_since(found, known, skipped)))
+    done = 0
+    while batch := list(islice(looked, _BATCH)):
         with registry.writing():  # a batch at a time: others may write between them
-            for facts in looked:
-                (changed if str(facts.path) in known else new).append(str(facts.path))
-                take_sidecars(registry, registry.observe(facts), facts.path)
-        watch(min(start + _BATCH, len(found)), len(found))
+            for one in batch:
+                if one.facts is None:
+                    skipped.append(Skipped(str(one.path), one.reason))
+                    continue
+                (changed if str(one.path) in known else new).append(str(one.path))
+                take_sidecars(registry, registry.observe(one.facts), one.path)
+        done += len(batch)
+        watch(done, len(found))
     return new, changed
 
 
-def _look_at_all(paths: Iterable[Path], known: dict[str, str], skipped: list[Skipped]) -> Iterator[Facts]:
-    """Those that have changed since they were last looked at."""
+def _written_since(paths: Iterable[Path], known: dict[str, str], skipped: list[Skipped]) -> Iterator[Path]:
+    """Those that are new, or have been written since they were last looked at."""
     for path in paths:
         try:
             _check_text(path)
             if known.get(str(path)) != stamp_of(path):
-                yield look_at(path)
+                yield path
         except SdkitError as error:
             skipped.append(Skipped(os.fsencode(path).decode(errors="replace"), error.message))
         except OSError as error:
-            skipped.append(Skipped(os.fsencode(path).decode(errors="replace"), error.strerror or str(error)))
+            skipped.append(Skipped(str(path), error.strerror or str(error)))
 
 
 def _check_text(path: Path) -> None:

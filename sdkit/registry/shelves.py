@@ -2,7 +2,7 @@
 
 a1111      https://github.com/AUTOMATIC1111/stable-diffusion-webui (modules/paths_internal.py, extensions)
 forge      the same folders, and text encoders of their own
-comfyui    https://github.com/comfyanonymous/ComfyUI (folder_paths.py)
+comfyui    https://github.com/comfyanonymous/ComfyUI (folder_paths.py), and what its extra_model_paths.yaml names
 invokeai   models/BASE/TYPE, or autoimport/TYPE where that folder is there
 """
 
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdkit.core.errors import SdkitError, UsageError
+from sdkit.registry.comfyui import extra_folders
 
 _WEBUI = {
     "checkpoint": ("models/Stable-diffusion",),
@@ -132,9 +133,16 @@ def find_program(root: Path) -> Program | None:
 
 
 def shelves(program: Program, root: Path) -> list[Path]:
-    """The folders below a program's root that hold models."""
-    folders = [folder for names in program.folders.values() for folder in names] or ["models", "autoimport"]
-    return [root / folder for folder in dict.fromkeys(folders) if (root / folder).is_dir()]
+    """The folders that hold a program's models: those below its root, and those its configuration names.
+
+    Raises:
+        SdkitError: that configuration is broken.
+    """
+    names = [folder for names in program.folders.values() for folder in names] or ["models", "autoimport"]
+    folders = [root / name for name in names]
+    if program.name == "comfyui":
+        folders += extra_folders(root, {name.rpartition("/")[2] for name in names})
+    return [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
 
 
 def place_for(program: Program, root: Path, kind: str, family: str, format: str) -> Path:

@@ -9,7 +9,6 @@ They come from strangers: every value is checked, none is believed about the fil
 
 from __future__ import annotations
 
-import html
 import json
 import re
 from collections.abc import Mapping
@@ -17,24 +16,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sdkit.core.civitai import BASE_MODELS, TYPES, page, plain_text, terms, trained_words
+from sdkit.core.paths import data_folder
+from sdkit.registry.changes import SIDECAR
 from sdkit.registry.facts import unique
-from sdkit.registry.registry import SIDECAR, Registry
+from sdkit.registry.registry import Registry
 from sdkit.registry.rows import Model, Source
 
 INFO, NOTES, PREVIEW = ".civitai.info", ".json", ".preview.png"
 _PREVIEWS = (".preview.png", ".preview.jpg", ".preview.jpeg", ".preview.webp", ".png", ".jpg", ".jpeg", ".webp")
 _LARGEST = 4 << 20  # bytes; a real one is a few hundred kilobytes
-_LONGEST = 4000
-_TAG = re.compile(r"<[^>]*>")
 _WEBUI_FAMILIES = {"sd1": "SD1", "sd2": "SD2", "sdxl": "SDXL"}
-_CIVITAI_FAMILIES = {"sd1": "SD 1.5", "sd2": "SD 2.1", "sdxl": "SDXL 1.0"}
-_CIVITAI_KINDS = {
-    "checkpoint": "Checkpoint",
-    "lora": "LORA",
-    "textual-inversion": "TextualInversion",
-    "hypernetwork": "Hypernetwork",
-    "aesthetic": "AestheticGradient",
-}
+_CIVITAI = re.compile(r"civitai:(\d+)(/.+)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +58,12 @@ def read_sidecars(path: Path) -> Sidecar | None:
         notes = {}
     if not (info or notes):
         return None
-    words = [word for word in info.get("trainedWords") or [] if isinstance(word, str)]
-    told = [_text(info.get("description")), _text(notes.get("description")), _text(notes.get("notes"))]
+    told = [plain_text(info.get("description")), plain_text(notes.get("description")), plain_text(notes.get("notes"))]
     return Sidecar(
-        unique([*words, *_text(notes.get("activation text")).split(",")]),
+        unique([*trained_words(info), *plain_text(notes.get("activation text")).split(",")]),
         tuple(dict.fromkeys(text for text in told if text)),
         _sources(info),
-        _licence(info),
+        terms(info, info.get("model")),
         tuple(beside(path, suffix) for suffix, table in ((INFO, info), (NOTES, notes)) if table),
     )
 
@@ -93,13 +85,13 @@ def take_sidecars(registry: Registry, artifact: int, path: Path) -> bool:
 def sidecar_texts(model: Model, path: Path) -> dict[Path, str]:
     """The sidecars that tell other programs what is known of a model: path → text."""
     entry = model.entry
-    civitai = next((source for source in model.sources if source.hub == "civitai"), None)
-    numbers = re.fullmatch(r"(\d+)@(\d+)", civitai.reference) if civitai else None
+    civitai = next((source for source in model.sources if source.hub == "civitai"), Source("", ""))
+    number = _CIVITAI.fullmatch(civitai.reference)
     sha256 = next((file.sha256 for file in model.files if file.path == str(path)), None)
     info: dict[str, Any] = {
         "name": model.details.get("title") or entry.name,
-        "model": {"name": entry.name, "type": _CIVITAI_KINDS.get(entry.kind, "Other")},
-        "baseModel": _CIVITAI_FAMILIES.get(entry.family, "Other"),
+        "model": {"name": entry.name, "type": TYPES.get(entry.kind, ("Other",))[0]},
+        "baseModel": BASE_MODELS.get(entry.family, ("Other",))[0],
         "trainedWords": list(entry.triggers),
         "description": "\n\n".join(model.notes),
         "files": [
@@ -111,8 +103,8 @@ def sidecar_texts(model: Model, path: Path) -> dict[Path, str]:
             }
         ],
     }
-    if numbers:
-        info |= {"id": int(numbers[2]), "modelId": int(numbers[1])}
+    if number and civitai.revision.isdecimal():
+        info |= {"id": int(civitai.revision), "modelId": int(number[1])}
     notes = {
         "description": str(model.details.get("title", "")),
         "sd version": _WEBUI_FAMILIES.get(entry.family, "Unknown"),
@@ -122,13 +114,16 @@ def sidecar_texts(model: Model, path: Path) -> dict[Path, str]:
     return {beside(path, INFO): _json(info), beside(path, NOTES): _json(notes)}
 
 
-def find_previews(path: Path) -> list[Path]:
-    """Pictures of the model at `path`: those beside it, else the last its training run has drawn."""
+def find_previews(path: Path, sha256: str | None = None) -> list[Path]:
+    """Pictures of the model at `path`: those beside it, else the last its training run has drawn, else a hub's."""
     found = [picture for suffix in _PREVIEWS if (picture := beside(path, suffix)).is_file()]
-    samples = path.parent / "samples"
-    if found or not samples.is_dir():
-        return found
-    return sorted(samples.glob("*.png"))[-1:]
+    found = found or sorted((path.parent / "samples").glob("*.png"))[-1:]
+    return found or sorted(previews_folder().glob(f"{sha256}.*") if sha256 else ())
+
+
+def previews_folder() -> Path:
+    """Where pictures of models lie that were downloaded: SHA256.SUFFIX."""
+    return data_folder() / "previews"
 
 
 def beside(path: Path, suffix: str) -> Path:
@@ -140,24 +135,7 @@ def _sources(info: Mapping[str, Any]) -> tuple[Source, ...]:
     model, version = info.get("modelId"), info.get("id")
     if type(model) is not int or type(version) is not int:
         return ()
-    url = f"https://civitai.com/models/{model}?modelVersionId={version}"
-    return (Source("civitai", f"{model}@{version}", str(version), url),)
-
-
-def _licence(info: Mapping[str, Any]) -> str:
-    """What Civitai's four switches say, where a sidecar has them."""
-    model = info.get("model")
-    terms = {**(model if isinstance(model, dict) else {}), **info}
-    if "allowDerivatives" not in terms and "allowCommercialUse" not in terms:
-        return ""
-    uses = terms.get("allowCommercialUse") or []
-    words = [uses] if isinstance(uses, str) else [use for use in uses if isinstance(use, str)]
-    parts = [
-        f"commercial use: {', '.join(words) or 'none'}",
-        f"derivatives: {'yes' if terms.get('allowDerivatives') else 'no'}",
-        f"credit: {'optional' if terms.get('allowNoCredit') else 'needed'}",
-    ]
-    return "Civitai; " + "; ".join(parts)
+    return (Source("civitai", f"civitai:{model}", str(version), page(model, version)),)
 
 
 def _is_civitai(info: Mapping[str, Any]) -> bool:
@@ -172,13 +150,6 @@ def _table(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
-
-
-def _text(value: object) -> str:
-    """A text without the HTML Civitai's have."""
-    if not isinstance(value, str):
-        return ""
-    return html.unescape(_TAG.sub(" ", value)).strip()[:_LONGEST]
 
 
 def _json(value: object) -> str:

@@ -318,3 +318,21 @@ def test_a_header_costs_a_hundred_kilobytes(hub: Hub) -> None:
         start, _, last = request.headers["range"].removeprefix("bytes=").partition("-")
         sent += int(last) + 1 - int(start)
     assert sent < 100_100 + one.nbytes
+
+
+def test_searching_goes_by_the_tags(hub: Hub) -> None:
+    base = "base_model:stabilityai/stable-diffusion-xl-base-1.0"
+    hub.add("org/fox", {"README.md": card(license="openrail", tags=["lora", base])})
+    hub.add("org/fox-sd1", {"README.md": card(tags=["lora", "base_model:CompVis/stable-diffusion-v1-4"])})
+    hub.add("org/hare", {"README.md": card(tags=["lora", base])})
+    hub.add("org/fox-word", {"README.md": card(tags=["textual_inversion"])})
+    (found,) = huggingface.search("fox", kind="lora", family="sdxl")
+    assert (found.reference, found.kind, found.licence) == ("hf:org/fox", "lora", "openrail")
+    assert found.base == "stabilityai/stable-diffusion-xl-base-1.0"
+    assert {one.reference for one in huggingface.search("fox")} == {"hf:org/fox", "hf:org/fox-sd1", "hf:org/fox-word"}
+    assert [one.reference for one in huggingface.search("fox", family="sd1")] == ["hf:org/fox-sd1"]
+    assert huggingface.search("fox", kind="hypernetwork") == []
+    hub.busy.append(Answer(500, b"no"))
+    hub.busy += [Answer(500, b"no")] * 8
+    with pytest.raises(SdkitError, match="cannot be searched"):
+        huggingface.search("fox")

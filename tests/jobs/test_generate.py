@@ -17,6 +17,8 @@ from sdkit.core.events import Drawing, Event
 from sdkit.generation.pictures import draw
 from sdkit.generation.request import Request
 from sdkit.jobs.generate import GenerateReport
+from sdkit.jobs.models.files import add_models
+from sdkit.registry import open_registry
 from sdkit.runtime.backbone import Backbone
 from sdkit.runtime.load import load_backbone
 from sdkit.runtime.tokens import spliced
@@ -99,6 +101,15 @@ def stated(name: str = "picture.png") -> tuple[str, str, dict[str, str]]:
             value, _, last = rest.partition(", ")
         settings[key] = value
     return prompt, negative, settings
+
+
+def test_a_prompt_may_name_a_registered_adapter(tiny_base: Path, shelf: Path) -> None:
+    generate(tiny_base, "a cat<lora:ink:0.5>", "by-file.png", folder=shelf)
+    add_models([shelf / "ink.safetensors"])
+    with open_registry() as registry:
+        registry.rename(registry.find("ink").id, "pen and ink")
+    generate(tiny_base, "a cat<lora:pen and ink:0.5>", "by-name.png")
+    assert pixels("by-name.png") == pixels("by-file.png")
 
 
 @pytest.mark.parametrize("prompt", ["a cat<lora:ink:0>", "a cat<hypernet:anime:0>"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import models
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 import sdkit
 from sdkit.cli.main import main
@@ -174,3 +176,35 @@ def test_dot_escapes_names(folder: Path) -> None:
         registry.learn([("quick", "q")], 'a"];\x1b[31m')
     (line,) = [line for line in dot(model_lineage("@1")) if "shape=box" in line]
     assert line.startswith('  m1 [shape=box, label="a\\"];') and "\x1b" not in line
+
+
+def test_the_picture_shows_each_model_once_per_way(folder: Path, tmp_path: Path) -> None:
+    """Boxes are found in the picture by their colours, which is all that a reader could go by."""
+    merged(folder)
+    Path("fox.safetensors").unlink()
+    scan_models([folder])
+    result = CliRunner().invoke(main, ["models", "lineage", "two", "--png", "two.png"])
+    assert result.exit_code == 0, result.output
+    with Image.open("two.png") as picture:
+        assert picture.format == "PNG"
+        column = [picture.getpixel((picture.width // 2, y)) for y in range(picture.height)]
+    boxes = [colour for colour, _ in itertools.groupby(column) if colour in BOXES]
+    assert [BOXES[colour] for colour in boxes] == ["start", "here", "here", "here", "absent"]
+    assert CliRunner().invoke(main, ["models", "lineage", "two", "--png", "two.png"]).exit_code == 1
+    assert CliRunner().invoke(main, ["models", "lineage", "two", "--png", "two.png", "--force"]).exit_code == 0
+
+
+BOXES = {(0xFF, 0xE9, 0xC7): "start", (0xEE, 0xF3, 0xF8): "here", (0xF7, 0xF7, 0xF7): "absent"}
+
+
+def test_training_and_converting_register_themselves(tiny_base: Path, folder: Path) -> None:
+    (folder / "photos").mkdir()
+    Image.new("RGB", (64, 64), "orange").save(folder / "photos" / "a.png")
+    (folder / "photos" / "a.txt").write_text("a fox")
+    sdkit.train("lora", tiny_base, "photos", "sly", steps=1, rank=2, device="cpu", precision="fp32")
+    sdkit.convert(tiny_base, "single", "one-file.safetensors")
+    with open_registry() as registry:
+        assert {"sly", "one-file"} <= {entry.name for entry in registry.entries()}
+    trained, converted = tree(model_lineage("sly")), tree(model_lineage("one-file"))
+    assert "<- train lora" in trained[0] and trained[1].startswith(f"`- base: {tiny_base.name}")
+    assert "<- convert" in converted[0] and "base" in converted[1]

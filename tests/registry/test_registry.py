@@ -22,7 +22,7 @@ from sdkit.jobs.models.files import add_models, scan_models
 from sdkit.jobs.models.verify import verify_models
 from sdkit.registry import open_registry
 from sdkit.registry.names import known_names, resolve
-from sdkit.registry.registry import check_name
+from sdkit.registry.naming import check_name
 
 ROLES = {"lora_down.weight": ("F16", [4, 320]), "lora_up.weight": ("F16", [320, 4]), "alpha": ("F16", [])}
 LORA = {
@@ -285,22 +285,23 @@ def test_scanning_skips_what_is_no_model(tmp_path: Path, lora: Callable[..., Pat
     assert sorted(Path(one.path).name for one in report.skipped) == ["half.safetensors", "page.ckpt"]
 
 
-def test_eight_processes_lose_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("each", [25, pytest.param(1000, marks=pytest.mark.slow)])
+def test_eight_processes_lose_nothing(tmp_path: Path, each: int) -> None:
     program = """
 import sys
 from pathlib import Path
 from sdkit.registry import open_registry
 from sdkit.registry.facts import Facts
 who = int(sys.argv[1])
-for number in range(25):
+for number in range(int(sys.argv[2])):
     with open_registry() as registry:
         path, name = Path(f"/m/{who}-{number}.safetensors"), f"{who}-{number}"
         registry.observe(Facts(path, name, 1, name, "s", "lora", "sd1", "kohya", (), "", None, {}))
 """
-    workers = [subprocess.Popen([sys.executable, "-c", program, str(who)]) for who in range(8)]
+    workers = [subprocess.Popen([sys.executable, "-c", program, str(who), str(each)]) for who in range(8)]
     assert [worker.wait() for worker in workers] == [0] * 8
     with open_registry() as registry:
-        assert registry.count() == 8 * 25
+        assert registry.count() == 8 * each
     with sqlite3.connect(data_folder() / "registry.db") as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 

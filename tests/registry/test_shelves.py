@@ -51,6 +51,27 @@ def test_shelves_are_found_and_nothing_else(program: tuple[str, Path], sparse: C
     assert [Path(path).name for path in report.new] == ["fox.safetensors"]
 
 
+def test_comfyui_names_folders_elsewhere(tmp_path: Path, sparse: Callable[..., Path]) -> None:
+    root, other = tmp_path / "root", tmp_path / "webui"
+    for folder in (root / "models/checkpoints", root / "models/loras", other / "Lora", other / "nodes"):
+        folder.mkdir(parents=True)
+    for name, folder in (("fox", other / "Lora"), ("no-model", other / "nodes"), ("hare", tmp_path / "more")):
+        folder.mkdir(exist_ok=True)
+        sparse(LORA, {"ss_output_name": name}, name="x.safetensors").rename(folder / f"{name}.safetensors")
+    (root / "extra_model_paths.yaml").write_text(
+        f"webui:\n  base_path: {other}\n  is_default: true\n  loras: |\n    Lora\n    nowhere\n  custom_nodes: nodes\n"
+        "near:\n  loras: ../more\nempty:\n"
+    )
+    (report,) = scan_models([root]).scans
+    assert sorted(Path(path).name for path in report.new) == ["fox.safetensors", "hare.safetensors"]
+    (other / "Lora" / "fox.safetensors").unlink()
+    (report,) = scan_models([root]).scans
+    assert [Path(path).name for path in report.missing] == ["fox.safetensors"]
+    (root / "extra_model_paths.yaml").write_text("a: [")
+    with pytest.raises(SdkitError, match="no YAML"):
+        scan_models([root])
+
+
 def test_placing_puts_a_file_where_the_program_looks(program: tuple[str, Path], sparse: Callable[..., Path]) -> None:
     name, root = program
     lora, embedding = sparse(LORA, name="fox.safetensors"), sparse(EMBEDDING, name="word.safetensors")
@@ -109,7 +130,7 @@ def test_sidecars_are_read(tmp_path: Path, sparse: Callable[..., Path]) -> None:
     scan_models([tmp_path])
     shown = show_model("fox")
     assert set(shown.model.entry.triggers) == {"ohwx fox", "sly", "red"}
-    assert [(source.hub, source.reference) for source in shown.model.sources] == [("civitai", "11@22")]
+    assert [(one.hub, one.reference, one.revision) for one in shown.model.sources] == [("civitai", "civitai:11", "22")]
     assert [" ".join(note.split()) for note in shown.model.notes] == ["A fox & more", "at 0.7"]
     assert [Path(picture).name for picture in shown.previews] == ["fox.preview.png"]
     assert "sha256" not in dict(shown.model.identities)  # what a sidecar claims is no hash of ours

@@ -1,4 +1,4 @@
-"""Bring a model from a hub: Hugging Face, an address."""
+"""Bring a model from a hub: Hugging Face, Civitai, an address."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _LISTED = 6
 def command(output: Output, reference: str, target: Path | None, name: str, dry_run: bool) -> None:
     """Download what REFERENCE names, verify and register it. What is here already is not downloaded again.
 
-    REFERENCE is `hf:org/repo`, `hf:org/repo/file@revision` or an `https://` address; with `#sha256=…` behind it, it
-    must be that file. Every command takes references in place of files. With -q: the path.
+    REFERENCE is `hf:org/repo`, `hf:org/repo/file@revision`, `civitai:123@456` or an `https://` address; with
+    `#sha256=…` behind it, it must be that file. Every command takes references in place of files. With -q: the path.
     """
     from sdkit.jobs.pull import pull
 

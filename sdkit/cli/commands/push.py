@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 @click.command("push", no_args_is_help=True)
 @click.argument("model", type=MODEL)
 @click.argument("reference")
+@click.option(
+    "-o", "--output", "target", type=click.Path(path_type=Path), help="Folder for `civitai:` [default: NAME-civitai]."
+)
 @click.option("--to", "to", multiple=True, metavar="FORMAT", help="Convert to this format first; may be repeated.")
 @click.option("--licence", default="", help="Such as openrail or apache-2.0 [default: what the registry knows].")
 @click.option(
@@ -33,24 +36,28 @@ if TYPE_CHECKING:
 @click.option("--message", default="", help="Of the commit.")
 @click.option("--dry-run", is_flag=True, help="Show the files and the card; upload nothing.")
 @output_options
-def command(output: Output, model: Path, reference: str, **options: Any) -> None:
+def command(output: Output, model: Path, reference: str, target: Path | None, **options: Any) -> None:
     """Publish MODEL, a file, folder or name, to REFERENCE, such as `hf:user/repo`. With -q: its page.
 
-    All files go up in one commit. The token is huggingface_hub's: `hf auth login`, or HF_TOKEN.
+    All files go up in one commit. The token is huggingface_hub's: `hf auth login`, or HF_TOKEN. Civitai lets no program
+    publish, so `civitai:` prepares a folder with everything and says what to do with it.
     """
     from sdkit.jobs.push import push
 
     with output.progress() as progress:
-        report = push(model, reference, progress=progress, **options)
-    output.result(report.as_dict(), describe(report), [report.page])
+        report = push(model, reference, target, progress=progress, **options)
+    output.result(report.as_dict(), describe(report), [report.page or report.output])
 
 
 def describe(report: PushReport) -> Iterator[str]:
     """The report in lines for people."""
-    yield f"{'would push' if report.dry_run else 'pushed'} {report.model} to {report.reference}"
+    done = ("would prepare", "prepared") if report.output else ("would push", "pushed")
+    yield f"{done[not report.dry_run]} {report.model} {'for' if report.output else 'to'} {report.reference}"
     yield from columns([(file.name, human_bytes(file.bytes)) for file in report.files], "  ")
     yield from (f"  note: {note}" for note in report.notes)
-    if report.dry_run:
+    if report.output:
+        yield f"{'it would be' if report.dry_run else 'it is'} in {report.output}"
+    elif report.dry_run:
         yield ""
         yield from (f"  {line}" for line in report.card.splitlines())
         yield "nothing was uploaded"

@@ -12,19 +12,20 @@ from typing import Any
 
 import click
 
+from sdkit.cli.names import MODEL
 from sdkit.cli.output import Output, output_options
 from sdkit.core.errors import UsageError
 from sdkit.core.human import human_seconds
 
 
 @click.command("xy", no_args_is_help=True)
-@click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="A B [C] | RECIPE")
+@click.argument("models", nargs=-1, required=True, type=MODEL, metavar="A B [C] | RECIPE")
 @click.option("--alpha", required=True, metavar="FROM:TO:STEP", help="Strengths: 0:1:0.25, or 0,0.3,1.")
 @click.option("-p", "--prompt", "prompts", multiple=True, required=True, help="What to draw; each is a row.")
 @click.option("-n", "--negative", help="What not to draw.")
 @click.option("-o", "--output", "target", type=click.Path(path_type=Path), default="xy.png", show_default=True)
 @click.option("-m", "--method", default="weighted-sum", show_default=True, help="The merge method; see `sdkit blend`.")
-@click.option("--base", type=click.Path(path_type=Path), help="What differences are taken from.")
+@click.option("--base", type=MODEL, help="What differences are taken from.")
 @click.option("--parameter", "parameters", multiple=True, metavar="NAME=VALUE", help="Another option of the method.")
 @click.option("--step", default="", help="Of RECIPE: the step whose alpha it is [default: the only one].")
 @click.option("--count", type=click.IntRange(1), default=1, show_default=True, help="Seeds of every prompt; rows too.")

@@ -43,10 +43,11 @@ def scan(output: Output, folders: tuple[Path, ...], hash_now: bool) -> None:
     Where DIR is the folder of A1111's web UI, Forge, ComfyUI or InvokeAI, its shelves of models are scanned. Without
     DIR, all folders that were scanned before. Only headers are read.
     """
+    from sdkit.cli.progress import show_counting
     from sdkit.jobs.models.files import scan_models
 
-    with output.progress() as progress:
-        report = scan_models(folders, hash=hash_now, progress=progress)
+    with show_counting(output, "reading headers") as watch, output.progress() as progress:
+        report = scan_models(folders, hash=hash_now, watch=watch, progress=progress)
     output.result(report.as_dict(), _describe_scan(report), [path for one in report.scans for path in one.new])
 
 

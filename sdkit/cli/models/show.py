@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -66,12 +67,18 @@ def _file(file: File) -> str:
 @click.command("lineage", no_args_is_help=True)
 @click.argument("name", shell_complete=complete_names)
 @click.option("--dot", "as_dot", is_flag=True, help="Write the graph in Graphviz's language.")
+@click.option("--png", type=click.Path(path_type=Path, dir_okay=False), help="Draw it into this file.")
+@click.option("--force", is_flag=True, help="Replace the file of --png.")
 @output_options
-def lineage(output: Output, name: str, as_dot: bool) -> None:
+def lineage(output: Output, name: str, as_dot: bool, png: Path | None, force: bool) -> None:
     """Show what NAME was made from, and what was made from it."""
-    from sdkit.jobs.models.show import model_lineage
+    from sdkit.jobs.models.show import draw_lineage, model_lineage
     from sdkit.registry.lineage import dot, tree
 
+    if png is not None:
+        found = draw_lineage(name, png, force=force)
+        output.result({**found.as_dict(), "output": str(png)}, [f"wrote {png}"], [str(png)])
+        return
     found = model_lineage(name)
     lines = dot(found) if as_dot else tree(found)
     output.result(found.as_dict(), lines, lines)

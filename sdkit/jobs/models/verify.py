@@ -9,10 +9,10 @@ from pathlib import Path
 from sdkit.core.errors import SdkitError
 from sdkit.core.progress import NoProgress, Progress
 from sdkit.core.report import Report
-from sdkit.registry.facts import Facts, look_at, stamp_of
+from sdkit.jobs.models.reading import Whole, read_all, read_whole
+from sdkit.registry.facts import Facts, stamp_of
 from sdkit.registry.registry import Registry, open_registry
 from sdkit.registry.rows import File, Model
-from sdkit.weights.content import hash_content
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,56 +63,56 @@ def verify_models(names: Sequence[str] = (), *, again: bool = False, progress: P
 
 def verify(registry: Registry, wanted: set[int] | None, progress: Progress, *, again: bool = False) -> VerifyReport:
     """Verify the files of the artifacts `wanted`; of all where that is None."""
-    found, unchanged = [], 0
     models = [registry.model(entry.id) for entry in registry.entries() if wanted is None or entry.id in wanted]
-    for model in models:
-        for file in model.files:
-            one = _verify_file(registry, model, file, progress, again=again)
-            unchanged += one is None
-            found += [one] if one is not None else []
-    return VerifyReport(tuple(found), unchanged)
+    files = [(model, file) for model in models for file in model.files]
+    gone = [(model, file) for model, file in files if not Path(file.path).exists()]
+    registry.mark_missing([file.path for _, file in gone])
+    doubtful = [pair for pair in files if pair not in gone and (again or not _is_known(*pair))]
+    found = [Verified(file.path, model.entry.name, "missing") for model, file in gone]
+    read = read_all([Path(file.path) for _, file in doubtful], progress)
+    for (model, file), whole in zip(doubtful, read, strict=True):
+        found.append(_verified(registry, model, file, whole))
+    return VerifyReport(tuple(found), len(files) - len(found))
 
 
-def _verify_file(registry: Registry, model: Model, file: File, progress: Progress, *, again: bool) -> Verified | None:
-    """What became of a file; None where it is known already."""
+def _is_known(model: Model, file: File) -> bool:
+    """Whether a file was read whole before, and nobody has written it since."""
     path = Path(file.path)
-    if not path.exists():
-        registry.mark_missing([file.path])
-        return Verified(file.path, model.entry.name, "missing")
-    known = file.sha256 is not None or (path.is_dir() and model.content_id is not None)
-    edited = stamp_of(path) != file.stamp
-    if known and not edited and not again:
-        return None
-    try:
-        facts = look_at(path)
-        artifact, state = hash_registered(registry, facts, progress)
-    except (SdkitError, OSError) as error:
-        return Verified(file.path, model.entry.name, "damaged", reason=str(error))
+    return _is_hashed(model, file) and stamp_of(path) == file.stamp
+
+
+def _is_hashed(model: Model, file: File) -> bool:
+    return file.sha256 is not None or (Path(file.path).is_dir() and model.content_id is not None)
+
+
+def _verified(registry: Registry, model: Model, file: File, whole: Whole | SdkitError | OSError) -> Verified:
+    """What became of a file, now that it was read."""
+    if not isinstance(whole, Whole):
+        return Verified(file.path, model.entry.name, "damaged", reason=str(whole))
+    edited = whole.facts.stamp != file.stamp
+    artifact, state = register_whole(registry, whole)
     after = registry.model(artifact)
-    if known and not edited and (digest := _digest(after, file.path)) != file.sha256:
+    digest = next((one.sha256 for one in after.files if one.path == file.path), None)
+    if _is_hashed(model, file) and not edited and digest != file.sha256:
         reason = f"its sha256 was {file.sha256} and is {digest}, but nobody seems to have written it: check the disk"
         return Verified(file.path, after.entry.name, "damaged", digest, reason)
-    return Verified(
-        file.path, after.entry.name, "edited" if edited and state == "verified" else state, _digest(after, file.path)
-    )
-
-
-def _digest(model: Model, path: str) -> str | None:
-    return next((file.sha256 for file in model.files if file.path == path), None)
+    return Verified(file.path, after.entry.name, "edited" if edited and state == "verified" else state, digest)
 
 
 def hash_registered(registry: Registry, facts: Facts, progress: Progress) -> tuple[int, str]:
-    """Read a registered file whole; returns its artifact, and whether that was ``verified``, ``united`` or ``parted``.
+    """Read a model whole and register it, see `register_whole`.
 
     Raises:
         SdkitError: it was written meanwhile.
     """
-    content = hash_content(facts.path, progress)
-    if stamp_of(facts.path) != facts.stamp:
-        raise SdkitError(f"{facts.path}: was written while it was read", "verify it again when it is finished")
-    before = registry.observe(facts)
-    same = registry.artifact_of("content", content.content_id)
-    artifact = registry.set_content(facts, content.content_id, content.sha256)
+    return register_whole(registry, read_whole(facts, progress))
+
+
+def register_whole(registry: Registry, whole: Whole) -> tuple[int, str]:
+    """Register what was read; returns its artifact, and whether it was ``verified``, ``united`` or ``parted``."""
+    before = registry.observe(whole.facts)
+    same = registry.artifact_of("content", whole.content.content_id)
+    artifact = registry.set_content(whole.facts, whole.content.content_id, whole.content.sha256)
     if same not in (None, before):
         return artifact, "united"
     return artifact, "verified" if artifact == before else "parted"

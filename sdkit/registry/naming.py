@@ -1,0 +1,35 @@
+"""Names of models: what may be one, and which one a file gets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sdkit.core.errors import UsageError
+
+_LONGEST_NAME = 120
+_SUFFIXES = frozenset({".safetensors", ".ckpt", ".pt", ".pth", ".bin"})
+
+
+def check_name(name: str) -> None:
+    """Refuse names that would be taken for something else.
+
+    Raises:
+        UsageError: it is empty or too long, looks like a path, an option or an id, or holds control characters.
+    """
+    taken = name.startswith(("-", "@", ".")) or any(sign in name for sign in "/\\=\0")
+    if not name.strip() or len(name) > _LONGEST_NAME or taken or not name.isprintable():
+        raise UsageError(
+            f"{name[:_LONGEST_NAME]!r} cannot be a name",
+            "a name is not empty, has no / \\ = or control characters, and does not begin with - @ or a dot",
+        )
+
+
+def safe_name(text: str) -> str:
+    """A name from a file's: what could not be typed or shown is a ``_``."""
+    shown = "".join(sign if sign.isprintable() and sign not in "/\\" else "_" for sign in text)[:_LONGEST_NAME].strip()
+    return shown.lstrip("-@.") or "unnamed"
+
+
+def name_of(path: Path) -> str:
+    """What a file's model is called until a person says otherwise."""
+    return safe_name(path.stem if path.suffix in _SUFFIXES else path.name)
