@@ -37,7 +37,7 @@ def _details(about: About) -> dict[str, object]:
         "madeFrom": list(about.base_model),
         "files": [
             {"name": name, "size": size, "hashes": {"SHA256": sha256.upper(), "AutoV2": sha256[:10].upper()}}
-            for name, _, size, sha256 in about.files
+            for name, size, sha256 in about.files
             if sha256
         ],
         "samples": [

@@ -341,7 +341,7 @@ class _Transfer:
         if Path(self._file.name).suffix.lower() in _TEXTS:
             return
         kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-        if kind == "text/html" or piece[:64].lstrip().lower().startswith(_PAGES):
+        if kind == "text/html" or _is_page(piece[:64]):
             self._partial.clear()
             raise SdkitError(
                 f"{shown(self._file.url)}: the server sent a page ({kind or 'of no type'}) and no model",
@@ -361,6 +361,14 @@ class _Transfer:
                 "it was damaged on the way or is another file; nothing was kept, try again",
             )
         return sha256
+
+
+def _is_page(beginning: bytes) -> bool:
+    """Whether it is the beginning of a text for browsers or programs.
+
+    The length that a safetensors file begins with may read as " {", but its last bytes are zeros, which no text has.
+    """
+    return b"\0" not in beginning and beginning.lstrip().lower().startswith(_PAGES)
 
 
 def _other_size(file: RemoteFile, found: int) -> SdkitError:

@@ -137,6 +137,15 @@ def test_what_is_not_the_file_never_gets_its_name(tmp_path: Path, answer: Handle
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("length", [b"{", b" {"])
+def test_a_header_whose_length_reads_as_text_is_no_page(tmp_path: Path, length: bytes) -> None:
+    body = length.ljust(8, b"\0") + b'{"__metadata__": {}' + b" " * 40_000
+    client, _ = patient()
+    with serve(lambda request: Answer(200, body)) as web:
+        download(RemoteFile("a.safetensors", f"{web.url}/a.safetensors"), tmp_path / "a.safetensors", client)
+    assert (tmp_path / "a.safetensors").read_bytes() == body
+
+
 def test_a_dead_server_is_given_up_and_what_arrived_stays(tmp_path: Path) -> None:
     client, waits = patient()
     dead = [False]
