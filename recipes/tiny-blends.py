@@ -17,7 +17,7 @@ from pathlib import Path
 
 import PIL.Image
 
-from sdkit.families.bases import TINY
+from sdkit.families.bases import TINY, resolve_base
 from sdkit.generation.pictures import draw
 from sdkit.generation.request import Request
 from sdkit.jobs.blend import blend
@@ -28,7 +28,7 @@ from sdkit.runtime.load import load_backbone
 from sdkit.weights import Weights
 from sdkit.weights.atomic import write_file
 
-PROMPTS = ("fox", "strawberry", "smiling face")
+PROMPTS = ("cat face", "strawberry", "crying face")
 GAP = 4
 COLOURS = 64
 LARGEST = 20_000  # bytes of a picture
@@ -68,25 +68,18 @@ def main() -> None:
 def result(method: Method, a: Path, b: Path) -> list[PIL.Image.Image]:
     """What the blend draws; nothing is written of it."""
     count = 2 if method.variadic else len(method.models)
-    base = tiny() if method.needs_base else None
+    base = resolve_base(TINY) if method.needs_base else None
     with ExitStack() as stack:
         step = Unwritten("blend", stack)
-        models = [a, b, tiny()][:count]
+        models = [a, b, resolve_base(TINY)][:count]
         blend(models, step, method=method.name, base=base, parameters=OPTIONS.get(method.name, {}))
         assert step.model is not None
         return drawn(step.model)
 
 
-def tiny() -> Path:
-    """The embedded base."""
-    import sdkit
-
-    return Path(sdkit.__file__).parent / "assets" / TINY
-
-
 def drawn(model: Path | Weights) -> list[PIL.Image.Image]:
     """Each prompt once."""
-    return draw(load_backbone(model), [Request(prompt, seed=number) for number, prompt in enumerate(PROMPTS)])
+    return draw(load_backbone(model), [Request(prompt, seed=number, cfg=3.0) for number, prompt in enumerate(PROMPTS)])
 
 
 def png(groups: Sequence[Sequence[PIL.Image.Image]]) -> bytes:
