@@ -87,6 +87,11 @@ class Model:
     unclaimed: tuple[str, ...] = ()
     faults: tuple[str, ...] = ()
 
+    @property
+    def has_denoiser(self) -> bool:
+        """Whether the U-Net, or the transformer in its place, is there."""
+        return "unet" in self.components or "transformer" in self.components
+
     def block_of(self, hub_name: str) -> str:
         """The web UIs' name of the block a hub module or parameter belongs to; ``BASE`` when no block claims it."""
         parts = hub_name.split(".")
