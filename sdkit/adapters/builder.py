@@ -14,8 +14,10 @@ from dataclasses import fields
 from sdkit.adapters.artifact import Artifact, Target, TokenRows
 from sdkit.adapters.deltas.delta import Delta
 from sdkit.adapters.deltas.factors import same_bytes
+from sdkit.adapters.deltas.rows import rows_of_change
+from sdkit.adapters.stacked import swapped
 from sdkit.core.errors import SdkitError
-from sdkit.families.family import Model
+from sdkit.families.family import Model, Stack
 from sdkit.streaming.expression import Read
 from sdkit.weights import TensorInfo, Weights
 
@@ -64,13 +66,17 @@ class ArtifactBuilder:
         """Take a change of a hub module.
 
         Args:
-            module: the hub module, as `resolve` found it; None when the model has no such module.
+            module: the hub module, as `resolve` found it, or a stack of them; None when the model has no such module.
             spelled: the module as the file spells it, for messages.
             stated: whether the file states the scale of the factors.
 
         Raises:
             SdkitError: the change's shape is not the weight's, or the weight is changed by two different modules.
         """
+        stack = self.model.stacks.get(module) if self.model and module else None
+        if stack is not None:
+            self._add_stack(stack, spelled, delta, parameter, stated=stated)
+            return
         if module is None or (self.model and f"{module}.{parameter}" not in self.model.places):
             self.leave(spelled)
             return
@@ -83,6 +89,23 @@ class ArtifactBuilder:
         self._spelled[target] = spelled
         if not stated:
             self._unstated.add(target)
+
+    def _add_stack(self, stack: Stack, spelled: str, delta: Delta, parameter: str, *, stated: bool) -> None:
+        """Divide a change among the layers that are one in a single file."""
+        height = sum(rows for _, rows in stack.members)
+        if delta.shape[0] != height:
+            raise SdkitError(
+                f"{self.weights.path}: {spelled} changes a weight of shape {list(delta.shape)}, "
+                f"but that of the model has {height} rows",
+                "the adapter was made for another model; `sdkit inspect` shows the family of each",
+            )
+        if stack.swapped:
+            self.add(stack.members[0][0], spelled, swapped(delta, spelled), parameter, stated=stated)
+            return
+        start = 0
+        for module, rows in stack.members:
+            self.add(module, spelled, rows_of_change(delta, start, start + rows), parameter, stated=stated)
+            start += rows
 
     def add_tokens(self, token: str, component: str, info: TensorInfo) -> None:
         """Take rows of a token embedding."""

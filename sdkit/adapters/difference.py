@@ -42,6 +42,8 @@ class Located:
         tensor = self.read.load()
         if self.place.rows is not None:
             tensor = tensor[slice(*self.place.rows)]
+        if self.place.swapped:
+            tensor = tensor.roll(len(tensor) // 2, 0)
         return (tensor.t() if self.place.transposed else tensor).reshape(self.place.shape)
 
 

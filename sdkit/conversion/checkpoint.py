@@ -14,9 +14,9 @@ from sdkit.families.clip import TextLayout
 from sdkit.families.configs import layout_of, stated_configs
 from sdkit.families.family import Model, Place
 from sdkit.families.identify import FAMILIES
-from sdkit.families.parts import Part, find_parts
+from sdkit.families.parts import Layout, Part, find_parts
 from sdkit.families.rules import Family
-from sdkit.families.spell import Layout, parts_in
+from sdkit.families.spell import parts_in
 from sdkit.families.vae import VaeLayout
 from sdkit.weights import Weights
 from sdkit.weights.reader import Container
@@ -98,6 +98,11 @@ def read_checkpoint(
     """
     model = identify(weights)
     rules = _family(model, family)
+    if rules is not None and rules.flow:
+        raise SdkitError(
+            f"{weights.path}: checkpoints of {rules.title} cannot be converted yet",
+            "adapters of it can, and be merged into it as it is",
+        )
     parts = parts_in(weights, rules) if rules and model.family != "unknown" else _autoencoder(weights, model)
     if not parts:
         raise SdkitError(f"{weights.path}: no checkpoint sdkit can convert: {_reasons(model)}", _inspect(weights))

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from sdkit.families.clip import TextLayout
-from sdkit.families.family import Place
+from sdkit.families.family import Place, Stack
 from sdkit.families.kohya import flat_modules
-from sdkit.families.parameter import Parameter, Shape, is_module_weight
+from sdkit.families.parameter import Parameter, Shape, is_module_weight, module_of
 from sdkit.families.parts import Part, Parts
 from sdkit.families.rules import Family, TextEncoder
+from sdkit.families.stacks import single_file_modules, stacks
 from sdkit.families.unet import unet_blocks
 from sdkit.weights import TensorInfo
 
@@ -28,6 +29,11 @@ class Component:
     name: str
     part: Part
     parameters: list[Parameter]
+
+    @property
+    def native(self) -> list[Parameter]:
+        """Its parameters as a single file has them, whatever this checkpoint's naming."""
+        return replace(self.part, naming="ldm").parameters()
 
 
 @dataclass(slots=True)
@@ -67,14 +73,15 @@ def _used(part: Part, encoder: TextEncoder) -> Part:
 
 
 def anonymous_components(parts: Parts) -> list[Component]:
-    """Components of a file without a U-Net, which several families share."""
+    """Components of a file with neither U-Net nor transformer, which several families share."""
     texts = [part for part in parts.texts if part.prefix in ("", "text_encoder/", "text_encoder_2/")]
     found = [Component(part.prefix[:-1] or "text_encoder", part, part.parameters()) for part in texts]
     return found + [Component(name, part, part.parameters()) for name, part in _image_parts(parts) if name == "vae"]
 
 
 def _image_parts(parts: Parts) -> Iterable[tuple[str, Part]]:
-    return [(name, part) for name, part in (("unet", parts.unet), ("vae", parts.vae)) if part is not None]
+    found = (("unet", parts.unet), ("transformer", parts.transformer), ("vae", parts.vae))
+    return [(name, part) for name, part in found if part is not None]
 
 
 def claim(tensors: Mapping[str, TensorInfo], components: Iterable[Component]) -> Claims:
@@ -100,12 +107,12 @@ def _place(key: str, info: TensorInfo, parameter: Parameter) -> Place | None:
     """The place, unless the tensor is of another shape (but for trailing ones) or holds no numbers to compute with."""
     stored = parameter.shape
     if parameter.rows:
-        stored = (3 * stored[0], *stored[1:])
+        stored = (parameter.height, *stored[1:])
     if parameter.transposed:
         stored = stored[::-1]
     if info.shape != stored and not _same_but_ones(info.shape, stored) or not info.dtype.is_float:
         return None
-    return Place(key, parameter.shape, parameter.rows, parameter.transposed)
+    return Place(key, parameter.shape, parameter.rows, parameter.transposed, parameter.swapped)
 
 
 def _same_but_ones(one: Shape, other: Shape) -> bool:
@@ -120,22 +127,37 @@ def kohya_modules(family: Family, components: Iterable[Component]) -> dict[str, 
     for component in components:
         if component.name == "unet":
             modules |= flat_modules("unet", "lora_unet", component.parameters, ldm=True)
+        elif component.name == "transformer":  # sd-scripts has the single file's names, OneTrainer diffusers'
+            single = single_file_modules("transformer", component.native)
+            modules |= {f"lora_unet_{name.replace('.', '_')}": module for name, module in single.items()}
+            modules |= flat_modules("transformer", "lora_transformer", component.parameters)
         elif component.name in prefixes:
             modules |= flat_modules(component.name, prefixes[component.name], component.parameters)
     return modules
 
 
 def native_modules(components: Iterable[Component]) -> dict[str, str]:
-    """Hub module → its dotted name in the single file, for every layer and normalisation."""
-    return {
-        f"{component.name}.{row.hub.removesuffix('.weight')}": row.ldm.removesuffix(".weight")
-        for component in components
-        for row in component.parameters
-        if is_module_weight(row)
-    }
+    """Hub module, or stack, → its dotted name in the single file, for every layer and normalisation."""
+    names: dict[str, str] = {}
+    for component in components:
+        if component.name == "transformer":
+            single = single_file_modules("transformer", component.native)
+            names |= {module: name for name, module in single.items()}
+        else:
+            rows = filter(is_module_weight, component.parameters)
+            names |= {f"{component.name}.{module_of(row.hub)}": module_of(row.ldm) for row in rows}
+    return names
+
+
+def module_stacks(components: Iterable[Component]) -> dict[str, Stack]:
+    """The modules of a transformer's single file that are no module of diffusers'."""
+    found = (stacks("transformer", component.native) for component in components if component.name == "transformer")
+    return next(found, {})
 
 
 def block_names(parts: Parts) -> dict[str, str]:
     """The web UIs' block names by hub module."""
+    if parts.transformer_layout is not None:
+        return {f"transformer.{module}": block for module, block in parts.transformer_layout.blocks().items()}
     layout = parts.unet_layout
     return {f"unet.{module}": block for module, block in unet_blocks(layout).items()} if layout else {}

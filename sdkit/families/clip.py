@@ -58,8 +58,8 @@ def _layer(number: int, layout: TextLayout) -> list[Parameter]:
     for position, name in enumerate(("q_proj", "k_proj", "v_proj")):  # OpenCLIP stacks the three in one tensor
         rows = (position * width, (position + 1) * width)
         stem = f"{hub}.self_attn.{name}"
-        table.append(Parameter(f"{stem}.weight", f"{ldm}.attn.in_proj_weight", (width, width), rows))
-        table.append(Parameter(f"{stem}.bias", f"{ldm}.attn.in_proj_bias", (width,), rows))
+        table.append(Parameter(f"{stem}.weight", f"{ldm}.attn.in_proj_weight", (width, width), rows, height=3 * width))
+        table.append(Parameter(f"{stem}.bias", f"{ldm}.attn.in_proj_bias", (width,), rows, height=3 * width))
     table += affine(f"{hub}.self_attn.out_proj", f"{ldm}.attn.out_proj", (width, width))
     shapes = {"mlp.fc1": (layout.inner, width), "mlp.fc2": (width, layout.inner)}
     for name, other in _LAYER.items():

@@ -7,12 +7,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sdkit.families.clip import TextLayout
+from sdkit.families.flux_transformer import FluxLayout
+from sdkit.families.parts import Layout, TransformerLayout
+from sdkit.families.sd3_transformer import Sd3Layout
+from sdkit.families.t5 import T5Layout
 from sdkit.families.unet import UNetLayout
 from sdkit.families.vae import VaeLayout
 from sdkit.weights import Weights
 from sdkit.weights.header import DamagedFileError
 
 Config = Mapping[str, Any]
+_TIME_DIM = 256  # of the timestep's sinusoids; diffusers has it in no configuration
 CONFIG_KEY = "sdkit.config"  # metadata of a single file: {component: configuration}, as a folder would hold them
 
 
@@ -33,14 +38,16 @@ def stated_configs(weights: Weights) -> dict[str, dict[str, Any]]:
     return configs
 
 
-def layout_of(component: str, config: Config) -> UNetLayout | VaeLayout | TextLayout:
+def layout_of(component: str, config: Config) -> Layout:
     """The layout that a component's configuration describes.
 
     Raises:
         KeyError, TypeError, ValueError: it lacks what decides the layout.
     """
     if component.startswith("text_encoder"):
-        return text_layout(config)
+        return t5_layout(config) if config.get("model_type") == "t5" else text_layout(config)
+    if component == "transformer":
+        return transformer_layout(config)
     return unet_layout(config) if component == "unet" else vae_layout(config)
 
 
@@ -95,6 +102,53 @@ def vae_layout(config: Config) -> VaeLayout:
         latent_channels=config["latent_channels"],
         attention=config.get("mid_block_add_attention", True),
         quantised=config.get("use_quant_conv", True),
+    )
+
+
+def transformer_layout(config: Config) -> TransformerLayout:
+    """The layout of a ``FluxTransformer2DModel`` or ``SD3Transformer2DModel`` with this configuration."""
+    head = config["attention_head_dim"]
+    width = config["num_attention_heads"] * head
+    if config["_class_name"] == "FluxTransformer2DModel":
+        return FluxLayout(
+            width=width,
+            head=head,
+            inner=4 * width,
+            double=config["num_layers"],
+            single=config["num_single_layers"],
+            in_channels=config["in_channels"],
+            out_channels=config.get("out_channels") or config["in_channels"],
+            text_dim=config["joint_attention_dim"],
+            pooled_dim=config["pooled_projection_dim"],
+            time_dim=_TIME_DIM,
+            guidance=config["guidance_embeds"],
+        )
+    return Sd3Layout(
+        width=width,
+        depth=config["num_layers"],
+        second=len(config.get("dual_attention_layers", ())),
+        head=head if config.get("qk_norm") else 0,
+        inner=4 * width,
+        patch=config["patch_size"],
+        in_channels=config["in_channels"],
+        out_rows=config["patch_size"] ** 2 * config["out_channels"],
+        positions=config["pos_embed_max_size"] ** 2,
+        text_dim=config["joint_attention_dim"],
+        pooled_dim=config["pooled_projection_dim"],
+        time_dim=_TIME_DIM,
+    )
+
+
+def t5_layout(config: Config) -> T5Layout:
+    """The layout of a ``T5EncoderModel`` with this configuration."""
+    return T5Layout(
+        width=config["d_model"],
+        attention=config["num_heads"] * config["d_kv"],
+        heads=config["num_heads"],
+        inner=config["d_ff"],
+        layers=config["num_layers"],
+        vocabulary=config["vocab_size"],
+        buckets=config["relative_attention_num_buckets"],
     )
 
 

@@ -13,9 +13,9 @@ from typing import Any
 from sdkit.core.errors import SdkitError
 from sdkit.families.clip import TextLayout
 from sdkit.families.configs import layout_of, unet_layout
+from sdkit.families.parts import Layout
 from sdkit.families.reference import published_config
 from sdkit.families.rules import Family
-from sdkit.families.spell import Layout
 from sdkit.families.tokenizers import known_tokenizer, vocabulary_of
 from sdkit.families.unet import UNetLayout
 from sdkit.families.vae import VaeLayout
@@ -66,7 +66,7 @@ def describe_component(
         config |= _unet_settings(layout, published, family, notes)
     elif isinstance(layout, VaeLayout):
         config |= _vae_settings(layout, published)
-    else:
+    elif isinstance(layout, TextLayout):
         config |= _text_settings(component, layout, published, notes)
     if layout_of(component, config) != layout:
         raise UnknownSetting(f"no configuration of diffusers describes its {component}")

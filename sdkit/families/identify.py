@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sdkit.families import sd1, sd2, sdxl
+from sdkit.families import flux, sd1, sd2, sd3, sdxl
 from sdkit.families.assemble import (
     BUFFER_SUFFIX,
     EMA_PREFIX,
@@ -14,6 +14,7 @@ from sdkit.families.assemble import (
     claim,
     components_of,
     kohya_modules,
+    module_stacks,
     native_modules,
 )
 from sdkit.families.family import Model
@@ -23,7 +24,8 @@ from sdkit.families.prediction import find_prediction
 from sdkit.families.rules import Family
 from sdkit.weights import Weights
 
-FAMILIES: tuple[Family, ...] = (sd1.FAMILY, sd2.FAMILY, sdxl.BASE, sdxl.REFINER)
+_FLOW = "it predicts a flow, straight from the noise to the picture, as all models of this family"
+FAMILIES: tuple[Family, ...] = (sd1.FAMILY, sd2.FAMILY, sdxl.BASE, sdxl.REFINER, sd3.FAMILY, flux.FAMILY)
 
 
 def identify(weights: Weights) -> Model:
@@ -37,15 +39,20 @@ def identify(weights: Weights) -> Model:
     parts = find_parts(shapes)
     objections = {family.name: family.objection(parts) for family in FAMILIES}
     family = next((family for family in FAMILIES if not objections[family.name]), None)
-    # Kolors has SDXL's U-Net and one layer more, which adapts another text encoder to it.
+    # Kolors has SDXL's U-Net and one layer more, which adapts another text encoder to it; the first names of FLUX.1
+    # and SD3 are those of newer families too.
     alien = look_alike(shapes) if parts.unet is None or f"{parts.unet.prefix}{KOLORS_LAYER}" in shapes else None
+    if alien is not None and alien.family in objections:
+        if parts.transformer is None:
+            return _unread(weights, alien.family, [parts.broken or f"looks like {alien.title}, but not whole"])
+        alien = None
     if alien is not None:
         reason = f"looks like {alien.title}, which this version does not read yet"
         return _unread(weights, alien.family or "unknown", [reason, *_denials(objections)])
     if family is not None:
         return _recognised(weights, family, parts, objections)
-    if parts.broken_unet:
-        return _unread(weights, "unknown", [parts.broken_unet])
+    if parts.broken:
+        return _unread(weights, "unknown", [parts.broken])
     if parts.unet is not None:
         return _unread(weights, "unknown", _denials(objections))
     return _fragment(weights, parts)
@@ -54,13 +61,13 @@ def identify(weights: Weights) -> Model:
 def _recognised(weights: Weights, family: Family, parts: Parts, objections: dict[str, str]) -> Model:
     components = components_of(family, parts)
     claims = claim(weights.tensors, components)
-    prediction, prediction_reason = find_prediction(weights)
+    prediction, prediction_reason = (None, _FLOW) if family.flow else find_prediction(weights)
     faults = (*_faults(claims), *parts.oddities)
     reasons = (_description(family, parts), prediction_reason, *_denials(objections), *faults)
     return Model(
         family=family.name,
         variant=family.variant(parts),
-        naming=parts.unet.naming if parts.unet else "",
+        naming=parts.denoiser.naming if parts.denoiser else "",
         prediction=prediction,
         components=_component_names(components, weights),
         reasons=tuple(reason for reason in reasons if reason),
@@ -68,6 +75,7 @@ def _recognised(weights: Weights, family: Family, parts: Parts, objections: dict
         block_names=block_names(parts),
         kohya_modules=kohya_modules(family, components),
         native_modules=native_modules(components),
+        stacks=module_stacks(components),
         markers=_markers(weights),
         ema=_ema(weights),
         unclaimed=_unclaimed(weights, claims),
@@ -76,7 +84,7 @@ def _recognised(weights: Weights, family: Family, parts: Parts, objections: dict
 
 
 def _fragment(weights: Weights, parts: Parts) -> Model:
-    """A file without a U-Net: perhaps a component on its own."""
+    """A file with neither U-Net nor transformer: perhaps a component on its own."""
     components = anonymous_components(parts)
     claims = claim(weights.tensors, components)
     names = _component_names(components, weights)
@@ -84,7 +92,9 @@ def _fragment(weights: Weights, parts: Parts) -> Model:
         held = " and ".join(component.name for component in components)
         reasons = [f"it holds only {held}, which several families share, so it cannot say which"]
     else:
-        reasons = ["it has neither a U-Net, nor an autoencoder, nor a text encoder that this version knows"]
+        reasons = [
+            "it has neither a U-Net, nor a transformer, nor an autoencoder, nor a text encoder that this version knows"
+        ]
     faults = (*_faults(claims), *parts.oddities)
     namings = {"ldm" if component.part.naming in ("ldm", "openclip") else "diffusers" for component in components}
     return Model(
@@ -111,10 +121,13 @@ def _unread(weights: Weights, family: str, reasons: list[str]) -> Model:
 
 
 def _description(family: Family, parts: Parts) -> str:
-    layout, unet = parts.unet_layout, parts.unet
-    where = f"under {unet.prefix.rstrip('./')}" if unet and unet.prefix else "without a prefix"
-    names = "LDM" if unet and unet.naming == "ldm" else "diffusers"
-    return f"{family.title}: a U-Net with {names} names {where}, {layout.describe() if layout else ''}"
+    layout, part = parts.unet_layout or parts.transformer_layout, parts.denoiser
+    if layout is None or part is None:
+        return family.title
+    what, own = ("a U-Net", "LDM") if part is parts.unet else ("a transformer", "its makers'")
+    names = own if part.naming == "ldm" else "diffusers"
+    where = f"under {part.prefix.rstrip('./')}" if part.prefix else "without a prefix"
+    return f"{family.title}: {what} with {names} names {where}, {layout.describe()}"
 
 
 def _denials(objections: dict[str, str]) -> list[str]:

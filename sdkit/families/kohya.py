@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sdkit.families.parameter import Parameter, is_module_weight
+from sdkit.families.parameter import Parameter, is_module_weight, module_of
 
 
 def flat_modules(component: str, prefix: str, parameters: Iterable[Parameter], *, ldm: bool = False) -> dict[str, str]:
@@ -23,8 +23,8 @@ def flat_modules(component: str, prefix: str, parameters: Iterable[Parameter], *
     for parameter in parameters:
         if not is_module_weight(parameter):
             continue
-        module = parameter.hub.removesuffix(".weight")
-        names = {module, parameter.ldm.removesuffix(".weight")} if ldm else {module}
+        module = module_of(parameter.hub)
+        names = {module, module_of(parameter.ldm)} if ldm else {module}
         for name in names:
             flat = f"{prefix}_{name.replace('.', '_')}"
             if modules.setdefault(flat, f"{component}.{module}") != f"{component}.{module}":

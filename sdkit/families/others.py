@@ -24,7 +24,8 @@ class Signature:
 
 KOLORS_LAYER = "encoder_hid_proj.weight"
 
-# Order matters where a newer family keeps an older one's names.
+# Order matters where a newer family keeps an older one's names. FLUX.1 and SD3, which have rules, stand here for files
+# that are not whole, and behind those that are not they.
 SIGNATURES = (
     Signature("", "a ControlNet", ("control_model.input_blocks", "controlnet_cond_embedding", "input_hint_block")),
     Signature("", "an IP-Adapter", ("ip_adapter", "image_proj")),

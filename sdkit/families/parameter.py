@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import NamedTuple
 
 Shape = tuple[int, ...]
+# Tables of vectors, which are looked up and not multiplied with: a text encoder's tokens and positions, T5's too.
+_TABLES = ("_embedding.weight", "shared.weight", "relative_attention_bias.weight")
 
 
 class Parameter(NamedTuple):
@@ -18,6 +21,8 @@ class Parameter(NamedTuple):
         shape: in diffusers' convention.
         rows: the rows of that tensor when several parameters share it.
         transposed: the single file stores the transpose.
+        height: rows of the whole tensor, when several parameters share it.
+        swapped: the single file stores the second half of the rows first.
     """
 
     hub: str
@@ -25,6 +30,8 @@ class Parameter(NamedTuple):
     shape: Shape
     rows: tuple[int, int] | None = None
     transposed: bool = False
+    height: int = 0
+    swapped: bool = False
 
 
 class OddLayout(ValueError):
@@ -62,13 +69,34 @@ class Names:
         return number
 
 
-def affine(hub: str, ldm: str, shape: Shape, bias: bool = True) -> list[Parameter]:
+def affine(hub: str, ldm: str, shape: Shape, bias: bool = True, *, swapped: bool = False) -> list[Parameter]:
     """The weight, and the bias, of a linear layer, a convolution or a normalisation."""
-    weight = Parameter(f"{hub}.weight", f"{ldm}.weight", shape)
-    return [weight, Parameter(f"{hub}.bias", f"{ldm}.bias", shape[:1])] if bias else [weight]
+    weight = Parameter(f"{hub}.weight", f"{ldm}.weight", shape, swapped=swapped)
+    return [weight, Parameter(f"{hub}.bias", f"{ldm}.bias", shape[:1], swapped=swapped)] if bias else [weight]
+
+
+def stacked(hubs: Sequence[str], ldm: str, heights: Sequence[int], columns: int) -> list[Parameter]:
+    """Weights and biases of linear layers that a single file keeps in one, one below the other.
+
+    Args:
+        hubs: the layers in diffusers, from the top.
+        heights: rows of each.
+        columns: of all.
+    """
+    whole, table = sum(heights), []
+    for hub, height, end in zip(hubs, heights, accumulate(heights), strict=True):
+        rows = (end - height, end)
+        table.append(Parameter(f"{hub}.weight", f"{ldm}.weight", (height, columns), rows, height=whole))
+        table.append(Parameter(f"{hub}.bias", f"{ldm}.bias", (height,), rows, height=whole))
+    return table
 
 
 def is_module_weight(parameter: Parameter) -> bool:
     """Whether it is the weight of a linear layer, a convolution or a normalisation, the modules adapters change."""
     name = parameter.hub
-    return name.endswith(".weight") and not name.endswith("_embedding.weight")
+    return name.endswith(".weight") and not name.endswith(_TABLES)
+
+
+def module_of(name: str) -> str:
+    """The module a weight belongs to; FLUX.1's files call the weight of a normalisation ``scale``."""
+    return name.removesuffix(".weight").removesuffix(".scale")

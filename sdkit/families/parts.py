@@ -7,13 +7,20 @@ from dataclasses import dataclass
 
 from sdkit.families import unet_header, vae
 from sdkit.families.clip import NESTING, TextLayout, read_text, text_parameters
+from sdkit.families.flux_transformer import FluxLayout, has_flux, read_flux
 from sdkit.families.parameter import Names, OddLayout, Parameter, Shape
+from sdkit.families.sd3_transformer import Sd3Layout, has_sd3, read_sd3
+from sdkit.families.t5 import FIRST, T5Layout, read_t5
 from sdkit.families.unet import UNetLayout, unet_parameters
 from sdkit.families.vae import VaeLayout, old_attention_name, vae_parameters
 
+TransformerLayout = FluxLayout | Sd3Layout
+Layout = UNetLayout | TransformerLayout | VaeLayout | TextLayout | T5Layout
+
 _UNET_PREFIXES = {"ldm": ("model.diffusion_model.", "diffusion_model.", ""), "diffusers": ("unet/", "")}
 _VAE_PREFIXES = {"ldm": ("first_stage_model.", "vae.", ""), "diffusers": ("vae/", "")}
-_TEXT_ANCHORS = {"hf": "embeddings.token_embedding.weight", "openclip": "positional_embedding"}
+_TRANSFORMER_PREFIXES = {"ldm": _UNET_PREFIXES["ldm"], "diffusers": ("transformer/", "")}
+_TEXT_ANCHORS = {"hf": "embeddings.token_embedding.weight", "openclip": "positional_embedding", "t5": FIRST}
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +28,7 @@ class Part:
     """One component found in a checkpoint.
 
     Attributes:
-        naming: ``ldm``, ``diffusers``; for text encoders ``hf`` or ``openclip``.
+        naming: ``ldm``, ``diffusers``; for text encoders ``hf``, ``openclip`` or ``t5``.
         prefix: what stands before its names.
         layout: the numbers that decide its names and shapes.
         nested: for text encoders named by transformers: whether the names begin with ``text_model.``.
@@ -30,7 +37,7 @@ class Part:
 
     naming: str
     prefix: str
-    layout: UNetLayout | VaeLayout | TextLayout
+    layout: Layout
     nested: bool = True
     old: bool = False
 
@@ -40,7 +47,10 @@ class Part:
             return unet_parameters(self.layout)
         if isinstance(self.layout, VaeLayout):
             return vae_parameters(self.layout)
-        return text_parameters(self.layout, self.naming)
+        if isinstance(self.layout, TextLayout):
+            return text_parameters(self.layout, self.naming)
+        table = self.layout.parameters()
+        return table if self.naming == "ldm" else [Parameter(row.hub, row.ldm, row.shape) for row in table]
 
     def key(self, parameter: Parameter) -> str:
         """The tensor that holds one of its parameters."""
@@ -57,16 +67,18 @@ class Parts:
 
     Attributes:
         unet: the U-Net, if there is one that the rules can read.
+        transformer: what newer families have in its place, likewise.
         vae: the autoencoder, likewise.
         texts: the text encoders, likewise.
-        broken_unet: why a U-Net is there that the rules cannot read; empty where there is none.
+        broken: why a U-Net or transformer is there that the rules cannot read; empty where there is none.
         oddities: why something that begins like another component is none, one sentence each.
     """
 
     unet: Part | None
+    transformer: Part | None
     vae: Part | None
     texts: tuple[Part, ...]
-    broken_unet: str = ""
+    broken: str = ""
     oddities: tuple[str, ...] = ()
 
     @property
@@ -74,12 +86,25 @@ class Parts:
         """The layout of the U-Net."""
         return self.unet.layout if self.unet and isinstance(self.unet.layout, UNetLayout) else None
 
+    @property
+    def transformer_layout(self) -> TransformerLayout | None:
+        """The layout of the transformer."""
+        layout = self.transformer.layout if self.transformer else None
+        return layout if isinstance(layout, (FluxLayout, Sd3Layout)) else None
+
+    @property
+    def denoiser(self) -> Part | None:
+        """The U-Net or the transformer."""
+        return self.unet or self.transformer
+
 
 def find_parts(shapes: Mapping[str, Shape]) -> Parts:
     """Look for components by the names each of them begins with."""
     oddities: list[str] = []
     unet, broken = _find_unet(shapes)
-    return Parts(unet, _find_vae(shapes, oddities), _find_texts(shapes, oddities), broken, tuple(oddities))
+    transformer, bent = _find_transformer(shapes)
+    vae, texts = _find_vae(shapes, oddities), _find_texts(shapes, oddities)
+    return Parts(unet, transformer, vae, texts, broken or bent, tuple(oddities))
 
 
 def _find_unet(shapes: Mapping[str, Shape]) -> tuple[Part | None, str]:
@@ -92,6 +117,20 @@ def _find_unet(shapes: Mapping[str, Shape]) -> tuple[Part | None, str]:
                 return Part(naming, prefix, unet_header.read_unet(names, naming)), ""
             except OddLayout as odd:
                 return None, f"its U-Net is not built as this version knows it: {odd}"
+    return None, ""
+
+
+def _find_transformer(shapes: Mapping[str, Shape]) -> tuple[Part | None, str]:
+    for naming, prefixes in _TRANSFORMER_PREFIXES.items():
+        for prefix in prefixes:
+            names = Names(shapes, prefix)
+            read = read_flux if has_flux(names, naming) else read_sd3 if has_sd3(names, naming) else None
+            if read is None:
+                continue
+            try:
+                return Part(naming, prefix, read(names, naming)), ""
+            except OddLayout as odd:
+                return None, f"its transformer is not built as this version knows it: {odd}"
     return None, ""
 
 
@@ -115,8 +154,9 @@ def _find_texts(shapes: Mapping[str, Shape], oddities: list[str]) -> tuple[Part,
         if style is None:
             continue
         stem = key.removesuffix(_TEXT_ANCHORS[style])
+        names = Names(shapes, stem)
         try:
-            layout = read_text(Names(shapes, stem), style)
+            layout = read_t5(names) if style == "t5" else read_text(names, style)
         except OddLayout as odd:
             oddities.append(f"{stem or 'the file'} begins like a text encoder, but {odd}")
             continue

@@ -8,32 +8,33 @@ from functools import lru_cache
 from typing import Any
 
 from sdkit.core.errors import UsageError
-from sdkit.families.assemble import block_names, components_of, kohya_modules, native_modules
-from sdkit.families.configs import text_layout, unet_layout, vae_layout
+from sdkit.families.assemble import block_names, components_of, kohya_modules, module_stacks, native_modules
+from sdkit.families.configs import layout_of
 from sdkit.families.family import Model, Place
 from sdkit.families.identify import FAMILIES
 from sdkit.families.parts import Parts
 from sdkit.families.rules import Family
-from sdkit.families.spell import Layout, spelled
+from sdkit.families.spell import spelled
 
 
 @lru_cache(maxsize=16)
-def reference(family: str, variant: str = "base", naming: str = "diffusers") -> Model:
+def reference(family: str, variant: str = "", naming: str = "diffusers") -> Model:
     """The standard model of a family, as if its published file lay here.
 
     Args:
-        family: ``sd1``, ``sd2``, ``sdxl`` or ``sdxl-refiner``.
-        variant: ``base`` or what `Family.variants` of it names.
+        family: ``sd1``, ``sd2``, ``sdxl``, ``sdxl-refiner``, ``sd3`` or ``flux``.
+        variant: what `Family.variants` of it names; by default the usual one.
         naming: whose keys the places have, ``diffusers`` or ``ldm``.
 
     Raises:
         UsageError: there is no such family or variant.
     """
     rules = _named(family)
+    variant = variant or rules.usual
     parts = _published_parts(rules, variant, naming)
     components = components_of(rules, parts)
     places = {
-        f"{component.name}.{row.hub}": Place(component.part.key(row), row.shape, row.rows, row.transposed)
+        f"{component.name}.{row.hub}": Place(component.part.key(row), row.shape, row.rows, row.transposed, row.swapped)
         for component in components
         for row in component.parameters
     }
@@ -47,6 +48,7 @@ def reference(family: str, variant: str = "base", naming: str = "diffusers") -> 
         block_names=block_names(parts),
         kohya_modules=kohya_modules(rules, components),
         native_modules=native_modules(components),
+        stacks=module_stacks(components),
     )
 
 
@@ -69,16 +71,17 @@ def _named(name: str) -> Family:
 
 
 def _published_parts(family: Family, variant: str, naming: str) -> Parts:
-    channels = {name: count for count, name in family.variants.items()}
-    if variant not in channels:
-        raise UsageError(f"{family.title} has no variant {variant!r}", f"its variants are {', '.join(channels)}")
-    folder = family.configs.get(variant, family.configs["base"])
-    # A variant without a configuration of its own differs from the base in the first convolution only.
-    layouts: dict[str, Layout] = {
-        "unet": replace(unet_layout(published_config(folder, "unet")), in_channels=channels[variant]),
-        "vae": vae_layout(published_config(folder, "vae")),
-    }
+    if variant not in family.variants:
+        known = ", ".join(family.variants)
+        raise UsageError(f"{family.title} has no variant {variant!r}", f"its variants are {known}")
+    folder = family.configs.get(variant, family.configs[family.usual])
+    denoiser = "transformer" if family.flow else "unet"
+    layouts = {name: layout_of(name, published_config(folder, name)) for name in (denoiser, "vae")}
+    # A variant without a configuration of its own differs from the usual one in few numbers.
+    sizes = family.sizes.get(variant, family.variants[variant])
+    layouts[denoiser] = replace(layouts[denoiser], **sizes)  # type: ignore[arg-type]
     for encoder in family.text_encoders:
-        layouts[encoder.component] = text_layout(published_config(folder, encoder.published))
+        layouts[encoder.component] = layout_of(encoder.component, published_config(folder, encoder.published))
     parts = spelled(family, layouts, naming)
-    return Parts(parts["unet"], parts["vae"], tuple(parts[encoder.component] for encoder in family.text_encoders))
+    texts = tuple(parts[encoder.component] for encoder in family.text_encoders)
+    return Parts(parts.get("unet"), parts.get("transformer"), parts["vae"], texts)

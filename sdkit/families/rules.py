@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from sdkit.families.parts import Parts
+from sdkit.families.unet import UNetLayout
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +16,7 @@ class TextEncoder:
     Attributes:
         component: its hub name.
         prefix: what stands before its names in a single file.
-        style: who named it there, ``hf`` or ``openclip``.
+        style: who named it there, ``hf``, ``openclip`` or ``t5``.
         kohya: what kohya puts before its flattened module names.
         projects: whether its pooled output goes through ``text_projection``.
         max_layers: layers the pipeline runs; a file may hold further ones, which nothing uses.
@@ -48,29 +49,42 @@ class Family:
         name: as `Model.family` has it.
         title: as people write it.
         text_encoders: its text encoders.
-        variants: channels of the U-Net's input → variant.
+        variants: variant → what its U-Net's or transformer's layout has that no other variant's has, the usual first.
         objection: why components are not of this family, as a clause ("its …"); empty when they are.
         configs: variant → folder of `sdkit/assets/families` with its published configuration.
+        sizes: variant → fields of its published layout that are not the usual variant's, where no configuration of it
+            is there; by default those of `variants`.
+        flow: whether it predicts a flow (straight from noise to picture), not the noise or the velocity.
     """
 
     name: str
     title: str
     text_encoders: tuple[TextEncoder, ...]
-    variants: Mapping[int, str]
+    variants: Mapping[str, Mapping[str, int]]
     objection: Callable[[Parts], str]
     configs: Mapping[str, str] = field(default_factory=dict)
+    sizes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    flow: bool = False
+
+    @property
+    def usual(self) -> str:
+        """The variant that is meant where none is named."""
+        return next(iter(self.variants))
 
     def variant(self, parts: Parts) -> str:
         """What kind of this family the components are."""
-        layout = parts.unet_layout
+        layout = parts.unet_layout or parts.transformer_layout
         if layout is None:
             return ""
-        if layout.label_dim and layout.label_module == "class_embedding":
+        if isinstance(layout, UNetLayout) and layout.label_dim and layout.label_module == "class_embedding":
             return "unclip"
-        return self.variants.get(layout.in_channels, f"{layout.in_channels}-channel")
+        for name, telling in self.variants.items():
+            if all(getattr(layout, field) == value for field, value in telling.items()):
+                return name
+        return f"{layout.in_channels}-channel"
 
 
-LATENT_VARIANTS = {4: "base", 9: "inpainting", 8: "pix2pix"}
+LATENT_VARIANTS = {"base": {"in_channels": 4}, "inpainting": {"in_channels": 9}, "pix2pix": {"in_channels": 8}}
 
 
 def single_file_text(parts: Parts) -> str:

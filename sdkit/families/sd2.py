@@ -26,7 +26,7 @@ FAMILY = Family(
         # The file holds OpenCLIP's 24 layers; the model reads the 23rd, and diffusers leaves the last one out.
         TextEncoder("text_encoder", "cond_stage_model.model.", "openclip", "lora_te", max_layers=23),
     ),
-    variants=LATENT_VARIANTS | {5: "depth"},
+    variants=LATENT_VARIANTS | {"depth": {"in_channels": 5}},
     objection=_objection,
     configs={"base": "sd2/base", "inpainting": "sd2/inpainting"},
 )

@@ -6,19 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sdkit.families.assemble import components_of
-from sdkit.families.clip import TextLayout
 from sdkit.families.parameter import Parameter, Shape
-from sdkit.families.parts import Part, find_parts
+from sdkit.families.parts import Layout, Part, find_parts
 from sdkit.families.rules import Family
-from sdkit.families.unet import UNetLayout
-from sdkit.families.vae import VaeLayout, is_attention_projection
+from sdkit.families.vae import is_attention_projection
 from sdkit.weights import Weights
 
-Layout = UNetLayout | VaeLayout | TextLayout
-
 _PREFIXES = {
-    "ldm": {"unet": "model.diffusion_model.", "vae": "first_stage_model."},
-    "diffusers": {"unet": "unet/", "vae": "vae/"},
+    "ldm": {
+        "unet": "model.diffusion_model.",
+        "transformer": "model.diffusion_model.",
+        "vae": "first_stage_model.",
+    },
+    "diffusers": {"unet": "unet/", "transformer": "transformer/", "vae": "vae/"},
 }
 
 
@@ -58,10 +58,13 @@ def spelled(family: Family, layouts: Mapping[str, Layout], naming: str) -> dict[
     Args:
         naming: ``diffusers`` for a folder, ``ldm`` for a single file.
     """
-    parts = {name: Part(naming, _PREFIXES[naming][name], layouts[name]) for name in ("unet", "vae") if name in layouts}
+    prefixes = _PREFIXES[naming].items()
+    parts = {name: Part(naming, prefix, layouts[name]) for name, prefix in prefixes if name in layouts}
     for encoder in family.text_encoders:
         if encoder.component in layouts:
-            style, prefix = (encoder.style, encoder.prefix) if naming == "ldm" else ("hf", f"{encoder.component}/")
+            single = naming == "ldm"
+            style = "hf" if encoder.style == "openclip" and not single else encoder.style
+            prefix = encoder.prefix if single else f"{encoder.component}/"
             parts[encoder.component] = Part(style, prefix, layouts[encoder.component])
     return parts
 

@@ -13,7 +13,7 @@ from sdkit.core.plugins import Plugin, choose, find_plugins
 from sdkit.families.family import Model
 from sdkit.formats._choice import Format, choose_format, described
 from sdkit.formats._family import adapter_family, claimed_family
-from sdkit.formats._verify import ROUNDING, verify, verify_rest
+from sdkit.formats._verify import ROUNDING, verify, verify_rest, without_idle
 from sdkit.formats.codec import Codec, Dialect, Verdict, WritingCodec
 from sdkit.weights import Weights, open_weights
 
@@ -32,6 +32,7 @@ __all__ = [
     "read_adapter",
     "recognise",
     "verify_rest",
+    "without_idle",
     "write_adapter",
     "writing_codec",
 ]
@@ -123,7 +124,7 @@ def write_adapter(
     codec.write(artifact, model, path, metadata, overwrite=overwrite, **chosen)
     for part in _written_parts(path):
         with open_weights(part) as weights:
-            verify(artifact, codec.read(weights, model), part)
+            verify(artifact, without_idle(artifact, codec.read(weights, model)), part)
 
 
 def check_writable(artifact: Artifact, model: Model | None, format: str) -> None:

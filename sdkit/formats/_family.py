@@ -21,16 +21,28 @@ _UNET = re.compile(r"(?:lora_unet|lycoris|unet)[._]|(?:down|up|mid)_blocks?\.")
 _TEXT_KEY = re.compile(
     r"(?:lora_te|text_encoder)[._:].*self_attn.*\.(?:lora_down|lora_A|down|lora_linear_layer\.down).*"
 )
+# The prefix of a module → its family.
 _FOREIGN = {
     "lora_unet_double_blocks": "flux",
     "lora_unet_single_blocks": "flux",
     "transformer.single_transformer_blocks": "flux",
     "double_blocks.": "flux",
     "diffusion_model.double_blocks": "flux",
+    "diffusion_model.single_blocks": "flux",
+    "diffusion_model.joint_blocks": "sd3",
+    "single_blocks.": "flux",
+    "base_model.model.double_blocks": "flux",
+    "base_model.model.single_blocks": "flux",
+    "lora_transformer_single_transformer_blocks": "flux",
+    "lycoris_single_transformer_blocks": "flux",
     "lora_unet_joint_blocks": "sd3",
-    "transformer.transformer_blocks": "sd3 or flux",
     "lora_prior": "cascade",
 }
+_JOINT = re.compile(
+    r"(?:transformer\.|lora_transformer_|lycoris_)?transformer_blocks[._]\d+[._]attn[._](?:to|add)_[qkv](?:_proj)?"
+    r"\.(?:lora_A(?:\.default)?|lora_down|lora\.down)\.weight"
+)
+_JOINT_WIDTHS = {3072: "flux", 1536: "sd3", 2432: "sd3"}
 _METADATA = {
     "modelspec.architecture": (
         ("stable-diffusion-xl-v1-refiner", "sdxl-refiner"),
@@ -52,6 +64,7 @@ def adapter_family(weights: Weights) -> tuple[str | None, str]:
     for evidence in (
         _from_cross_attention,
         _from_networks,
+        _from_transformers,
         _from_names,
         _from_tokens,
         _from_metadata,
@@ -91,11 +104,19 @@ def _is_position(name: str, info: TensorInfo, width: int) -> bool:
     return bool(_POSITION_DOWN.fullmatch(name)) and len(info.shape) == 2 and info.shape[1] == width
 
 
+def _from_transformers(weights: Weights) -> Iterator[tuple[str, str]]:
+    for start, family in _FOREIGN.items():
+        name = next((name for name in weights.tensors if name.startswith(start)), None)
+        if name is not None:
+            yield family, f"{name} is a module of that family"
+    for name, info in weights.tensors.items():  # both families have blocks of this name, of different widths
+        if _JOINT.fullmatch(name) and len(info.shape) == 2 and info.shape[1] in _JOINT_WIDTHS:
+            width = info.shape[1]
+            yield _JOINT_WIDTHS[width], f"{name} reads tokens of width {width}"
+
+
 def _from_names(weights: Weights) -> Iterator[tuple[str, str]]:
     for name in weights.tensors:
-        foreign = next((family for start, family in _FOREIGN.items() if name.startswith(start)), None)
-        if foreign is not None:
-            yield foreign, f"{name} is a module of that family"
         if name.startswith(("lora_te2_", "text_encoder_2.")):
             yield "sdxl", f"{name} belongs to a second text encoder"
         if _UNET.match(name) and _DEEP_BLOCK.fullmatch(name):

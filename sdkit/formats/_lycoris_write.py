@@ -31,7 +31,8 @@ def contents(target: Target, delta: Delta, spelled: str, model: Model | None) ->
         spelled: the module in the file.
         model: tells which modules are normalisations, whose changes have roles of their own.
     """
-    norm = model is not None and len(model.places[f"{target.module}.weight"].shape) == 1
+    place = model.places.get(f"{target.module}.weight") if model is not None else None  # a stack has none of its own
+    norm = place is not None and len(place.shape) == 1
     found: dict[str, Content] = dict(parts(delta, target.parameter, target.module, norm=norm))
     return {f"{spelled}.{role}": content for role, content in (found | numbers(delta)).items()}
 

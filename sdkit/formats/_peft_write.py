@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from sdkit.adapters.deltas.delta import Delta
 from sdkit.adapters.deltas.dora import Dora
@@ -73,8 +73,8 @@ def _config(kind: str, modules: Mapping[str, Delta], weights: Mapping[str, Shape
     rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
     config: dict[str, object] = {
         "r": rank,
-        "rank_pattern": {re.escape(name): value for name, value in ranks.items() if value != rank},
-        "alpha_pattern": {re.escape(name): value for name, value in alphas.items() if value != alpha},
+        "rank_pattern": {_pattern(name, modules): value for name, value in ranks.items() if value != rank},
+        "alpha_pattern": {_pattern(name, modules): value for name, value in alphas.items() if value != alpha},
         "target_modules": sorted(modules),
         "base_model_name_or_path": None,
         "inference_mode": True,
@@ -84,6 +84,12 @@ def _config(kind: str, modules: Mapping[str, Delta], weights: Mapping[str, Shape
         dora = {"use_dora": True} if kind == "DoRA" else {}
         return {**config, **dora, "peft_type": "LORA", "lora_alpha": alpha, "bias": "none"}
     return {**config, **_sides(modules, ranks, weights), "peft_type": kind.upper(), "alpha": alpha}
+
+
+def _pattern(name: str, modules: Iterable[str]) -> str:
+    """Matches a module's whole name; PEFT looks at ends, and FLUX.1's ``proj_out`` ends other modules' names too."""
+    ends_others = any(other.endswith(f".{name}") for other in modules)
+    return f"^{re.escape(name)}" if ends_others else re.escape(name)
 
 
 def _rank_of_whole(delta: Delta) -> int:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from sdkit.adapters.artifact import Artifact, TokenRows
 from sdkit.adapters.compare import relative_error
+from sdkit.adapters.deltas.delta import Delta, is_relative
 from sdkit.adapters.key_value import Hypernetwork
 from sdkit.core.errors import SdkitError
 from sdkit.streaming.expression import Read
@@ -29,6 +30,20 @@ def verify(meant: Artifact, read: Artifact, path: Path) -> None:
     for target, delta in read.deltas.items():
         if relative_error(meant.deltas[target], delta) > ROUNDING:
             raise SdkitError(f"{path}: {target.name} does not read back as it was written", "please report this")
+
+
+def without_idle(meant: Artifact, read: Artifact) -> Artifact:
+    """`read` without changes by nothing that were not meant: layers stacked with one that does change."""
+    if set(read.deltas) <= set(meant.deltas):
+        return read
+    kept = {target: delta for target, delta in read.deltas.items() if target in meant.deltas or not _is_idle(delta)}
+    return replace(read, deltas=kept)
+
+
+def _is_idle(delta: Delta) -> bool:
+    import torch
+
+    return not is_relative(delta) and delta.prepare(1.0, torch.float64).magnitude() == 0.0
 
 
 def verify_rest(meant: Artifact, read: Artifact, path: Path) -> None:

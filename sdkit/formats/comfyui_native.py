@@ -1,10 +1,10 @@
 """LoRA files in ComfyUI's own names: modules as they lie in its models, with their dots.
 
 Keys are ``diffusion_model.<module>.<role>``, the module as in the single file without its ``model.`` in front, and
-``text_encoders.clip_l.transformer.<module>`` (SDXL's second encoder ``clip_g``, SD2's ``clip_h``), the module as in
-transformers. Roles are kohya's and LyCORIS', or PEFT's ``lora_A.weight`` and ``lora_B.weight``. The scale is alpha /
-rank where an ``.alpha`` stands beside the factors, else 1. Writers: ComfyUI's own training and extraction, newer
-trainers; only ComfyUI and Forge read them for these families, diffusers for some newer ones.
+``text_encoders.clip_l.transformer.<module>`` (SDXL's second encoder ``clip_g``, SD2's ``clip_h``, T5 ``t5xxl``), the
+module as in transformers. Roles are kohya's and LyCORIS', or PEFT's ``lora_A.weight`` and ``lora_B.weight``. The scale
+is alpha / rank where an ``.alpha`` stands beside the factors, else 1. Writers: ComfyUI's own training and extraction,
+newer trainers; only ComfyUI and Forge read them for these families, diffusers for some newer ones.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from sdkit.core.errors import SdkitError
 from sdkit.families.family import Model
 from sdkit.formats import _lycoris_write
 from sdkit.formats._lycoris import LORA, ROLES, changes
+from sdkit.formats._stacks import single_file_changes
 from sdkit.formats._write import Content, write_adapter_file
 from sdkit.formats.codec import Dialect, Verdict
 from sdkit.weights import TensorInfo, Weights
@@ -31,6 +32,7 @@ _KEY = re.compile(
     rf"\.(?P<role>{'|'.join(re.escape(role) for role in sorted((*ROLES, *_PEFT_ROLES), key=len, reverse=True))})"
 )
 _UNET = "diffusion_model."
+T5_TOKENS = "shared.weight"  # only T5 calls its table of tokens so
 # ComfyUI's text encoders → the component. SD2's only one is clip_h.
 _ENCODERS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2", "clip_h": "text_encoder"}
 _BARE_ROLES = frozenset({"weight", "bias"})  # a checkpoint's own tensors end so, too
@@ -68,7 +70,7 @@ def write(
     """See `formats.write_adapter`."""
     names = artifact.spelled if model is None else {hub: spelled for spelled, hub in _hub_names(model).items()}
     contents: dict[str, Content] = {}
-    for target, delta in artifact.deltas.items():
+    for target, delta in single_file_changes(artifact, model):
         if target.module not in names:
             raise SdkitError(f"{target.module} has no name in ComfyUI's models", "write it as kohya's")
         contents |= _lycoris_write.contents(target, delta, names[target.module], model)
@@ -86,8 +88,10 @@ def _hub_names(model: Model | None) -> dict[str, str]:
     """ComfyUI's name of each module → the hub's."""
     if model is None:
         return {}
-    names = {f"{_UNET}{native}": hub for hub, native in model.native_modules.items() if hub.startswith("unet.")}
+    native = model.native_modules.items()
+    names = {f"{_UNET}{name}": hub for hub, name in native if hub.startswith(("unet.", "transformer."))}
     clips = {component: clip for clip, component in _ENCODERS.items() if (clip == "clip_h") == (model.family == "sd2")}
+    clips |= {component: "t5xxl" for component in model.components if f"{component}.{T5_TOKENS}" in model.places}
     for hub in model.native_modules:
         component, _, module = hub.partition(".")
         if component in clips:

@@ -5,6 +5,8 @@ A key is ``<prefix>_<module with underscores>.<role>``. The prefix is ``lora_une
 ``lora_te1`` and ``lora_te2`` (SDXL's two), or ``lycoris`` (LyCORIS' wrapper, relative to the wrapped model); the roles
 are those of `_lycoris`. The underscores lose information, so modules are looked up in a table of the model's own.
 SDXL's U-Net is spelled as sgm (``input_blocks_4_1_…``) or diffusers (``down_blocks_1_…``) do; some files hold both.
+SD3's and FLUX.1's transformer is ``lora_unet`` with its makers' names, where q, k and v are one layer
+(``lora_unet_double_blocks_0_img_attn_qkv``), or OneTrainer's ``lora_transformer`` with diffusers'; T5 is ``lora_te3``.
 ΔW = alpha / rank · up @ down; a missing alpha means alpha = rank. ``bundle_emb.<token>.<key>`` are embeddings that a
 web UI's bundle carries along.
 """
@@ -22,6 +24,7 @@ from sdkit.core.errors import SdkitError
 from sdkit.families.family import Model
 from sdkit.formats import _lycoris_write
 from sdkit.formats._lycoris import ROLES, changes
+from sdkit.formats._stacks import single_file_changes
 from sdkit.formats._write import Content, write_adapter_file
 from sdkit.formats.codec import Dialect, Verdict
 from sdkit.formats.textual_inversion import encoder_of
@@ -32,17 +35,18 @@ WORDS = True
 DIALECTS = (
     Dialect(
         ("a1111", "comfyui", "diffusers", "forge", "invokeai", "lycoris", "onetrainer", "sd-next", "sd-scripts"),
-        says="SDXL's U-Net as in the single file",
+        says="SDXL's U-Net, SD3's and FLUX.1's transformer as in the single file",
     ),
     Dialect(
         ("a1111", "comfyui", "diffusers", "forge", "onetrainer"),
         name="diffusers-names",
-        says="SDXL's U-Net in diffusers' names",
+        says="SDXL's U-Net, SD3's and FLUX.1's transformer in diffusers' names",
     ),
 )
 
 _MODULE = re.compile(r"(lora_(?:unet|te[123]?|transformer|prior)|lycoris)_[^.]+")
 _COMPONENTS = {"lora_unet": "unet", "lora_te": "text_encoder", "lora_te1": "text_encoder", "lora_te2": "text_encoder_2"}
+_COMPONENTS |= {"lora_te3": "text_encoder_3", "lora_transformer": "transformer"}
 _BUNDLE = "bundle_emb."
 
 
@@ -87,11 +91,13 @@ def write(
     """See `formats.write_adapter`.
 
     Args:
-        dialect: ``diffusers-names`` to spell SDXL's U-Net so; by default as in the single file, as kohya's scripts do.
+        dialect: ``diffusers-names`` to spell SDXL's U-Net, or a transformer, so; by default as in the single file, as
+            kohya's scripts do.
     """
     names = artifact.spelled if model is None else _written_names(model, dialect)
     contents: dict[str, Content] = {}
-    for target, delta in artifact.deltas.items():
+    whole = artifact.deltas.items() if dialect else single_file_changes(artifact, model)
+    for target, delta in whole:
         if target.module not in names:
             raise SdkitError(f"{target.module} has no name in kohya's format", "write it as peft or diffusers")
         contents |= _lycoris_write.contents(target, delta, names[target.module], model)
@@ -110,11 +116,11 @@ def _token_name(rows: TokenRows) -> str:
 def _written_names(model: Model, dialect: str = "") -> dict[str, str]:
     """Hub module → the name kohya's scripts give it."""
     names: dict[str, str] = {}
-    sgm = model.family.startswith("sdxl") and not dialect
+    single = (model.family.startswith("sdxl") or "transformer" in model.components) and not dialect
     for spelled, hub in model.kohya_modules.items():
         is_hub_spelling = spelled.endswith(hub.partition(".")[2].replace(".", "_"))
-        # Only SDXL's U-Net has the single file's names; its text encoders' tables have the hub's spelling alone.
-        if hub not in names or is_hub_spelling != sgm:
+        # Only the U-Net and transformer have the single file's names; text encoders' tables have the hub's alone.
+        if hub not in names or is_hub_spelling != single:
             names[hub] = spelled
     return names
 

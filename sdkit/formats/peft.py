@@ -45,7 +45,7 @@ _LENGTHS = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_magnitude_v
 _LYCORIS = re.compile(rf"(?:base_model\.model\.)?(?P<module>.+)\.(?P<role>{'|'.join((*LOHA, *LOKR))})(?:\.default)?")
 _KINDS = ("LORA", "LOHA", "LOKR")
 _SIGNS = (f"{CONFIG}.json", f"*/{CONFIG}.json")  # of one component, or of several
-_COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
+_COMPONENTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
 
 # Settings that change what the factors mean, and initialisations that change the base.
 _REFUSED_SETTINGS = {

@@ -30,6 +30,7 @@ from sdkit.formats import (
     format_for,
     own_metadata,
     read_adapter,
+    without_idle,
     write_adapter,
     writing_codec,
 )
@@ -364,7 +365,7 @@ class _Writer:
                 if not verify:
                     return None, renamed
                 errors = {entry.name: entry.error for entry in fitted.approximations}
-                read = codec.read(written, self.model)
+                read = without_idle(fitted.artifact, codec.read(written, self.model))
                 return prove_adapter(source, fitted.artifact, read, self.path, errors), renamed
         except BaseException:
             _remove(self.path)

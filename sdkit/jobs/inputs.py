@@ -98,7 +98,7 @@ def label(weights: Weights) -> str:
 def is_adapter(path: Path) -> bool:
     """Whether a file or folder holds an adapter and not a checkpoint."""
     with open_weights(path) as weights:
-        return "unet" not in identify(weights).components and recognise(weights)[0] is not None
+        return not identify(weights).has_denoiser and recognise(weights)[0] is not None
 
 
 @dataclass(slots=True)

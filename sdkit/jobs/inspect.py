@@ -116,7 +116,7 @@ def _checkpoint(weights: Weights, model: Model) -> Inspection:
 
 
 def _is_whole(model: Model) -> bool:
-    return "unet" in model.components and len(model.components) > 1
+    return model.has_denoiser and len(model.components) > 1
 
 
 def _adapter_or_unread(weights: Weights, model: Model) -> Inspection:

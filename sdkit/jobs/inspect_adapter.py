@@ -24,9 +24,11 @@ _COMPONENTS = ("unet", "text_encoder", "text_encoder_2", "text_encoder_3", "tran
 _POSITION = re.compile(r"\w+\.\d+")
 # The first that fits a module's name, dotted or flattened.
 _SORTS = (
+    ("modulation", re.compile(r"transformer[._].*norm\w*[._]linear|.*_(?:mod|modulation)_lin|.*adaLN_modulation.*")),
+    ("joint attention", re.compile(r"transformer[._].*[._]attn2?[._].*")),
     ("self-attention", re.compile(r".*(?:attn1|self_attn)[._].*")),
     ("cross-attention", re.compile(r".*attn2[._].*")),
-    ("feed-forward", re.compile(r".*[._](?:ff|mlp)[._].*")),
+    ("feed-forward", re.compile(r".*[._](?:ff|ff_context|mlp)[._].*")),
     ("projections", re.compile(r".*(?:proj_in|proj_out|text_projection)")),
     ("convolutions", re.compile(r"unet[._].*")),
 )
@@ -158,7 +160,8 @@ def _networks(artifact: Artifact) -> tuple[Layers, ...]:
 def _blocks(modules: tuple[str, ...], model: Model | None) -> dict[str, int]:
     if model is None:
         return {}
-    return dict(sorted(Counter(model.block_of(module) for module in modules if _component(module) == "unet").items()))
+    found = Counter(model.block_of(name) for name in modules if _component(name) in ("unet", "transformer"))
+    return dict(sorted(found.items()))
 
 
 def _token(rows: TokenRows) -> Token:

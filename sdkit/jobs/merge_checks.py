@@ -22,7 +22,7 @@ def known_model(base: Weights) -> Model:
         SdkitError: it is an adapter, or no family's rules explain it; the message gives the evidence.
     """
     model = identify(base)
-    if "unet" in model.components or (model.places and model.components):
+    if model.has_denoiser or (model.places and model.components):
         return model
     format, _ = recognise(base)
     if format is not None:
@@ -36,7 +36,7 @@ def known_model(base: Weights) -> Model:
 def check_is_adapter(weights: Weights) -> None:
     """Refuse a whole checkpoint in an adapter's place."""
     model = identify(weights)
-    if "unet" in model.components:
+    if model.has_denoiser:
         raise SdkitError(
             f"{weights.path}: is a checkpoint ({model.family}), not an adapter",
             "`sdkit merge` adds adapters to one checkpoint; the checkpoint comes first and alone",

@@ -90,6 +90,8 @@ class Source:
         tensor = self.read(place.key)
         if place.rows is not None:
             tensor = Slice(tensor, *place.rows)
+        if place.swapped:
+            tensor = swapped(tensor)
         if place.transposed:
             tensor = Transpose(tensor)
         return like_shape(tensor, place.shape)
@@ -111,14 +113,22 @@ class Source:
 
     def _same_form(self, key: str, hubs: Hubs, mine: Sequence[Place], theirs: Sequence[Place]) -> bool:
         return self.hubs[key] == hubs and all(
-            (one.rows, one.transposed) == (other.rows, other.transposed)
+            (one.rows, one.transposed, one.swapped) == (other.rows, other.transposed, other.swapped)
             for one, other in zip(mine, theirs, strict=True)
         )
 
 
 def as_stored(parameter: Expression, place: Place) -> Expression:
     """A parameter the way it lies in a file."""
+    if place.swapped:
+        return swapped(parameter)
     return Transpose(parameter) if place.transposed else parameter
+
+
+def swapped(tensor: Expression) -> Expression:
+    """The second half of the rows before the first."""
+    rows = tensor.shape[0]
+    return Cat((Slice(tensor, rows // 2, rows), Slice(tensor, 0, rows // 2)))
 
 
 def like_shape(tensor: Expression, shape: tuple[int, ...]) -> Expression:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from sdkit.adapters.algebra import DeltaSum
 from sdkit.adapters.artifact import Artifact, Target
 from sdkit.adapters.builder import widens
 from sdkit.adapters.deltas.delta import Delta, is_relative
+from sdkit.adapters.deltas.rows import rows_of_change
 from sdkit.core.errors import SdkitError
 from sdkit.families.family import Model, Place
 from sdkit.merging.strengths import Strengths
@@ -74,13 +75,13 @@ def bake(base: Weights, model: Model, doses: Iterable[Dose], strengths: Strength
             if strength == 0.0:
                 continue
             place = model.places[target.name]
-            region = _region(target, delta, place, base)
             scale = quantisation_scale(base, place.key)
             if scale != 1.0 and is_relative(delta):
                 raise SdkitError(
                     f"{place.key}: a {delta.kind} cannot go into scaled fp8 weights", "use a 16-bit checkpoint"
                 )
-            terms.setdefault(place.key, {}).setdefault(region, []).append((delta, strength / scale))
+            for region, part in _regions(target, delta, place, base):
+                terms.setdefault(place.key, {}).setdefault(region, []).append((part, strength / scale))
     return Bake(base, {key: _addends(regions) for key, regions in terms.items()})
 
 
@@ -91,15 +92,20 @@ def _addends(regions: Mapping[_Region, list[tuple[Delta, float]]]) -> tuple[Adde
     )
 
 
-def _region(target: Target, delta: Delta, place: Place, base: Weights) -> _Region:
-    """Where in the stored tensor `delta` goes."""
+def _regions(target: Target, delta: Delta, place: Place, base: Weights) -> Iterator[tuple[_Region, Delta]]:
+    """Where in the stored tensor `delta` goes, whole or in parts."""
     info = base.tensors[place.key]
     if not info.dtype.is_float:
         raise SdkitError(f"{place.key}: holds {info.dtype.name}, which cannot be merged into", "use a float checkpoint")
     # The codec has compared the shapes. Of a widened convolution the first channels are the ones the adapter knows.
     columns = math.prod(delta.shape[1:]) if widens(target, delta.shape, place.shape) else None
     first_row = place.rows[0] if place.rows else 0
-    return first_row, columns, place.transposed
+    if place.swapped:
+        half = delta.shape[0] // 2
+        yield (half, columns, False), rows_of_change(delta, 0, half)
+        yield (0, columns, False), rows_of_change(delta, half, 2 * half)
+    else:
+        yield (first_row, columns, place.transposed), delta
 
 
 def quantisation_scale(base: Weights, key: str) -> float:

@@ -15,7 +15,7 @@ class Strengths:
     """Factors by component and block.
 
     Attributes:
-        unet: factor of everything in the UNet.
+        unet: factor of everything in the U-Net, or the transformer in its place.
         text_encoder: factor of everything in the text encoders.
         blocks: factor by block name.
     """
@@ -29,4 +29,4 @@ class Strengths:
         factor = self.blocks.get(model.block_of(target.module), self.blocks.get(BASE, 1.0))
         if target.component.startswith("text_encoder"):
             return factor * self.text_encoder
-        return factor * self.unet if target.component == "unet" else factor
+        return factor * self.unet if target.component in ("unet", "transformer") else factor

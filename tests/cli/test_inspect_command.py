@@ -41,6 +41,8 @@ conditioner.embedders.0.transformer
             not sd2: its text encoder lies at cond_stage_model.model (OpenCLIP), this one at \
 conditioner.embedders.0.transformer
             not sdxl-refiner: its U-Net does not attend at the coarsest level, this one does
+            not sd3: it needs a transformer with joint blocks and learned positions
+            not flux: it needs a transformer with blocks of two streams and of one
   metadata  modelspec.title  Mix
             … 1 more; --json shows all
 """

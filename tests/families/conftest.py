@@ -13,10 +13,13 @@ from sdkit.weights import Weights
 
 
 def stored_shapes(model: Model) -> dict[str, tuple[int, ...]]:
-    """The tensors a checkpoint with these places has: three parameters in one where they share it, and so on."""
+    """The tensors a checkpoint with these places has: several parameters in one where they share it, and so on."""
+    heights: dict[str, int] = {}
+    for place in model.places.values():
+        heights[place.key] = max(heights.get(place.key, 0), place.rows[1] if place.rows else 0)
     shapes: dict[str, tuple[int, ...]] = {}
     for place in model.places.values():
-        shape = (3 * place.shape[0], *place.shape[1:]) if place.rows else place.shape
+        shape = (heights[place.key], *place.shape[1:]) if place.rows else place.shape
         shapes[place.key] = shape[::-1] if place.transposed else shape
     return shapes
 

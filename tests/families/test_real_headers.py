@@ -11,6 +11,7 @@ import pytest
 
 from sdkit.families import identify, reference
 
+LOGITS = [f"text_encoders.{text}.logit_scale" for text in ("clip_g", "clip_l", "t5xxl")]
 SCHEDULE = ("alphas_cumprod", "betas", "sqrt_", "posterior_", "log_one_minus")
 
 
@@ -58,14 +59,23 @@ def test_a_real_checkpoint_and_the_shipped_configuration_agree(header, name, fam
 
 
 @pytest.mark.parametrize(
-    ("name", "family", "title"), [("sd3-comfyui", "sd3", "Diffusion 3"), ("flux-bfl", "flux", "FLUX")]
+    ("name", "family", "variant", "left"),
+    [
+        ("sd3-comfyui", "sd3", "medium", ["model.model_sampling.sigmas", *LOGITS]),
+        ("flux-bfl", "flux", "dev", []),
+    ],
 )
-def test_families_it_does_not_read_are_named_and_given_no_places(header, name, family, title):
+def test_every_weight_of_a_real_transformer_checkpoint_is_claimed(header, name, family, variant, left):
     weights = header(name)
-    model = identify(weights)
-    assert (model.family, model.places, model.kohya_modules) == (family, {}, {})
-    assert title in model.reasons[0] and "does not read yet" in model.reasons[0]
-    assert set(model.unclaimed) == set(weights.tensors)
+    model, published = identify(weights), reference(family)
+    assert (model.family, model.variant, model.naming, model.faults) == (family, variant, "ldm", ())
+    assert sorted(model.unclaimed) == left
+    claimed = {place.key for place in model.places.values()}
+    assert claimed | set(left) == set(weights.tensors) and not claimed & set(left)
+    assert {name: place.shape for name, place in model.places.items()} == {
+        name: place.shape for name, place in published.places.items()
+    }
+    assert model.kohya_modules == published.kohya_modules and model.stacks == published.stacks
 
 
 def test_the_ema_copy_is_set_apart(header):

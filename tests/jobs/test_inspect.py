@@ -83,15 +83,30 @@ def test_a_whole_sdxl_checkpoint_with_markers(sparse: Sparse, real_header: Heade
     assert found.problems == ()
 
 
-@pytest.mark.parametrize(("name", "family"), [("sd3-comfyui", "sd3"), ("flux-bfl", "flux")])
-def test_families_without_rules_are_named_and_not_claimed(
-    sparse: Sparse, real_header: Header, name: str, family: str
+# Parameters as the published models have them: T5 and CLIP are the same in both.
+T5_XXL, CLIP_L, CLIP_G = 4_762_310_656, 123_060_480, 694_659_840
+SD3 = {"transformer": 2_084_951_104, "text_encoder": CLIP_L + 768 * 768, "text_encoder_2": CLIP_G}
+SD3 |= {"text_encoder_3": T5_XXL, "vae": 83_819_683}
+FLUX = {"transformer": 11_901_408_320, "text_encoder": CLIP_L, "text_encoder_2": T5_XXL, "vae": 83_819_683}
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "variant", "published"),
+    [("sd3-comfyui", "sd3", "medium", SD3), ("flux-bfl", "flux", "dev", FLUX)],
+)
+def test_whole_transformer_checkpoints(
+    sparse: Sparse, real_header: Header, name: str, family: str, variant: str, published: dict[str, int]
 ) -> None:
     found = sdkit.inspect(sparse(real_header(name)))
-    assert (found.kind, found.family, found.variant) == ("checkpoint", family, "")
+    assert (found.kind, found.family, found.variant, found.problems) == ("checkpoint", family, variant, ())
+    assert published.items() <= parameters(found).items()
+
+
+def test_a_family_without_rules_is_named_and_not_claimed(sparse: Sparse) -> None:
+    keys = ("model.diffusion_model.t_block.1.weight", "model.diffusion_model.blocks.0.mlp.fc1.weight")
+    found = sdkit.inspect(sparse({key: ("F16", [8, 8]) for key in keys}))
+    assert (found.family, found.variant) == ("pixart", "")
     assert "which this version does not read yet" in found.problems[0]
-    assert sum(parameters(found).values()) == found.parameters
-    assert "model.diffusion_model" in parameters(found)
 
 
 def test_next_to_nothing_is_read(sparse: Sparse, real_header: Header, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,11 +320,19 @@ def test_two_namings_of_one_adapter(sparse: Sparse) -> None:
     assert any("several namings: lora_unet_input_blocks (sgm)" in problem for problem in problems)
 
 
-def test_an_adapter_of_a_family_without_rules(sparse: Sparse) -> None:
+def test_an_adapter_of_flux(sparse: Sparse) -> None:
     module = "transformer.single_transformer_blocks.0.attn.to_q"
     tensors = {f"{module}.lora_A.weight": ("BF16", [4, 3072]), f"{module}.lora_B.weight": ("BF16", [3072, 4])}
     found = sdkit.inspect(sparse(tensors))
-    assert (found.kind, found.format, found.family) == ("lora", "diffusers", "flux")
+    assert (found.kind, found.format, found.family, found.problems) == ("lora", "diffusers", "flux", ())
+    assert found.adapter is not None and found.adapter.layout == "flux" and found.adapter.blocks == {"S00": 1}
+
+
+def test_an_adapter_of_a_family_without_rules(sparse: Sparse) -> None:
+    module = "lora_prior_unet_down_blocks_0_to_q"
+    tensors = {f"{module}.lora_down.weight": ("BF16", [4, 64]), f"{module}.lora_up.weight": ("BF16", [64, 4])}
+    found = sdkit.inspect(sparse(tensors))
+    assert (found.kind, found.format, found.family) == ("lora", "kohya", "cascade")
     assert "does not read models of this family yet" in found.problems[0]
 
 
