@@ -94,6 +94,7 @@ class Method(Generic[Options]):
         objective: makes what is minimised.
         save: writes the result to a path with this metadata, whole or not at all, and checks what was written.
         suffix: of the file it writes; empty for a folder; None where it is as the base is.
+        beside: the further files it writes beside the result's, given the result's path.
         modelspec: what ModelSpec calls such a file, behind its architecture; empty for a base.
         trains_base: whether the base's own weights are trained, and not something small beside them.
         component: the component that is run: ``unet`` or ``vae``.
@@ -111,6 +112,7 @@ class Method(Generic[Options]):
     objective: Callable[[Options], Objective]
     save: Callable[[Result[Options], Path, Mapping[str, str]], None]
     suffix: Callable[[Options], str | None] = lambda options: ".safetensors"
+    beside: Callable[[Path, Options], Sequence[Path]] = lambda path, options: ()
     modelspec: str = "lora"
     trains_base: bool = False
     component: str = "unet"

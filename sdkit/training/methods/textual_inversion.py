@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from sdkit.formats.textual_inversion import SUFFIXES
 from sdkit.runtime.tokens import check_fits, token_widths
 from sdkit.training.captions import PLACE, cut_off, naming, templates_of
 from sdkit.training.data import Dataset
-from sdkit.training.identifier import base_tokenizer, known_words
+from sdkit.training.identifier import base_tokenizer, known_words, word_for
 from sdkit.training.method import Method, Result, Size, read_captioned
 from sdkit.training.option_sets import DenoisingOptions
 from sdkit.training.options import is_init_file, option
@@ -52,9 +51,7 @@ class Options(DenoisingOptions):
 
 
 def _settle(options: Options, name: str) -> Options:
-    """The word is called like the result, in brackets, so that it is none that anybody writes by chance."""
-    plain = re.sub(r"[^\w.-]+", "-", name)
-    return options if options.token else replace(options, token=f"<{plain}>")
+    return options if options.token else replace(options, token=word_for(name))
 
 
 def _dataset(folder: Path, options: Options) -> Dataset:
