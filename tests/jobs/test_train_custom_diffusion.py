@@ -51,7 +51,7 @@ def test_cross_attention_alone_learns_and_lies_beside_its_word(tiny_base: Path, 
     place = Path(report.output)
     assert report.saved == (str(place.with_name("my ball.my-ball.safetensors")),)
     assert report.plan.examples["0.png"] == "<my-ball>, a ball, 0"
-    assert report.plan.class_pictures.prompt == "a ball"
+    assert report.plan.class_pictures is not None and report.plan.class_pictures.prompt == "a ball"
 
     trained = {name: value for name, value in load_file(place).items() if value.numel()}
     base = load_file(tiny_base / UNET)

@@ -115,7 +115,7 @@ def _trainables(backbone: Backbone, options: Options, rng: StepRNG) -> list[Trai
     else:
         rows = rows_of_noise(backbone, options.vectors or 1, rng)
     scale = options.batch * options.accumulate if options.scale_lr else 1
-    return [Tokens(options.token, rows, lr=options.lr * scale)]
+    return [Tokens(options.token, rows, lr=options.lr * scale, ema=options.ema)]
 
 
 def _objective(options: Options) -> Objective:
