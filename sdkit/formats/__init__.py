@@ -11,7 +11,7 @@ from sdkit.adapters.artifact import Artifact
 from sdkit.core.errors import SdkitError
 from sdkit.core.plugins import Plugin, choose, find_plugins
 from sdkit.families.family import Model
-from sdkit.formats._beside import embeddings_beside
+from sdkit.formats._beside import embeddings_beside, word_of
 from sdkit.formats._choice import Format, choose_format, described
 from sdkit.formats._family import adapter_family, claimed_family
 from sdkit.formats._verify import ROUNDING, verify, verify_rest
@@ -34,6 +34,7 @@ __all__ = [
     "read_adapter",
     "recognise",
     "verify_rest",
+    "word_of",
     "write_adapter",
     "writing_codec",
 ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ from sdkit.adapters.artifact import Artifact, Target
 from sdkit.core.errors import SdkitError, UsageError
 from sdkit.core.plugins import nearest_hint
 from sdkit.families.family import Model
-from sdkit.formats import embeddings_beside, read_adapter, write_adapter
+from sdkit.formats import read_adapter, word_of, write_adapter
 from sdkit.formats.textual_inversion import file_beside
 from sdkit.runtime.tokens import check_fits, token_widths
 from sdkit.training.captions import PLACE, naming, templates_of
@@ -99,18 +99,13 @@ def _continued(path: Path, model: Model) -> Iterator[tuple[Artifact, Artifact]]:
     Raises:
         SdkitError: it is none, or its word is not there.
     """
-    with ExitStack() as stack:
-        artifact = read_adapter(stack.enter_context(open_weights(path)), model)
+    with open_weights(path) as weights:
+        artifact = read_adapter(weights, model)
         if artifact.kind != "custom-diffusion" or artifact.unmatched:
             reason = ", ".join(artifact.unmatched[:3]) or f"a {artifact.kind}"
             raise SdkitError(f"{path}: is no Custom Diffusion for this base: {reason}")
-        files = [] if artifact.tokens else embeddings_beside(artifact)
-        if not artifact.tokens and not files:
-            raise SdkitError(
-                f"{path}: the embedding of its word is not beside it", "put it there: NAME.WORD.safetensors"
-            )
-        word = read_adapter(stack.enter_context(open_weights(files[0])), model) if files else artifact
-        yield replace(artifact, tokens=()), replace(word, deltas={})
+        with word_of(artifact, model) as word:
+            yield replace(artifact, tokens=()), word
 
 
 def _check_continues(artifact: Artifact, word: Artifact, model: Model, options: Options) -> None:

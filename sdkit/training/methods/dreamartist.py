@@ -126,7 +126,7 @@ def _held_out(options: Options) -> HeldOutLosses:
 def _save(result: Result[Options], path: Path, metadata: Mapping[str, str]) -> None:
     files = (path, _negative_file(path))
     for file, tokens, part in zip(files, result.trained, _parts(result.options), strict=True):
-        _ONE.save(replace(result, trained=[tokens], options=part), file, metadata)
+        _ONE.save(Result([tokens], result.backbone, result.base, part, result.feed), file, metadata)
 
 
 METHOD = replace(

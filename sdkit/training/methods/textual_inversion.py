@@ -59,7 +59,7 @@ def _dataset(folder: Path, options: Options) -> Dataset:
     return naming(dataset, options.token, templates_of(options.property_))
 
 
-def _vectors(options: Options, artifact: Artifact | None) -> int:
+def vectors_of(options: Options, artifact: Artifact | None) -> int:
     """How many rows are trained: as many as asked for, else as a file to begin with has, else one."""
     if options.vectors is not None or artifact is None:
         return options.vectors or 1
@@ -79,7 +79,7 @@ def _size(model: Model, options: Options) -> Size:
         with open_weights(options.init_file) as weights:
             artifact = read_adapter(weights, model)
         check_fits(artifact, widths, f"this {model.family} base")
-    count = _vectors(options, artifact) * sum(widths.values())
+    count = vectors_of(options, artifact) * sum(widths.values())
     return Size(count, len(widths), count * item + 2500)
 
 
@@ -109,7 +109,7 @@ def _trainables(backbone: Backbone, options: Options, rng: StepRNG) -> list[Trai
     if options.init_file is not None:
         with open_weights(options.init_file) as weights:
             artifact = read_adapter(weights, backbone.model)
-            rows = rows_of_file(artifact, backbone, _vectors(options, artifact))
+            rows = rows_of_file(artifact, backbone, vectors_of(options, artifact))
     elif options.init:
         rows = rows_of_text(backbone, options.init, options.vectors or 1)
     else:
