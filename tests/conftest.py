@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import os
+import sys
 
 # Before torch is imported: each of xdist's workers would start a thread per core, and they would wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -20,6 +21,14 @@ from tiny import write_configs, write_sdxl_configs
 
 from sdkit.weights import DTYPES
 from sdkit.weights.header import build_header
+
+
+@pytest.fixture(autouse=True)
+def gradients_stay_on() -> Iterator[None]:
+    """A generator that stops within `torch.no_grad` would take the gradients from every test after it."""
+    yield
+    torch = sys.modules.get("torch")
+    assert torch is None or torch.is_grad_enabled()
 
 
 @pytest.fixture(scope="session")

@@ -6,16 +6,21 @@ import os
 from pathlib import Path
 
 from sdkit.core.errors import SdkitError
+from sdkit.families.bases import TINY, resolve_base
 from sdkit.registry.registry import is_on, open_registry, registry_exists
 
 
 def resolve(text: str | os.PathLike[str]) -> Path:
     """The path a person means: one that exists, else the file of the model of that name, else the text as it is.
 
+    ``tiny`` is always the base that comes with sdkit, whatever else is called so.
+
     Raises:
         SdkitError: several models have that name, or the file of the one that has it is gone.
     """
     path = Path(text)
+    if text == TINY and not os.path.lexists(text):
+        return resolve_base(text)
     if not isinstance(text, str) or os.path.lexists(text) or not _may_be_name(text):
         return path
     with open_registry() as registry:

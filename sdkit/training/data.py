@@ -151,7 +151,8 @@ def _masked(sample: Sample, choice: str, folder: Path | None) -> Sample:
 
 def _mask_notes(folder: Path, samples: list[Sample], choice: str) -> Iterator[str]:
     if not choice:
-        unused = sum(is_mask(path, _pictures(folder)) for path in _pictures(folder))
+        pictures = _pictures(folder)
+        unused = len(pictures) - len(_unmasking(pictures))
         if unused:
             yield f"{unused} masks are not used; mask=files uses them"
         return
@@ -217,7 +218,8 @@ def _pictures(folder: Path) -> list[Path]:
 
 def _unmasking(pictures: list[Path]) -> list[Path]:
     """Those that are no masks of others."""
-    return [path for path in pictures if not is_mask(path, pictures)]
+    known = set(pictures)
+    return [path for path in pictures if not is_mask(path, known)]
 
 
 def _nothing_found(folder: Path) -> SdkitError:

@@ -43,7 +43,7 @@ def stream(tmp_path: Path, method: Method, tensors: list[torch.Tensor], threads:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", sorted(methods()))
+@pytest.mark.parametrize("name", [name for name in sorted(methods()) if not load_method(name).sees_wholes])
 def test_tiles_give_what_whole_tensors_give(
     name: str, shape: tuple[int, ...], tmp_path: Path, small_tiles: None
 ) -> None:

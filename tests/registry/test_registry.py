@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 
 from sdkit.core.errors import SdkitError, UsageError
 from sdkit.core.paths import cache_folder, data_folder
+from sdkit.families.bases import resolve_base
 from sdkit.jobs.models.edit import remove_models
 from sdkit.jobs.models.files import add_models, scan_models
 from sdkit.jobs.models.verify import verify_models
@@ -319,3 +320,12 @@ except SystemExit:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stderr == "[]\n"
     assert [model["name"] for model in json.loads(done.stdout)["models"]] == ["fox"]
+
+
+def test_tiny_is_the_embedded_base_whatever_else_is_called_so(
+    lora: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_models([lora("tiny")])
+    monkeypatch.chdir(tmp_path / "..")
+    assert resolve("tiny") == resolve_base("tiny")
+    assert resolve("@1") == tmp_path / "tiny.safetensors"

@@ -171,3 +171,20 @@ def test_copies_are_held_out_together_and_something_is_always_left(tmp_path: Pat
         (tmp_path / f"{number}.png").unlink()
     with pytest.raises(SdkitError, match="one picture cannot be trained on and held out"):
         split_dataset(read_dataset(tmp_path, caption="x"), 0.5)
+
+
+def test_a_folder_is_listed_as_often_for_many_pictures_as_for_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed: list[Path] = []
+    iterdir = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda path: (listed.append(path), iterdir(path))[1])
+    counts = []
+    for count in (2, 20):
+        folder = tmp_path / str(count)
+        for number in range(count):
+            draw(folder / f"red fox {number}.png", size=(8, 8 + number))
+        listed.clear()
+        read_dataset(folder, caption="a fox")
+        counts.append(len(listed))
+    assert counts[0] == counts[1]
