@@ -74,7 +74,6 @@ _NOT_BAKEABLE = {
     "textual-inversion": "teaches the tokenizer a word; it changes no weight of the checkpoint",
     "hypernetwork": "transforms what attention reads while a picture is made; no change of the weights equals it",
     "aesthetic": "steers the text embedding while a picture is made; it holds no weights",
-    "custom-diffusion": "holds absolute cross-attention weights, which replace the base's instead of adding to them",
 }
 
 
@@ -91,7 +90,6 @@ class Artifact:
         tokens: what it teaches the tokenizer.
         key_value: the networks of a hypernetwork.
         steering: the vector of an aesthetic embedding.
-        replaced: absolute weights (Custom Diffusion), by hub parameter.
         unmatched: the modules in the file that the model has no place for, in the file's own names.
         notes: facts a person should see (an assumed alpha, a dialect), one sentence each.
         metadata: the file's metadata.
@@ -107,7 +105,6 @@ class Artifact:
     tokens: tuple[TokenRows, ...] = ()
     key_value: Hypernetwork | None = None
     steering: Read | None = None
-    replaced: Mapping[Target, Read] = field(default_factory=dict)
     unmatched: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)

@@ -11,6 +11,7 @@ from sdkit.adapters.artifact import Artifact
 from sdkit.core.errors import SdkitError
 from sdkit.core.plugins import Plugin, choose, find_plugins
 from sdkit.families.family import Model
+from sdkit.formats._beside import embeddings_beside, word_of
 from sdkit.formats._choice import Format, choose_format, described
 from sdkit.formats._family import adapter_family, claimed_family
 from sdkit.formats._verify import ROUNDING, verify, verify_rest, without_idle
@@ -26,6 +27,7 @@ __all__ = [
     "check_writable",
     "claimed_family",
     "described",
+    "embeddings_beside",
     "format_for",
     "formats",
     "own_metadata",
@@ -33,6 +35,7 @@ __all__ = [
     "recognise",
     "verify_rest",
     "without_idle",
+    "word_of",
     "write_adapter",
     "writing_codec",
 ]

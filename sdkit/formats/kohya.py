@@ -14,7 +14,7 @@ web UI's bundle carries along.
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -101,16 +101,18 @@ def write(
         if target.module not in names:
             raise SdkitError(f"{target.module} has no name in kohya's format", "write it as peft or diffusers")
         contents |= _lycoris_write.contents(target, delta, names[target.module], model)
-    contents |= {_token_name(rows): Read(rows.weights, rows.info) for rows in artifact.tokens}
+    several = Counter(rows.token for rows in artifact.tokens)
+    contents |= {_token_name(rows, several[rows.token]): Read(rows.weights, rows.info) for rows in artifact.tokens}
     metadata = {**metadata, **_lycoris_write.network_metadata(artifact.deltas.values())}
     write_adapter_file(path, contents, metadata, overwrite=overwrite)
 
 
-def _token_name(rows: TokenRows) -> str:
-    """The name of a token's rows in a bundle, as the web UIs read it."""
+def _token_name(rows: TokenRows, encoders: int) -> str:
+    """The name of a token's rows in a bundle, as the web UIs read it: with two text encoders both by name."""
     if rows.info.name.startswith(_BUNDLE):
         return rows.info.name
-    return f"{_BUNDLE}{rows.token}.{'clip_g' if rows.component == 'text_encoder_2' else 'string_to_param.*'}"
+    name = "clip_g" if rows.component == "text_encoder_2" else "clip_l" if encoders > 1 else "string_to_param.*"
+    return f"{_BUNDLE}{rows.token}.{name}"
 
 
 def _written_names(model: Model, dialect: str = "") -> dict[str, str]:

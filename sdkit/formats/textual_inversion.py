@@ -12,6 +12,7 @@ they are put behind the text encoder, so they are left. arXiv:2208.01618.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -50,6 +51,16 @@ _MAX_TOKENS = 64  # a file with more tensors is something else
 _MAX_ROWS = 1024
 _A1111 = "string_to_param"
 _A1111_ID = 265  # what A1111 says the word's place-holder "*" is in CLIP's vocabulary
+
+
+def plain_name(token: str) -> str:
+    """A token as part of a file name: only letters, digits and ``-_.``, never a path."""
+    return re.sub(r"[^\w.-]+", "", token)[:80].strip(".") or "token"
+
+
+def file_beside(path: Path, token: str) -> Path:
+    """Where the rows of a token lie that belongs to the adapter or model at `path`: ``NAME.TOKEN.safetensors``."""
+    return path.with_name(f"{path.name.removesuffix('.safetensors')}.{plain_name(token)}.safetensors")
 
 
 def encoder_of(key: str, info: TensorInfo) -> str:

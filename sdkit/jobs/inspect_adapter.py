@@ -96,12 +96,11 @@ def _read(weights: Weights, model: Model | None) -> tuple[Artifact | None, str]:
 
 
 def _facts(artifact: Artifact, model: Model | None) -> AdapterFacts:
-    modules = artifact.modules or tuple(sorted({target.module for target in artifact.replaced}))
     return AdapterFacts(
         changes=artifact.changes,
-        modules=modules,
-        layers=_networks(artifact) if artifact.key_value else _layers(modules),
-        blocks=_blocks(modules, model),
+        modules=artifact.modules,
+        layers=_networks(artifact) if artifact.key_value else _layers(artifact.modules),
+        blocks=_blocks(artifact.modules, model),
         tokens=tuple(_token(rows) for rows in artifact.tokens),
         layout=model.family if model is not None else "",
         unmatched=artifact.unmatched,

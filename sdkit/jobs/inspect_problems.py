@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from sdkit.families.assemble import BUFFER_SUFFIX, MARKERS
 from sdkit.families.family import Model
+from sdkit.formats.custom_diffusion import is_empty_entry
 from sdkit.jobs.inspection import Share
 from sdkit.weights import DTYPES, TensorInfo, Weights
 from sdkit.weights.metadata import public_metadata
@@ -26,7 +27,7 @@ _HARMLESS = re.compile(
     r"|.*\.(?:logit_scale|attn_mask)|cond_stage_model\.model\.(?:text_projection|transformer\.resblocks\.23\..*)"
 )
 _SCALES = ("scaled_fp8", ".scale_weight", ".weight_scale", ".comfy_quant", ".absmax")
-_ONLY_PICKLED = frozenset({"hypernetwork", "aesthetic", "custom-diffusion"})
+_ONLY_PICKLED = frozenset({"hypernetwork", "aesthetic"})
 _LONGEST_TABLE = 4096
 _SHOWN_NAMES = 3
 
@@ -44,7 +45,11 @@ def checkpoint_problems(weights: Weights, model: Model, components: Iterable[Sha
 
 def file_problems(weights: Weights, kind: str) -> Iterator[str]:
     """What is doubtful about any weight file of a kind, see `Inspection.kind`."""
-    empty = [name for name, info in weights.tensors.items() if info.numel == 0 and name not in MARKERS]
+    empty = [
+        name
+        for name, info in weights.tensors.items()
+        if info.numel == 0 and name not in MARKERS and not is_empty_entry(name, info)
+    ]
     if empty:
         yield f"{counted(empty, 'tensor')} hold nothing and are no known markers"
     yield from _two_namings(weights)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from sdkit.adapters.artifact import Artifact
 from sdkit.core.errors import SdkitError
 from sdkit.families.family import Model
-from sdkit.formats import adapter_family, read_adapter, recognise
+from sdkit.formats import adapter_family, embeddings_beside, read_adapter, recognise
 from sdkit.generation.prompt import Tag
 from sdkit.jobs.find_adapter import Shelf
 from sdkit.jobs.merge_checks import check_is_adapter
@@ -33,7 +33,7 @@ class UsedAdapter:
     Attributes:
         name: its file's name, as a prompt calls it.
         path: its file.
-        kind: ``lora``, ``textual-inversion`` or ``hypernetwork``.
+        kind: as `Artifact.kind`.
         unet: its strength in the U-Net.
         text_encoder: its strength in the text encoders.
     """
@@ -152,10 +152,16 @@ class Library:
                 f"{weights.path}: was made for {family} ({reason}), the base is {self._model.family}",
                 f"draw with a {family} base",
             )
-        artifact = _called_by_file(read_adapter(weights, self._model))
+        artifact = self._with_words(_called_by_file(read_adapter(weights, self._model)))
         self._opened[weights.path.resolve()] = artifact
         self.notes += [f"{weights.path.name}: {note}" for note in artifact.notes]
         return artifact
+
+    def _with_words(self, artifact: Artifact) -> Artifact:
+        """The adapter with the words that lie in files of their own beside it."""
+        files = embeddings_beside(artifact) if artifact.kind != "textual-inversion" else []
+        words = [read_adapter(self._open(file), self._model).tokens for file in files]
+        return replace(artifact, tokens=(*artifact.tokens, *(rows for own in words for rows in own)))
 
 
 def _called_by_file(artifact: Artifact) -> Artifact:

@@ -63,7 +63,7 @@ def sample_requests(prompts: Sequence[str], options: TrainOptions, backbone: Bac
     side = options.resolution // step * step if options.resolution else None
     settings: dict[str, Any] = {"steps": options.sample_steps, "cfg": options.sample_cfg, "width": side, "height": side}
     requests = [
-        checked(Request(prompt, seed=options.sample_seed + number, **settings), backbone)
+        checked(Request(prompt, options.sample_negative, seed=options.sample_seed + number, **settings), backbone)
         for number, prompt in enumerate(prompts)
     ]
     with torch.no_grad():

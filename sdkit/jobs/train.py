@@ -97,7 +97,7 @@ class _Run:
         if request.options.tensorboard:
             check_tensorboard()
         if not dry_run:
-            request.folder.check(resume=resume, force=force)
+            request.folder.check(resume=resume, force=force, beside=request.beside)
         base = look_at_base(request.base)
         pictures = read_pictures(request, base)
         plan = make_plan(

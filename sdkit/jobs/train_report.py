@@ -21,6 +21,7 @@ class TrainReport(Report):
 
     Attributes:
         output: the file.
+        saved: further files beside it.
         plan: what was planned.
         step: steps finished.
         finished: whether all steps are done and the file is written.
@@ -38,6 +39,7 @@ class TrainReport(Report):
     """
 
     output: str
+    saved: tuple[str, ...]
     plan: Plan
     step: int
     finished: bool
@@ -92,6 +94,7 @@ class Account:
         last, validation, result = self.losses[-LAST:], self.validation, request.folder.result
         return TrainReport(
             output=str(result),
+            saved=tuple(map(str, request.beside)),
             plan=plan,
             step=step,
             finished=finished,

@@ -51,6 +51,11 @@ class TrainRequest:
     notes: tuple[str, ...]
 
     @property
+    def beside(self) -> tuple[Path, ...]:
+        """Further files of the result."""
+        return tuple(self.method.beside(self.folder.result, self.options))
+
+    @property
     def resume_line(self) -> str:
         """The command that goes on with the run."""
         words = ["sdkit", "train", self.name, "--base", str(self.base), "--data", str(self.data)]

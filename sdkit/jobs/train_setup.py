@@ -160,7 +160,8 @@ def _validation(
         return None
     sizes = buckets(base, request.options)
     held_out = [feed.held_out(sample, nearest_size(sample.size, sizes)) for sample in pictures.held_out.samples]
-    return lambda: request.method.held_out(backbone, held_out)
+    losses = request.method.held_out(request.options)
+    return lambda: losses(backbone, held_out)
 
 
 def _samples(request: TrainRequest, backbone: Backbone) -> Samples | None:

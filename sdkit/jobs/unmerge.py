@@ -187,10 +187,11 @@ def _with_strength(entry: PathLike | tuple[PathLike, float | None], recipe: Mapp
 
 
 def _check_subtractable(path: Path) -> None:
-    """Refuse DoRA, whose change of the merged weights is not the one it made of the base."""
+    """Refuse DoRA and its like, whose change of the merged weights is not the one it made of the base."""
     with open_weights(path) as weights:
-        if any(is_relative(delta) for delta in read_adapter(weights).deltas.values()):
-            raise SdkitError(f"{path}: holds DoRA, which cannot be subtracted", "only --undo restores the base")
+        kind = next((delta.kind for delta in read_adapter(weights).deltas.values() if is_relative(delta)), None)
+        if kind is not None:
+            raise SdkitError(f"{path}: holds {kind}, which cannot be subtracted", "only --undo restores the base")
 
 
 def _factor(recipe: Mapping[str, Any], name: str) -> float:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from sdkit.adapters.artifact import TokenRows
+from sdkit.formats.textual_inversion import plain_name
 from sdkit.weights.writer import SafetensorsWriter
 
 
@@ -40,8 +40,3 @@ def save_tokens(group: tuple[TokenRows, ...], path: Path, *, overwrite: bool) ->
     for key, rows in zip(keys, group, strict=True):
         writer.write_tensor(key, rows.weights.read(rows.info))
     return writer
-
-
-def plain_name(token: str) -> str:
-    """A token as part of a file name: only letters, digits and ``-_.``, never a path."""
-    return re.sub(r"[^\w.-]+", "", token)[:80].strip(".") or "token"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +16,7 @@ from sdkit.registry.recipes import Made, made_by
 from sdkit.weights import Weights, open_weights
 from sdkit.weights.content import sample_id
 from sdkit.weights.dtypes import DType
+from sdkit.weights.metadata import trigger_words
 
 _UNDO_KEY = "sdkit.undo"
 _OWN_KIND = frozenset({"textual-inversion", "hypernetwork", "aesthetic", "custom-diffusion"})
@@ -147,7 +147,7 @@ def _rank(weights: Weights) -> int | None:
 
 def _triggers(metadata: Mapping[str, str]) -> Sequence[str]:
     """The words sdkit has written, else ModelSpec's."""
-    return _strings(metadata.get("sdkit.trigger_words", "")) or metadata.get("modelspec.trigger_phrase", "").split(",")
+    return trigger_words(metadata) or metadata.get("modelspec.trigger_phrase", "").split(",")
 
 
 def _tokens(weights: Weights) -> list[str]:
@@ -159,11 +159,3 @@ def _tokens(weights: Weights) -> list[str]:
 def unique(words: Iterable[str]) -> tuple[str, ...]:
     """Words without empty ones and repetitions, none too long."""
     return tuple(dict.fromkeys(word.strip()[:_LONGEST] for word in words if word.strip()))
-
-
-def _strings(text: str) -> Sequence[str]:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return ()
-    return [entry for entry in value if isinstance(entry, str)] if isinstance(value, list) else ()

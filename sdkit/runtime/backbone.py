@@ -250,9 +250,13 @@ class Backbone(ABC):
         """Pictures [b, 3, h, w] in −1…1 from latents in the denoiser's scale."""
         import torch
 
-        shift = self.vae.config.get("shift_factor") or 0.0
         with torch.no_grad():
-            pictures: torch.Tensor = self.vae.decode(latents.float() / self.vae.config.scaling_factor + shift).sample
+            return self.decoded(latents)
+
+    def decoded(self, latents: torch.Tensor) -> torch.Tensor:
+        """As `decode`, with gradients."""
+        shift = self.vae.config.get("shift_factor") or 0.0
+        pictures: torch.Tensor = self.vae.decode(latents.float() / self.vae.config.scaling_factor + shift).sample
         return pictures
 
     # Text

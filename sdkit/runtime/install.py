@@ -110,10 +110,6 @@ def check_installable(artifact: Artifact, backbone: Backbone) -> None:
             f"{artifact.source.path}: nothing of it applies to the base {backbone.base_name} ({artifact.kind})",
             "`sdkit inspect` shows what it holds and what it was made for",
         )
-    if artifact.replaced:
-        raise SdkitError(
-            f"{artifact.source.path}: {artifact.not_bakeable}, so it cannot be put live on {backbone.base_name}"
-        )
     if artifact.unmatched:
         raise SdkitError(
             f"{artifact.source.path}: {len(artifact.unmatched)} modules have no place in the base "

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sdkit.runtime.backbone import Backbone, Cond, Frame, Latents
+from sdkit.runtime.guidance import Guidance
 from sdkit.runtime.rng import StepRNG
 
 if TYPE_CHECKING:
@@ -40,12 +41,20 @@ class HeldOut:
 
 
 def held_out_losses(
-    backbone: Backbone, pictures: Sequence[HeldOut], *, pairs: int = PAIRS, seed: int = 0
+    backbone: Backbone,
+    pictures: Sequence[HeldOut],
+    *,
+    pairs: int = PAIRS,
+    seed: int = 0,
+    guidance: Guidance | None = None,
 ) -> torch.Tensor:
     """The loss of every pair, [pictures, pairs], float32 on the CPU.
 
     Timesteps are spread evenly over the schedule; noise is a function of the seed, the picture and the pair. Nothing is
     dropped out, so that a run can be looked at in its midst.
+
+    Args:
+        guidance: makes the prediction; None to take the denoiser's own.
     """
     import torch
 
@@ -63,7 +72,8 @@ def held_out_losses(
             cond = _repeated(backbone.framed(text, [picture.frame or Frame.whole(picture.size)]), pairs)
             noised = backbone.schedule.noise(clean, noise, timesteps)
             target = backbone.schedule.target(clean, noise, timesteps)
-            error = backbone.denoise(noised, timesteps, cond).float() - target
+            predict = guidance or type(backbone).denoise
+            error = predict(backbone, noised, timesteps, cond).float() - target
             mask = picture.mask.to(backbone.device) if picture.mask is not None else None
             rows.append(masked_mean(error.square(), mask).cpu())
     return torch.stack(rows)

@@ -52,6 +52,13 @@ class NoiseSchedule:
         signal, rest = self._factors(clean, timesteps)
         return signal * noise - rest * clean
 
+    def clean(self, noised: torch.Tensor, prediction: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """The clean picture that a prediction [b, …] amounts to."""
+        signal, rest = self._factors(noised, timesteps)
+        if self.prediction == "epsilon":
+            return (noised - rest * prediction) / signal
+        return signal * noised - rest * prediction
+
     def snr(self, timesteps: torch.Tensor) -> torch.Tensor:
         """Signal to noise ratio ᾱ / (1 − ᾱ) at `timesteps`."""
         alphas = self.alphas[timesteps]

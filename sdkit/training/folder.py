@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -71,8 +71,11 @@ class RunFolder:
         """TensorBoard's files."""
         return self.folder / "tensorboard"
 
-    def check(self, *, resume: bool, force: bool) -> None:
+    def check(self, *, resume: bool, force: bool, beside: Sequence[Path] = ()) -> None:
         """Refuse to begin where another run has been.
+
+        Args:
+            beside: further files of the result.
 
         Raises:
             SdkitError: there is a result or a state, and neither `resume` nor `force` says what to do with it.
@@ -83,10 +86,9 @@ class RunFolder:
             raise SdkitError(
                 f"{self.states}: a run is saved here", "continue it with --resume, or start again with --force"
             )
-        if self.result.exists():
-            raise SdkitError(
-                f"{self.result}: already exists", "choose another place with -o, or replace it with --force"
-            )
+        there = next((path for path in (self.result, *beside) if path.exists()), None)
+        if there is not None:
+            raise SdkitError(f"{there}: already exists", "choose another place with -o, or replace it with --force")
 
     def begin(self, *, resume: bool) -> None:
         """Make the folder; without `resume`, forget an earlier run."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,3 +30,9 @@ def base_tokenizer(base: Path, text_config: Mapping[str, Any]) -> Any:
 
     with open_weights(base) as weights:
         return load_tokenizer(weights, "text_encoder", int(text_config["vocab_size"]))
+
+
+def word_for(name: str) -> str:
+    """A new word for the result called `name`: in brackets, so that it is none that anybody writes by chance."""
+    plain = re.sub(r"[^\w.-]+", "-", name)
+    return f"<{plain}>"

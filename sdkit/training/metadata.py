@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 
 import sdkit
 from sdkit.core.hashing import quick_id
@@ -12,9 +13,8 @@ from sdkit.runtime.backbone import Backbone
 from sdkit.training.data import Dataset
 from sdkit.training.options import TrainOptions, keys
 from sdkit.weights import open_weights
-from sdkit.weights.metadata import RECIPE_KEY, VERSION_KEY, parent
+from sdkit.weights.metadata import RECIPE_KEY, TRIGGERS_KEY, VERSION_KEY, parent
 
-TRIGGERS_KEY = "sdkit.trigger_words"
 _KOHYA_VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
 _ARCHITECTURES = {
     "sd1": "stable-diffusion-v1",
@@ -67,6 +67,12 @@ def _effective(options: TrainOptions) -> set[str]:
     known = keys(type(options)).values()
     words = {key.word for key in known if not key.declaration.without_effect}
     return words - {"init"} if options.init_file is not None else words
+
+
+def of_kind(metadata: Mapping[str, str], kind: str) -> dict[str, str]:
+    """The same of another file of the run, which is a `kind` as ModelSpec calls it."""
+    key = "modelspec.architecture"
+    return {**metadata, key: f"{metadata[key].partition('/')[0]}/{kind}"}
 
 
 def trigger_words(dataset: Dataset, token: str) -> list[str]:

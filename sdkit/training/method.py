@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from sdkit.training.plan import Base
     from sdkit.training.trainable import Trainable
 
+HeldOutLosses = Callable[["Backbone", Sequence[HeldOut]], "torch.Tensor"]
+
 
 @dataclass(frozen=True, slots=True)
 class Size:
@@ -94,10 +96,12 @@ class Method(Generic[Options]):
         objective: makes what is minimised.
         save: writes the result to a path with this metadata, whole or not at all, and checks what was written.
         suffix: of the file it writes; empty for a folder; None where it is as the base is.
+        beside: the further files it writes beside the result's, given the result's path.
         modelspec: what ModelSpec calls such a file, behind its architecture; empty for a base.
         trains_base: whether the base's own weights are trained, and not something small beside them.
         component: the component that is run: ``unet`` or ``vae``.
-        held_out: the losses of held-out pictures, [pictures, pairs].
+        held_out: gives the losses of held-out pictures, [pictures, pairs].
+        passes: how often a step runs the denoiser on each picture.
         settle: fills in options that depend on the result's name.
         dataset: reads a folder of pictures and gives them the captions they are shown with.
         notes: what a person should know of these options with this base and these pictures.
@@ -111,10 +115,12 @@ class Method(Generic[Options]):
     objective: Callable[[Options], Objective]
     save: Callable[[Result[Options], Path, Mapping[str, str]], None]
     suffix: Callable[[Options], str | None] = lambda options: ".safetensors"
+    beside: Callable[[Path, Options], Sequence[Path]] = lambda path, options: ()
     modelspec: str = "lora"
     trains_base: bool = False
     component: str = "unet"
-    held_out: Callable[[Backbone, Sequence[HeldOut]], torch.Tensor] = held_out_losses
+    held_out: Callable[[Options], HeldOutLosses] = lambda options: held_out_losses
+    passes: int = 1
     settle: Callable[[Options, str], Options] = lambda options, name: options
     dataset: Callable[[Path, Options], Dataset] = read_captioned
     notes: Callable[[Base, Dataset, Options], Sequence[str]] = lambda base, dataset, options: ()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sdkit.training.options import IsFile, TrainOptions, fixed, option
+from sdkit.training.options import IsFile, TrainOptions, always, fixed, option
 
 
 def _is_mask_folder(text: str, is_file: IsFile) -> bool:
@@ -31,7 +31,7 @@ class DenoisingOptions(TrainOptions):
     snr_gamma: float | None = option(None, "min-SNR weighting, usually 5", minimum=0.0)
     noise_offset: float = option(0.0, "noise common to a whole picture", minimum=0.0)
     prediction: str | None = option(None, "epsilon or v_prediction, where the base does not say")
-    prior_weight: float = fixed(1.0)  # of pictures of the class, which only DreamBooth has
+    prior_weight: float = fixed(1.0)  # of pictures of the class: see `PriorOptions`
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,16 @@ class TextEncoderOptions:
     def text_lr(self, lr: float) -> float:
         """The text encoder's learning rate, beside that of the rest."""
         return lr if self.te_lr is None else self.te_lr
+
+
+@dataclass(frozen=True)
+class PriorOptions:
+    """Of methods that may show pictures of the subject's class beside those of the subject (prior preservation)."""
+
+    class_: str | None = option(None, "what the subject is one of; turns prior preservation on")
+    class_images: int = option(200, "pictures of the class; the base draws those that are not there", minimum=1)
+    class_data: str = option("", "folder of pictures of the class, instead of drawn ones", names_file=always)
+    prior_weight: float = option(1.0, "weight of the class pictures", minimum=0.0)
 
 
 @dataclass(frozen=True)

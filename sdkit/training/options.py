@@ -161,6 +161,7 @@ class TrainOptions:
     sample: str = watching(
         "", "prompts drawn on the way: several with | between, or a .txt file with one a line", names_file=_is_text_file
     )
+    sample_negative: str = watching("", "negative prompt of the samples")
     sample_every: int = watching(0, "steps between samples; 0 draws only before and after", minimum=0)
     sample_steps: int = watching(20, "steps of the sampler", minimum=1)
     sample_cfg: float = watching(7.0, "guidance of the samples", minimum=0.0)

@@ -243,7 +243,7 @@ def _looks(method: Method[Any], options: TrainOptions, steps: int, held_out: int
     validated = 2 + (steps // options.validate_every if options.validate_every else 0)
     sampled = 2 + (steps // options.sample_every if options.sample_every else 0)
     pairs = PAIRS if method.component == "unet" else 1
-    return held_out * pairs * validated + prompts * GUIDED * options.sample_steps * sampled
+    return held_out * pairs * method.passes * validated + prompts * GUIDED * options.sample_steps * sampled
 
 
 def _grouped(dataset: Dataset, sizes: list[Size]) -> dict[Size, int]:
@@ -295,11 +295,11 @@ def _estimate(
         cost = step_cost(base.configs["unet"], shape, _tokens(base.configs))
         encoding = encoder_cost(base.configs["vae"], (width, height))
     item = dtype.itemsize / 4
-    activations = cost.activation_bytes * item * shown * (0.15 if options.checkpointing else 1.0)
+    activations = cost.activation_bytes * item * shown * method.passes * (0.15 if options.checkpointing else 1.0)
     machine = measured_machine(device, dtype)
     batch = cost.seconds(
         machine,
-        batch=shown,
+        batch=shown * method.passes,
         frozen=not method.trains_base,
         checkpointing=options.checkpointing,
         layers=0 if method.trains_base else layers,

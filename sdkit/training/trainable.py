@@ -15,11 +15,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Parameters with a learning rate of their own."""
+    """Parameters with a learning rate of their own.
+
+    Attributes:
+        name: for people.
+        parameters: see `Trainable.parameters`.
+        lr: learning rate.
+        ema: decay of their moving average; None for the run's.
+    """
 
     name: str
     parameters: list[nn.Parameter]
     lr: float
+    ema: float | None = None
 
 
 class Trainable(Protocol):

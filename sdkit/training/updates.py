@@ -34,7 +34,7 @@ class Updater:
         device: where the parameters are.
         dtype: what is computed in.
         max_grad_norm: gradients longer than this are shortened; 0 leaves them.
-        ema: decay of the moving average; None for none.
+        ema: decay of the moving average of groups that have none of their own; None for none.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Updater:
         self._max_grad_norm = max_grad_norm
         self._processes = processes or Processes()
         self._scaler = torch.amp.GradScaler(device.type, enabled=self.scaled)
-        self._ema = _moving_average(self.parameters.values(), ema)
+        self._averages = _moving_averages(trainables, ema)
         self._skips_on_device = getattr(optimizer, "_step_supports_amp_scaling", False)
 
     @property
@@ -95,8 +95,8 @@ class Updater:
             torch.nn.utils.clip_grads_with_norm_(list(self.parameters.values()), self._max_grad_norm, norm)
         self._guarded_step(norm)
         self.optimizer.zero_grad(set_to_none=True)
-        if self._ema is not None:
-            self._ema.step(self.parameters.values())
+        for average, parameters in self._averages:
+            average.step(parameters)
         return Update(lr, norm)
 
     def _guarded_step(self, norm: torch.Tensor) -> None:
@@ -121,15 +121,14 @@ class Updater:
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """The moving averages in the places of the parameters while the context lasts."""
-        if self._ema is None:
-            yield
-            return
-        self._ema.store(self.parameters.values())
-        self._ema.copy_to(self.parameters.values())
+        for average, parameters in self._averages:
+            average.store(parameters)
+            average.copy_to(parameters)
         try:
             yield
         finally:
-            self._ema.restore(self.parameters.values())
+            for average, parameters in self._averages:
+                average.restore(parameters)
 
     def state(self) -> dict[str, Any]:
         """Everything that decides the next step."""
@@ -137,7 +136,7 @@ class Updater:
             "parameters": dict(self.parameters),
             "optimizer": self.optimizer.state_dict()["state"],
             "scaler": self._scaler.state_dict(),
-            "ema": self._ema.state_dict() if self._ema is not None else None,
+            "ema": [average.state_dict() for average, _ in self._averages],
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -160,9 +159,10 @@ class Updater:
         self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
         self.optimizer.zero_grad(set_to_none=True)
         self._scaler.load_state_dict(state["scaler"])
-        if self._ema is not None and state["ema"] is not None:
-            self._ema.load_state_dict(state["ema"])
-            self._ema.to(self._device)
+        averages = [state["ema"]] if isinstance(state["ema"], Mapping) else state["ema"] or ()  # once there was one
+        for (average, _), found in zip(self._averages, averages, strict=True):
+            average.load_state_dict(found)
+            average.to(self._device)
 
 
 def named_parameters(trainables: Sequence[Trainable]) -> dict[str, nn.Parameter]:
@@ -174,9 +174,15 @@ def named_parameters(trainables: Sequence[Trainable]) -> dict[str, nn.Parameter]
     }
 
 
-def _moving_average(parameters: Any, decay: float | None) -> Any:
-    if decay is None:
-        return None
+def _moving_averages(trainables: Sequence[Trainable], usual: float | None) -> list[tuple[Any, list[nn.Parameter]]]:
+    """The moving averages, one for each decay, with the parameters they are of."""
     from diffusers.training_utils import EMAModel
 
-    return EMAModel(list(parameters), decay=decay)
+    groups = [group for trainable in trainables for group in trainable.groups()]
+    own = {parameter: group.ema for group in groups for parameter in group.parameters}
+    by_decay: dict[float, list[nn.Parameter]] = {}
+    for parameter in named_parameters(trainables).values():
+        decay = usual if own[parameter] is None else own[parameter]
+        if decay is not None:
+            by_decay.setdefault(decay, []).append(parameter)
+    return [(EMAModel(parameters, decay=decay), parameters) for decay, parameters in by_decay.items()]

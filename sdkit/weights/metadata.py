@@ -19,6 +19,7 @@ import sdkit
 
 RECIPE_KEY = "sdkit.recipe"
 VERSION_KEY = "sdkit.version"
+TRIGGERS_KEY = "sdkit.trigger_words"
 MERGED_FROM_KEY = "modelspec.merged_from"
 UI_RECIPE_KEY, UI_MODELS_KEY = "sd_merge_recipe", "sd_merge_models"
 
@@ -129,6 +130,15 @@ def _for_web_uis(base: Mapping[str, str], recipe: Mapping[str, object]) -> dict[
 def read_recipe(metadata: Mapping[str, str]) -> dict[str, object] | None:
     """The recipe sdkit wrote into a file; None where there is none, or something else stands in its place."""
     return _json_table(metadata.get(RECIPE_KEY, "")) or None
+
+
+def trigger_words(metadata: Mapping[str, str]) -> list[str]:
+    """The words that sdkit wrote into a file as those that call up what it was taught."""
+    try:
+        words = json.loads(metadata.get(TRIGGERS_KEY, ""))
+    except (ValueError, RecursionError):
+        return []
+    return [word for word in words if isinstance(word, str)] if isinstance(words, list) else []
 
 
 def _json_table(text: str) -> dict[str, object]:

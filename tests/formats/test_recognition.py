@@ -70,9 +70,9 @@ def test_custom_diffusion(pickled, shapes):
     weights = pickled(shapes)
     assert recognise(weights)[0] == "custom-diffusion"
     artifact = read_adapter(weights)
-    assert artifact.kind == "custom-diffusion" and len(artifact.replaced) == 1
-    assert next(iter(artifact.replaced)).name.endswith("attn2.to_k.weight")
-    assert artifact.not_bakeable and len(artifact.tokens) == len(shapes) - 1
+    assert artifact.kind == "custom-diffusion" and len(artifact.deltas) == 1
+    assert next(iter(artifact.deltas)).name.endswith("attn2.to_k.weight")
+    assert not artifact.not_bakeable and len(artifact.tokens) == len(shapes) - 1
 
 
 def test_a_checkpoint_is_no_adapter_and_every_codec_says_why(pickled):

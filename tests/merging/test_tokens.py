@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sdkit.adapters.artifact import TokenRows
-from sdkit.merging.tokens import plain_name, save_tokens, token_paths
+from sdkit.formats.textual_inversion import plain_name
+from sdkit.merging.tokens import save_tokens, token_paths
 from sdkit.weights import open_weights
 
 

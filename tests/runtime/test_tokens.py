@@ -209,14 +209,19 @@ def test_an_embedding_of_another_family_is_refused(
             pass
 
 
-def test_words_beside_what_cannot_be_live_are_not_installed_alone(backbone: Backbone, tmp_path: Path) -> None:
-    name = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
-    tensors = {name: torch.ones(64, 24), "modifier_token.<new1>": torch.ones(24)}
+def test_words_beside_whole_weights_are_installed_with_them(backbone: Backbone, tmp_path: Path) -> None:
+    name = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
+    tensors = {f"{name}.weight": torch.ones(64, 24), "modifier_token.<new1>": torch.ones(24)}
+    before = backbone.module(name).weight
     with open_weights(file_of(tmp_path / "x.safetensors", tensors)) as weights:
         artifact = read_adapter(weights, backbone.model)
-        assert artifact.kind == "custom-diffusion" and artifact.tokens
-        with pytest.raises(SdkitError, match="absolute cross-attention weights"), install(artifact, backbone):
-            pass
+        assert artifact.kind == "custom-diffusion"
+        with install(artifact, backbone) as count:
+            assert count == 2 and torch.equal(backbone.module(name).weight, torch.ones(64, 24))
+            assert list(installed_words(backbone, ENCODER)) == ["<new1>"]
+        with install(artifact, backbone, 0.5):
+            torch.testing.assert_close(backbone.module(name).weight, (before + 1) / 2)
+    assert backbone.module(name).weight is before and not installed_words(backbone, ENCODER)
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pt"])

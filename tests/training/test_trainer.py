@@ -48,7 +48,7 @@ def make(tiny_base: Path, pictures: Path, tmp_path: Path) -> Make:
             TensorCache(None),
             settings,
             objective.inputs,
-            keep_text=not trained[0].trains_text,
+            keep_text=not any(one.trains_text for one in trained),
         )
         optimizer = make_optimizer(options.optimizer, [g for t in trained for g in t.groups()], options.weight_decay)
         updater = Updater(
@@ -92,6 +92,9 @@ def losses(events: list[Event]) -> list[float]:
         {"precision": "fp16", "algo": "lokr"},
         {"method": "hypernetwork", "activation": "relu", "layer_norm": True, "layer_dropout": 0.3},
         {"method": "textual_inversion", "vectors": 2, "init": "ball", "caption": "{}", "ema": 0.9},
+        {"method": "custom_diffusion", "layers": "all", "ema": 0.9, "accumulate": 2},
+        {"method": "dreamartist", "ema": 0.9, "negative_ema": 0.5, "reconstruction": 0.1, "init": "b"},
+        {"method": "pivotal", "rank": 2, "ema": 0.9, "init": "b"},
         {"algo": "dora", "conv_rank": 1},
         {"algo": "loha", "checkpointing": True},
         {"algo": "lokr", "factor": 4, "decompose_both": True, "text_encoder": True},
@@ -105,6 +108,9 @@ def losses(events: list[Event]) -> list[float]:
         "fp16",
         "hypernetwork",
         "embedding",
+        "custom-diffusion",
+        "dreamartist",
+        "pivotal",
         "dora",
         "loha",
         "lokr",

@@ -189,7 +189,8 @@ def describe(report: Any) -> list[str]:
     loss = f", loss {report.loss:.4f}" if report.loss is not None else ""
     memory = f", {report.peak_memory_mib:.0f} MiB" if report.peak_memory_mib else ""
     size = human_bytes(report.output_bytes)
-    return [*lines, f"wrote {report.output} ({size}) after {report.step} steps{loss} in {report.seconds:.0f} s{memory}"]
+    lines.append(f"wrote {report.output} ({size}) after {report.step} steps{loss} in {report.seconds:.0f} s{memory}")
+    return [*lines, *(f"and {path}" for path in report.saved)]
 
 
 def _class_lines(prior: Any) -> list[str]:

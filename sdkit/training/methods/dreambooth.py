@@ -16,22 +16,19 @@ from sdkit.training.data import Dataset
 from sdkit.training.identifier import base_tokenizer, known_words
 from sdkit.training.method import Method, Prior, read_captioned
 from sdkit.training.methods import fine_tune, lora
-from sdkit.training.options import always, option
+from sdkit.training.option_sets import PriorOptions
+from sdkit.training.options import option
 from sdkit.training.plan import Base
 
 MAX_PIECES = 3  # a word that falls into more tokens is hard to learn, and easily learnt into each of them
 
 
 @dataclass(frozen=True)
-class SubjectOptions:
+class SubjectOptions(PriorOptions):
     """Of whatever learns a subject. The defaults of each form are those of the authors' and diffusers' own recipes."""
 
     token: str = option("sks", "the subject's word: a rare one")
     as_: str = option("weights", "what learns: weights (the base itself) or lora")
-    class_: str | None = option(None, "what the subject is one of; turns prior preservation on")
-    class_images: int = option(200, "pictures of the class; the base draws those that are not there", minimum=1)
-    class_data: str = option("", "folder of pictures of the class, instead of drawn ones", names_file=always)
-    prior_weight: float = option(1.0, "weight of the class pictures", minimum=0.0)
 
 
 @dataclass(frozen=True)
@@ -65,7 +62,7 @@ def instance_prompt(options: Options) -> str:
     return options.caption or " ".join(filter(None, ("a", options.token, options.class_)))
 
 
-def prior(options: Options) -> Prior | None:
+def prior(options: PriorOptions) -> Prior | None:
     """The pictures of the class; None where none are wanted.
 
     Raises:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from sdkit.formats.textual_inversion import SUFFIXES
 from sdkit.runtime.tokens import check_fits, token_widths
 from sdkit.training.captions import PLACE, cut_off, naming, templates_of
 from sdkit.training.data import Dataset
-from sdkit.training.identifier import base_tokenizer, known_words
+from sdkit.training.identifier import base_tokenizer, known_words, word_for
 from sdkit.training.method import Method, Result, Size, read_captioned
 from sdkit.training.option_sets import DenoisingOptions
 from sdkit.training.options import is_init_file, option
@@ -52,9 +51,7 @@ class Options(DenoisingOptions):
 
 
 def _settle(options: Options, name: str) -> Options:
-    """The word is called like the result, in brackets, so that it is none that anybody writes by chance."""
-    plain = re.sub(r"[^\w.-]+", "-", name)
-    return options if options.token else replace(options, token=f"<{plain}>")
+    return options if options.token else replace(options, token=word_for(name))
 
 
 def _dataset(folder: Path, options: Options) -> Dataset:
@@ -62,7 +59,7 @@ def _dataset(folder: Path, options: Options) -> Dataset:
     return naming(dataset, options.token, templates_of(options.property_))
 
 
-def _vectors(options: Options, artifact: Artifact | None) -> int:
+def vectors_of(options: Options, artifact: Artifact | None) -> int:
     """How many rows are trained: as many as asked for, else as a file to begin with has, else one."""
     if options.vectors is not None or artifact is None:
         return options.vectors or 1
@@ -82,7 +79,7 @@ def _size(model: Model, options: Options) -> Size:
         with open_weights(options.init_file) as weights:
             artifact = read_adapter(weights, model)
         check_fits(artifact, widths, f"this {model.family} base")
-    count = _vectors(options, artifact) * sum(widths.values())
+    count = vectors_of(options, artifact) * sum(widths.values())
     return Size(count, len(widths), count * item + 2500)
 
 
@@ -112,13 +109,13 @@ def _trainables(backbone: Backbone, options: Options, rng: StepRNG) -> list[Trai
     if options.init_file is not None:
         with open_weights(options.init_file) as weights:
             artifact = read_adapter(weights, backbone.model)
-            rows = rows_of_file(artifact, backbone, _vectors(options, artifact))
+            rows = rows_of_file(artifact, backbone, vectors_of(options, artifact))
     elif options.init:
         rows = rows_of_text(backbone, options.init, options.vectors or 1)
     else:
         rows = rows_of_noise(backbone, options.vectors or 1, rng)
     scale = options.batch * options.accumulate if options.scale_lr else 1
-    return [Tokens(options.token, rows, lr=options.lr * scale)]
+    return [Tokens(options.token, rows, lr=options.lr * scale, ema=options.ema)]
 
 
 def _objective(options: Options) -> Objective:

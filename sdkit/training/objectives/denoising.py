@@ -15,6 +15,21 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class Problem:
+    """What a denoiser is asked.
+
+    Attributes:
+        noised: latents, [b, c, h, w].
+        timesteps: of their noise, [b].
+        target: what it should predict, [b, c, h, w].
+    """
+
+    noised: torch.Tensor
+    timesteps: torch.Tensor
+    target: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class Denoising:
     """E‖prediction − target‖², with the usual refinements.
 
@@ -35,18 +50,27 @@ class Denoising:
 
     def __call__(self, backbone: Backbone, batch: Batch, rng: StepRNG) -> Loss:
         """The loss of a batch; each sample's timestep and noise depend on the step and the sample alone."""
+        assert batch.cond is not None, "the feed gives what `inputs` asks for"
+        problem = self.problem(backbone, batch, rng)
+        prediction = backbone.denoise(problem.noised, problem.timesteps, batch.cond)
+        return self._combine(self.losses(backbone, problem, prediction, batch), batch)
+
+    def problem(self, backbone: Backbone, batch: Batch, rng: StepRNG) -> Problem:
+        """What is to be predicted for a batch."""
         import torch
 
-        assert batch.latents is not None and batch.cond is not None, "the feed gives what `inputs` asks for"
+        assert batch.latents is not None, "the feed gives what `inputs` asks for"
         clean = batch.latents.sample(self._draw(rng, batch, "posterior"))
         noise = self._noise(rng, batch)
         steps = [rng.integer(backbone.schedule.steps, "timestep", sample) for sample in batch.samples]
         timesteps = torch.tensor(steps, device=clean.device)
         noised = backbone.schedule.noise(clean, noise, timesteps)
-        target = backbone.schedule.target(clean, noise, timesteps)
-        error = (backbone.denoise(noised, timesteps, batch.cond).float() - target.float()).square()
-        losses = masked_mean(error, batch.mask) * self._weights(backbone, timesteps)
-        return self._combine(losses, batch)
+        return Problem(noised, timesteps, backbone.schedule.target(clean, noise, timesteps))
+
+    def losses(self, backbone: Backbone, problem: Problem, prediction: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Each sample's weighted error, [b]."""
+        error = (prediction.float() - problem.target.float()).square()
+        return masked_mean(error, batch.mask) * self._weights(backbone, problem.timesteps)
 
     def _combine(self, losses: torch.Tensor, batch: Batch) -> Loss:
         if not any(batch.prior):

@@ -30,14 +30,16 @@ class Tokens:
         word: what calls them up.
         rows: text encoder's component → their values at the start.
         lr: learning rate.
+        ema: decay of their moving average; None for the run's.
     """
 
-    def __init__(self, word: str, rows: Rows, *, lr: float) -> None:
+    def __init__(self, word: str, rows: Rows, *, lr: float, ema: float | None = None) -> None:
         from torch import nn
 
         self.word = word
         self._rows = {component: nn.Parameter(part.detach().float().clone()) for component, part in rows.items()}
         self._lr = lr
+        self._ema = ema
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -51,7 +53,7 @@ class Tokens:
 
     def groups(self) -> list[Group]:
         """All rows, with one rate."""
-        return [Group("tokens", list(self._rows.values()), self._lr)]
+        return [Group("tokens", list(self._rows.values()), self._lr, self._ema)]
 
     def install(self, backbone: Backbone) -> AbstractContextManager[None]:
         """Let the text know the word."""

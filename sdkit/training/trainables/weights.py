@@ -6,10 +6,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from sdkit.adapters.artifact import Artifact, Target
+from sdkit.adapters.deltas.replacement import Replacement
 from sdkit.runtime.backbone import Backbone
+from sdkit.runtime.tensors import in_memory
+from sdkit.streaming.expression import Read
 from sdkit.training.trainable import Group
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 
@@ -42,6 +47,15 @@ class WeightSubset:
         for name, parameter in self.parameters.items():
             groups.setdefault("text" if name.startswith("text_encoder") else "image", []).append(parameter)
         return [Group(kind, parameters, self._rates[kind]) for kind, parameters in groups.items()]
+
+    def artifact(self, dtype: torch.dtype) -> Artifact:
+        """The copies as they are now, rounded to `dtype`, as weights that take the places of a base's."""
+        held = in_memory("the trained weights", {name: one.detach().to(dtype) for name, one in self.parameters.items()})
+        deltas = {}
+        for name, info in held.tensors.items():
+            module, _, parameter = name.rpartition(".")
+            deltas[Target(module, parameter)] = Replacement(Read(held, info))
+        return Artifact(held, "trained", kind="custom-diffusion", deltas=deltas)
 
     @contextmanager
     def install(self, backbone: Backbone) -> Iterator[None]:

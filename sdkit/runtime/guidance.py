@@ -1,0 +1,43 @@
+"""The guided prediction: away from what a negative prompt says (classifier-free guidance, arXiv:2207.12598)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sdkit.runtime.backbone import Backbone, Cond
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Guidance:
+    """ε⁻ + w (ε⁺ − ε⁻), as samplers see it, with gradients to whatever the two texts are made of.
+
+    Attributes:
+        negative: the negative prompt, encoded anew each time, because it may be trained.
+        scale: w; at 1 the negative prompt has no effect, as in samplers.
+    """
+
+    negative: str
+    scale: float
+
+    def __call__(self, backbone: Backbone, noised: torch.Tensor, timesteps: torch.Tensor, cond: Cond) -> torch.Tensor:
+        """The prediction for `noised` [b, c, h, w] at `timesteps` [b], where `cond` is ε⁺'s."""
+        import torch
+
+        if self.scale == 1.0:
+            return backbone.denoise(noised, timesteps, cond)
+        both = Cond.join([cond, self._other(backbone, cond, tuple(noised.shape[-2:]))])
+        predicted = backbone.denoise(torch.cat([noised, noised]), torch.cat([timesteps, timesteps]), both)
+        positive, negative = predicted.chunk(2)
+        return negative + self.scale * (positive - negative)
+
+    def _other(self, backbone: Backbone, cond: Cond, latents: tuple[int, ...]) -> Cond:
+        """What the negative prompt says, of pictures cut as those of `cond` are."""
+        height, width = (side * backbone.pixels_per_latent for side in latents)
+        text = backbone.encode_text(backbone.tokenize([self.negative]), (width, height))
+        count = len(cond.context)
+        said = {"text_embeds": text.added["text_embeds"].expand(count, -1)} if "text_embeds" in text.added else {}
+        return Cond(text.context.expand(count, -1, -1), {**cond.added, **said})
