@@ -10,7 +10,8 @@ need, and nothing else: what else is installed is imported by transformers, and 
 
 Both sides train the embedded base, in float32 on one thread, on the same pictures with the same steps, batch, learning
 rate and weight decay. What a step takes is told from two runs of different length, so start-up, caches and the writing
-of the file count for neither side. One measure serves both results: the held-out loss of the files they wrote.
+of the file count for neither side. One measure serves both results: the held-out loss of the files they wrote. Every
+round has a seed of its own.
 """
 
 from __future__ import annotations
@@ -63,14 +64,16 @@ class Measured:
         step_seconds: of each round.
         seconds: of each round's long run, whole process.
         mib: largest peak memory.
-        held_out: loss of the file's pictures, before and after, and the 95 % interval of its fall.
+        before: held-out loss of the base.
+        after: that of each round's file.
     """
 
     name: str
     step_seconds: list[float]
     seconds: list[float]
     mib: float
-    held_out: dict[str, float]
+    before: float
+    after: list[float]
 
     @property
     def steps_per_second(self) -> float:
@@ -118,7 +121,7 @@ def _copy(picture: Path, folder: Path, caption: str) -> None:
         file.write(json.dumps({"file_name": picture.name, "text": caption}) + "\n")
 
 
-def lora(folders: Folders, scripts: Path, python: str, steps: int) -> Iterator[Side]:
+def lora(folders: Folders, scripts: Path, python: str, steps: int, seed: int) -> Iterator[Side]:
     """Both commands that train a LoRA on the attention of the U-Net."""
     out = folders.out / "sdkit.safetensors"
     options = [f"steps={steps}", f"rank={RANK}", f"lr={LORA_RATE}", f"batch={BATCH}", f"weight_decay={DECAY}"]
@@ -137,19 +140,19 @@ def lora(folders: Folders, scripts: Path, python: str, steps: int) -> Iterator[S
         "--force",
         "-q",
     ]
-    yield Side("sdkit", [*command, *options, "targets=attention", "resolution=64", "seed=1"], out)
+    yield Side("sdkit", [*command, *options, "targets=attention", "resolution=64", f"seed={seed}"], out)
     theirs = folders.out / "script"
     yield Side(
         "diffusers' script",
         [
-            *(python, scripts / "train_text_to_image_lora.py", *_shared(folders.base, theirs, steps, LORA_RATE)),
+            *(python, scripts / "train_text_to_image_lora.py", *_shared(folders.base, theirs, steps, LORA_RATE, seed)),
             *("--train_data_dir", folders.captioned, "--caption_column", "text", "--rank", str(RANK)),
         ],
         theirs / "pytorch_lora_weights.safetensors",
     )
 
 
-def textual_inversion(folders: Folders, scripts: Path, python: str, steps: int) -> Iterator[Side]:
+def textual_inversion(folders: Folders, scripts: Path, python: str, steps: int, seed: int) -> Iterator[Side]:
     """Both commands that train one vector for a new word."""
     out = folders.out / "sdkit.safetensors"
     options = [f"steps={steps}", f"lr={TOKEN_RATE}", f"batch={BATCH}", f"weight_decay={DECAY}", "flip=yes"]
@@ -167,12 +170,12 @@ def textual_inversion(folders: Folders, scripts: Path, python: str, steps: int) 
         "-o",
         out,
     ]
-    yield Side("sdkit", [*command, "--force", "-q", *options, *words, "resolution=64", "seed=1"], out)
+    yield Side("sdkit", [*command, "--force", "-q", *options, *words, "resolution=64", f"seed={seed}"], out)
     theirs = folders.out / "script"
     yield Side(
         "diffusers' script",
         [
-            *(python, scripts / "textual_inversion.py", *_shared(folders.base, theirs, steps, TOKEN_RATE)),
+            *(python, scripts / "textual_inversion.py", *_shared(folders.base, theirs, steps, TOKEN_RATE, seed)),
             *("--train_data_dir", folders.plain, "--learnable_property", "object"),
             *("--placeholder_token", WORD, "--initializer_token", INITIAL, "--save_steps", "1000000"),
         ],
@@ -180,10 +183,10 @@ def textual_inversion(folders: Folders, scripts: Path, python: str, steps: int) 
     )
 
 
-def _shared(base: Path, out: Path, steps: int, rate: float) -> list[str | Path]:
+def _shared(base: Path, out: Path, steps: int, rate: float, seed: int) -> list[str | Path]:
     """What both scripts call the same; neither saves states on the way, as sdkit does not in so few steps."""
     return [
-        *("--pretrained_model_name_or_path", base, "--output_dir", out, "--resolution", "64", "--seed", "1"),
+        *("--pretrained_model_name_or_path", base, "--output_dir", out, "--resolution", "64", "--seed", str(seed)),
         *("--train_batch_size", str(BATCH), "--max_train_steps", str(steps), "--learning_rate", str(rate)),
         *("--adam_weight_decay", str(DECAY), "--lr_scheduler", "constant", "--lr_warmup_steps", "0"),
         *("--checkpointing_steps", "1000000"),
@@ -196,25 +199,26 @@ CASES = {"LoRA": lora, "textual inversion": textual_inversion}
 def measure(case: str, folders: Folders, scripts: Path, python: str, steps: int, rounds: int) -> list[Measured]:
     """Both sides in turns, a short and a long run each a round."""
     runs: dict[str, list[tuple[Run, Run]]] = {}
-    losses: dict[str, dict[str, float]] = {}
+    losses: dict[str, list[dict[str, float]]] = {}
     pictures = folders.held_out if case == "LoRA" else folders.held_out_word
-    for number in range(rounds):
-        pairs = zip(*(CASES[case](folders, scripts, python, count) for count in (SHORT, SHORT + steps)), strict=True)
+    for number in range(1, rounds + 1):
+        lengths = (SHORT, SHORT + steps)
+        pairs = zip(*(CASES[case](folders, scripts, python, count, number) for count in lengths), strict=True)
         for short, long in pairs:
             _clear(folders.out)
             first = run(short.command)
             _clear(folders.out)
             runs.setdefault(long.name, []).append((first, run(long.command)))
-            if long.name not in losses:
-                losses[long.name] = held_out_loss(folders.base, long.written, pictures)
-            print(f"round {number + 1} of {rounds}: {case}, {long.name}", file=sys.stderr)
+            losses.setdefault(long.name, []).append(held_out_loss(folders.base, long.written, pictures))
+            print(f"round {number} of {rounds}: {case}, {long.name}", file=sys.stderr)
     return [
         Measured(
             name=name,
             step_seconds=[(long.seconds - short.seconds) / steps for short, long in pairs],
             seconds=[long.seconds for _, long in pairs],
             mib=max(long.mib for _, long in pairs),
-            held_out=losses[name],
+            before=losses[name][0]["before"],
+            after=[loss["after"] for loss in losses[name]],
         )
         for name, pairs in runs.items()
     ]
@@ -234,7 +238,7 @@ def held_out_loss(base: Path, file: Path, pictures: Path) -> dict[str, float]:
 def table(results: dict[str, list[Measured]]) -> str:
     """Markdown."""
     lines = [
-        "| | steps/s | × | whole run, s | peak MiB | held-out loss before → after | its fall, 95 % |",
+        "| | steps/s | × | whole run, s | peak MiB | held-out loss before → after | after, by seed |",
         "|---|---|---|---|---|---|---|",
     ]
     for case, sides in results.items():
@@ -244,10 +248,10 @@ def table(results: dict[str, list[Measured]]) -> str:
 
 
 def _row(case: str, side: Measured, ratio: float) -> str:
-    seconds, loss = statistics.median(side.seconds), side.held_out
+    seconds, after = statistics.median(side.seconds), statistics.mean(side.after)
     return (
         f"| {case}, {side.name} | {side.steps_per_second:.2f} | {ratio:.2f} | {seconds:.1f} | {side.mib:.0f} "
-        f"| {loss['before']:.4f} → {loss['after']:.4f} | {loss['low']:.4f} – {loss['high']:.4f} |"
+        f"| {side.before:.4f} → {after:.4f} | {', '.join(f'{loss:.4f}' for loss in side.after)} |"
     )
 
 
