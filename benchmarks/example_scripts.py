@@ -9,9 +9,9 @@ need, and nothing else: what else is installed is imported by transformers, and 
     python -m venv E && E/bin/pip install . datasets torchvision tensorboard
 
 Both sides train the embedded base, in float32 on one thread, on the same pictures with the same steps, batch, learning
-rate and weight decay. What a step takes is told from two runs of different length, so start-up, caches and the writing
-of the file count for neither side. One measure serves both results: the held-out loss of the files they wrote. Every
-round has a seed of its own.
+rate and weight decay. What a step takes, in processor time, is told from two runs of different length, so start-up,
+caches and the writing of the file count for neither side. One measure serves both results: the held-out loss of the
+files they wrote. Every round has a seed of its own.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Measured:
     """What one side did.
 
     Attributes:
-        step_seconds: of each round.
+        step_seconds: processor time of a step, in each round.
         seconds: of each round's long run, whole process.
         mib: largest peak memory.
         before: held-out loss of the base.
@@ -77,7 +77,7 @@ class Measured:
 
     @property
     def steps_per_second(self) -> float:
-        """The median over the rounds."""
+        """Of processor time; the median over the rounds."""
         return 1 / statistics.median(self.step_seconds)
 
 
@@ -214,7 +214,7 @@ def measure(case: str, folders: Folders, scripts: Path, python: str, steps: int,
     return [
         Measured(
             name=name,
-            step_seconds=[(long.seconds - short.seconds) / steps for short, long in pairs],
+            step_seconds=[(long.cpu_seconds - short.cpu_seconds) / steps for short, long in pairs],
             seconds=[long.seconds for _, long in pairs],
             mib=max(long.mib for _, long in pairs),
             before=losses[name][0]["before"],
@@ -238,7 +238,7 @@ def held_out_loss(base: Path, file: Path, pictures: Path) -> dict[str, float]:
 def table(results: dict[str, list[Measured]]) -> str:
     """Markdown."""
     lines = [
-        "| | steps/s | × | whole run, s | peak MiB | held-out loss before → after | after, by seed |",
+        "| | steps a processor second | × | whole run, s | peak MiB | held-out loss before → after | after, by seed |",
         "|---|---|---|---|---|---|---|",
     ]
     for case, sides in results.items():
