@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from runs import whole_and_killed
 
 import sdkit
 from sdkit.core.errors import SdkitError, UsageError
@@ -185,17 +185,8 @@ def test_killed_and_resumed_is_the_same_run_bit_for_bit(
     tiny_base: Path, pictures: Path, tmp_path: Path, form: str
 ) -> None:
     options = {"as": form, "class": "ball", "class_images": 3, "text_encoder": "yes", "steps": 6, "save_every": 2}
-    words = [sys.executable, "-m", "sdkit", "train", "dreambooth", "--base", str(tiny_base), "--data", str(pictures)]
     settings = [f"{key}={value}" for key, value in {**options, "lr": 1e-3, "batch": 2}.items()]
-    whole, killed = tmp_path / "1" / "x", tmp_path / "2" / "x"
-    subprocess.run([*words, "-o", str(whole), *settings], check=True, capture_output=True)
-    with subprocess.Popen([*words, "-o", str(killed), *settings], stderr=subprocess.DEVNULL) as process:
-        log = killed / "events.jsonl"
-        while process.poll() is None and not (log.exists() and '"event": "step", "step": 3,' in log.read_text()):
-            time.sleep(0.005)
-        assert process.poll() is None, "the run ended before it could be killed"
-        process.kill()
-    subprocess.run([*words, "-o", str(killed), "--resume"], check=True, capture_output=True)
+    whole, killed = whole_and_killed("dreambooth", tiny_base, pictures, settings, tmp_path)
     files = [path.relative_to(whole) for path in whole.rglob("*.safetensors") if "state" not in path.parts]
     assert any(path.name in ("x.safetensors", "diffusion_pytorch_model.safetensors") for path in files)
     assert all((whole / path).read_bytes() == (killed / path).read_bytes() for path in files)

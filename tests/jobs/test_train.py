@@ -5,12 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from runs import wait_for_step
 
 import sdkit
 from sdkit.core.errors import SdkitError, UsageError
@@ -38,13 +38,6 @@ KEYS = {
 def command(base: Path, data: Path, out: Path, *more: str, method: str = "lora") -> list[str]:
     words = [sys.executable, "-m", "sdkit", "train", method, "--base", str(base), "--data", str(data), "-o", str(out)]
     return [*words, *KEYS[method], "batch=2", "flip=yes", *more]
-
-
-def wait_for_step(out: Path, step: int, process: subprocess.Popen[bytes]) -> None:
-    log = out / "events.jsonl"
-    while process.poll() is None and not (log.exists() and f'"event": "step", "step": {step},' in log.read_text()):
-        time.sleep(0.005)
-    assert process.poll() is None, "the run ended before it could be stopped"
 
 
 def test_a_run_leaves_what_it_says(tiny_base: Path, pictures: Path, tmp_path: Path) -> None:

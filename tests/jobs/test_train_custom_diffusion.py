@@ -1,15 +1,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from runs import whole_and_killed
 from safetensors.torch import load_file, save_file
 
 import sdkit
@@ -185,17 +183,7 @@ def test_sdxl_s_word_has_rows_for_both_encoders(tiny_sdxl: Path, pictures: Path,
 
 @pytest.mark.slow
 def test_killed_and_resumed_is_the_same_run_bit_for_bit(tiny_base: Path, pictures: Path, tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "sdkit", "train", "custom-diffusion", "--base", str(tiny_base)]
-    words += ["--data", str(pictures)]
     settings = ["steps=6", "save_every=2", "init=k", "lr=1e-2", "class=ball", "class_images=2"]
-    whole, killed = tmp_path / "1" / "x", tmp_path / "2" / "x"
-    subprocess.run([*words, "-o", str(whole), *settings], check=True, capture_output=True)
-    with subprocess.Popen([*words, "-o", str(killed), *settings], stderr=subprocess.DEVNULL) as process:
-        log = killed / "events.jsonl"
-        while process.poll() is None and not (log.exists() and '"event": "step", "step": 3,' in log.read_text()):
-            time.sleep(0.005)
-        assert process.poll() is None, "the run ended before it could be killed"
-        process.kill()
-    subprocess.run([*words, "-o", str(killed), "--resume"], check=True, capture_output=True)
+    whole, killed = whole_and_killed("custom-diffusion", tiny_base, pictures, settings, tmp_path)
     for name in ("x.safetensors", "x.x.safetensors"):
         assert (whole / name).read_bytes() == (killed / name).read_bytes()
