@@ -17,6 +17,7 @@ from sdkit.hubs import is_reference, load_hub
 from sdkit.hubs.http import TransientError
 from sdkit.hubs.hub import Hub, Offer, split_pin
 from sdkit.jobs.inspect import inspect_offer
+from sdkit.registry.changes import HUB
 from sdkit.registry.facts import look_at, stamp_of
 from sdkit.registry.names import resolve
 from sdkit.registry.naming import check_name
@@ -28,7 +29,6 @@ from sdkit.weights.atomic_folder import check_folder_target
 PathLike = str | os.PathLike[str]
 
 WEIGHTS = frozenset({".safetensors", ".ckpt", ".pt", ".pth", ".bin"})
-_HUB = "hub"  # who says so: the origin of words in the registry
 _COMMIT = re.compile(r"@[0-9a-f]{40}$")
 
 
@@ -284,9 +284,9 @@ def _register(offer: Offer, path: Path, name: str, progress: Progress) -> str:
         if name or not known:
             registry.rename(artifact, name or _plain_name(offer.name))
         source = Source(offer.hub, offer.reference, offer.revision, offer.page)
-        registry.add_source(artifact, source, _HUB)
-        registry.renew_words("triggers", artifact, offer.triggers, _HUB)
-        registry.renew_words("licences", artifact, [offer.licence] if offer.licence else [], _HUB)
+        registry.add_source(artifact, source, HUB)
+        registry.renew_words("triggers", artifact, offer.triggers, HUB)
+        registry.renew_words("licences", artifact, [offer.licence] if offer.licence else [], HUB)
         return registry.model(artifact).entry.name
 
 
