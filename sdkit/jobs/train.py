@@ -137,7 +137,8 @@ class _Run:
         from sdkit.runtime.load import load_backbone
 
         request = self._request
-        backbone = load_backbone(base.path, prediction=request.options.prediction)
+        options = request.options
+        backbone = load_backbone(base.path, prediction=options.prediction, zero_terminal_snr=options.zero_terminal_snr)
         trainer = self._prepared(base, backbone, pictures)
         states = complete_states(request.folder.states)
         first = int(states[-1].name.rpartition("-")[2]) if states and resume else 0

@@ -34,12 +34,15 @@ if TYPE_CHECKING:
 Configs = Mapping[str, Mapping[str, Any]]
 
 
-def load_backbone(source: Path | str | Weights, *, prediction: str | None = None) -> Backbone:
+def load_backbone(
+    source: Path | str | Weights, *, prediction: str | None = None, zero_terminal_snr: bool = False
+) -> Backbone:
     """Load a base, on the CPU and in float32.
 
     Args:
         source: a diffusers folder or a single checkpoint file, or weights that are open or computed (they stay open).
         prediction: ``epsilon`` or ``v_prediction``, where the base does not say or says it wrongly.
+        zero_terminal_snr: rescale its schedule so that the last timestep holds no signal, as it may be already.
 
     Raises:
         SdkitError: it is no base of a family that can be run, a component is missing, or its weights do not fit its
@@ -51,7 +54,9 @@ def load_backbone(source: Path | str | Weights, *, prediction: str | None = None
         configs = base_configs(weights, model)
         components = {name: _component(name, configs, weights, model) for name in component_names(model)}
         schedule = noise_schedule(
-            configs["scheduler"], prediction or model.prediction, zero_terminal_snr="ztsnr" in model.markers
+            configs["scheduler"],
+            prediction or model.prediction,
+            zero_terminal_snr=zero_terminal_snr or "ztsnr" in model.markers,
         )
         tokenizers = {
             name: load_tokenizer(weights, name, int(configs[name]["vocab_size"]), padding(model.family, name))

@@ -177,6 +177,7 @@ def make_plan(
     per_epoch = batches_per_epoch(list(groups.values()), options.batch) / options.accumulate
     steps = steps_of(options, per_epoch)
     find_optimizer(options.optimizer)
+    _check_schedule(base, options)
     size = method.size(base.model, options)
     state = size.parameters * 4 + optimizer_bytes(options.optimizer, size.parameters)
     shown = options.batch * (2 if prior else 1)  # as many of the class
@@ -236,6 +237,19 @@ def steps_of(options: TrainOptions, steps_per_epoch: float) -> int:
     if options.warmup > steps:
         raise UsageError(f"{steps} steps are fewer than warmup={options.warmup}", "train longer, or warm up for less")
     return steps
+
+
+def _check_schedule(base: Base, options: TrainOptions) -> None:
+    """Refuse to learn noise where there is nothing but noise: the loss of that timestep would be 0 for a mere copy.
+
+    Raises:
+        UsageError: the last timestep is to hold no signal, and the model predicts the noise.
+    """
+    said = options.prediction or base.model.prediction or base.configs["scheduler"].get("prediction_type", "epsilon")
+    if options.zero_terminal_snr and said != "v_prediction":
+        raise UsageError(
+            f"zero_terminal_snr=yes: nothing is learnt of the last timestep from {said}", "add prediction=v_prediction"
+        )
 
 
 def _looks(method: Method[Any], options: TrainOptions, steps: int, held_out: int, prompts: int) -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from sdkit.families.family import Model
 from sdkit.training.method import Method, Result, Size
 from sdkit.training.option_sets import DenoisingOptions, TextEncoderOptions
-from sdkit.training.options import TrainOptions, fixed
+from sdkit.training.options import TrainOptions, fixed, option
 from sdkit.training.targets import component_parameters
 from sdkit.weights.dtypes import parse_precision
 
@@ -29,6 +29,9 @@ class Options(TextEncoderOptions, DenoisingOptions):
     caption_dropout: float = 0.1
     save_dtype: str = "keep"
     init: str = fixed("")  # a base to go on with is the base
+    zero_terminal_snr: bool = option(
+        False, "rescale the noise schedule so that the last timestep holds no signal; prediction=v_prediction learns it"
+    )
 
 
 def _components(options: Options) -> tuple[str, ...]:
@@ -65,7 +68,8 @@ def _save(result: Result[Options], path: Path, metadata: Mapping[str, str]) -> N
     from sdkit.runtime.save import save_base
 
     (weights,) = result.trained
-    save_base(result.base, weights.parameters, path, metadata, dtype=result.options.save_dtype)
+    dtype, schedule = result.options.save_dtype, result.backbone.schedule
+    save_base(result.base, weights.parameters, path, metadata, dtype=dtype, schedule=schedule)
 
 
 METHOD = Method(
