@@ -8,6 +8,7 @@ bases behind it declare.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from sdkit.training.options import IsFile, TrainOptions, always, fixed, option
 
@@ -44,6 +45,19 @@ class TextEncoderOptions:
     def text_lr(self, lr: float) -> float:
         """The text encoder's learning rate, beside that of the rest."""
         return lr if self.te_lr is None else self.te_lr
+
+
+@dataclass(frozen=True)
+class WholeWeightOptions:
+    """Of methods that train the base's own weights, where memory is what runs out."""
+
+    weights: str = option("fp32", "type the trained weights are kept in: fp32, or bf16 rounded at random")
+    fused_backward: bool = option(False, "update each weight as soon as its gradient is there, and free the gradient")
+
+    def for_memory(self) -> dict[str, Any]:
+        """Defaults that follow: bf16 weights compute in bf16, and a fused pass cannot clip what it never holds."""
+        precision = {"precision": "bf16"} if self.weights == "bf16" else {}
+        return precision | ({"max_grad_norm": 0.0} if self.fused_backward else {})
 
 
 @dataclass(frozen=True)

@@ -175,6 +175,8 @@ class TrainOptions:
     unmasked_weight: float = fixed(0.0)
     prediction: str | None = fixed(None)
     zero_terminal_snr: bool = fixed(False)
+    weights: str = fixed("fp32")
+    fused_backward: bool = fixed(False)
 
     def usual(self) -> Mapping[str, Any]:
         """Defaults that follow from other options, by the names of their fields; what is given goes before them."""

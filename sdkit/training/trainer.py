@@ -174,8 +174,9 @@ class Trainer:
         began = time.perf_counter()
         rng = StepRNG(self.settings.seed, self.step, self._attempt)
         torch.manual_seed(rng.integer(1 << 62, "torch"))  # for dropout, the only draw that is not ours
+        self.updater.begin(rng)
         losses = [self._backward(index) for index in self._batches()]
-        update = self.updater.apply(self.step)
+        update = self.updater.apply()
         self.step += 1
         total = torch.stack([loss.value.detach() for loss in losses]).mean()
         seconds = time.perf_counter() - began

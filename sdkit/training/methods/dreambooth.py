@@ -41,7 +41,8 @@ class WeightOptions(SubjectOptions, fine_tune.Options):
 
     def usual(self) -> Mapping[str, Any]:
         """A text encoder is trained more gently, and with a class there is more to learn."""
-        return ({"lr": 2e-6} if self.text_encoder else {}) | ({"steps": 800} if self.class_ else {})
+        gentle = {"lr": 2e-6} if self.text_encoder else {}
+        return {**super().usual(), **gentle, **({"steps": 800} if self.class_ else {})}
 
 
 @dataclass(frozen=True)
