@@ -12,6 +12,7 @@ from sdkit.formats._programs import APPLIED, PROGRAMS, canonical_program
 from sdkit.formats.codec import Dialect
 
 EVERY_KIND = ("lora",)
+PICKLED = (".pt", ".bin", ".ckpt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class Format:
             pickled: whether it is a pickle.
         """
         wanted = set(kinds)
-        spoken = [entry for entry in self.dialects if not entry.suffix or pickled == (entry.suffix == ".pt")]
+        spoken = [entry for entry in self.dialects if not entry.suffix or pickled == (entry.suffix in PICKLED)]
         programs = dict.fromkeys(name for entry in spoken for name in entry.programs) or self.programs
         return tuple(name for name in programs if wanted <= APPLIED.get(name, wanted))
 

@@ -74,7 +74,7 @@ def _verify_tokens(meant: tuple[TokenRows, ...], read: tuple[TokenRows, ...], pa
 
 
 def _rows(rows: TokenRows) -> torch.Tensor:
-    return Read(rows.weights, rows.info).load()
+    return Read(rows.weights, rows.info).load().reshape(-1, rows.info.shape[-1])  # a vector is a matrix of one row
 
 
 def _verify_networks(meant: Hypernetwork, read: Hypernetwork | None, path: Path) -> None:

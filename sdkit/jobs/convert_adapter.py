@@ -27,6 +27,7 @@ from sdkit.formats import (
     Format,
     adapter_family,
     check_writable,
+    embeddings_beside,
     format_for,
     own_metadata,
     read_adapter,
@@ -143,7 +144,7 @@ def convert_adapter(
     with ExitStack() as stack, one_thread():
         base = stack.enter_context(open_weights(options.base)) if options.base else None
         source, model, family = _read(weights, base, options)
-        format, dialect = _format(to, source)
+        source, format, dialect = _format(to, _with_words(stack, source))
         _check_names(source, model, family, format)
         place = output if output is not None else _default_output(weights.path, dialect.name or format.name, dialect)
         told.start("fitting", len(source.deltas))
@@ -193,9 +194,23 @@ def convert_adapter(
         return recorded(report, [weights.path, options.base])
 
 
-def _format(to: str, source: Artifact) -> tuple[Format, Dialect]:
+def _with_words(stack: ExitStack, source: Artifact) -> Artifact:
+    """A Custom Diffusion with the words that lie beside it, as its usual format has no place for them."""
+    if source.kind != "custom-diffusion":
+        return source
+    opened = [stack.enter_context(open_weights(path)) for path in embeddings_beside(source)]
+    return replace(source, tokens=(*source.tokens, *(rows for one in opened for rows in read_adapter(one).tokens)))
+
+
+def _format(to: str, source: Artifact) -> tuple[Artifact, Format, Dialect]:
+    """The format, and the adapter as one of the kind it holds: what Custom Diffusion changes may become a LoRA."""
     try:
-        return format_for(to, source.kind)
+        try:
+            return source, *format_for(to, source.kind)
+        except SdkitError:
+            if source.kind != "custom-diffusion":
+                raise
+            return replace(source, kind="lora"), *format_for(to, "lora")
     except UsageError as error:
         message = f"{source.source.path}: is an adapter ({source.format}), and {error.message} of that kind"
         raise UsageError(message, error.hint) from None
