@@ -27,7 +27,6 @@ from sdkit.formats import (
     Format,
     adapter_family,
     check_writable,
-    embeddings_beside,
     format_for,
     own_metadata,
     read_adapter,
@@ -36,7 +35,7 @@ from sdkit.formats import (
     writing_codec,
 )
 from sdkit.jobs.algebra import described, one_thread
-from sdkit.jobs.inputs import parent_of
+from sdkit.jobs.inputs import parent_of, with_words_beside
 from sdkit.jobs.merge_checks import check_is_not_input, family_error, known_model
 from sdkit.jobs.record import recorded
 from sdkit.merging.bake import quantisation_scale
@@ -144,7 +143,7 @@ def convert_adapter(
     with ExitStack() as stack, one_thread():
         base = stack.enter_context(open_weights(options.base)) if options.base else None
         source, model, family = _read(weights, base, options)
-        source, format, dialect = _format(to, _with_words(stack, source))
+        source, format, dialect = _format(to, with_words_beside(stack, source))
         _check_names(source, model, family, format)
         place = output if output is not None else _default_output(weights.path, dialect.name or format.name, dialect)
         told.start("fitting", len(source.deltas))
@@ -192,14 +191,6 @@ def convert_adapter(
             seconds = time.perf_counter() - began
             report = replace(report, proof=proof, renamed=renamed, seconds=seconds, peak_memory_mib=peak_memory_mib())
         return recorded(report, [weights.path, options.base])
-
-
-def _with_words(stack: ExitStack, source: Artifact) -> Artifact:
-    """A Custom Diffusion with the words that lie beside it, as its usual format has no place for them."""
-    if source.kind != "custom-diffusion":
-        return source
-    opened = [stack.enter_context(open_weights(path)) for path in embeddings_beside(source)]
-    return replace(source, tokens=(*source.tokens, *(rows for one in opened for rows in read_adapter(one).tokens)))
 
 
 def _format(to: str, source: Artifact) -> tuple[Artifact, Format, Dialect]:

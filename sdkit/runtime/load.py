@@ -35,7 +35,11 @@ Configs = Mapping[str, Mapping[str, Any]]
 
 
 def load_backbone(
-    source: Path | str | Weights, *, prediction: str | None = None, zero_terminal_snr: bool = False
+    source: Path | str | Weights,
+    *,
+    prediction: str | None = None,
+    zero_terminal_snr: bool = False,
+    text_only: bool = False,
 ) -> Backbone:
     """Load a base, on the CPU and in float32.
 
@@ -43,6 +47,7 @@ def load_backbone(
         source: a diffusers folder or a single checkpoint file, or weights that are open or computed (they stay open).
         prediction: ``epsilon`` or ``v_prediction``, where the base does not say or says it wrongly.
         zero_terminal_snr: rescale its schedule so that the last timestep holds no signal, as it may be already.
+        text_only: load the text encoders alone, where nothing is drawn.
 
     Raises:
         SdkitError: it is no base of a family that can be run, a component is missing, or its weights do not fit its
@@ -52,7 +57,8 @@ def load_backbone(
         model = identify(weights)
         kind = backbone_class(weights.path, model)
         configs = base_configs(weights, model)
-        components = {name: _component(name, configs, weights, model) for name in component_names(model)}
+        names = [name for name in component_names(model) if not text_only or name.startswith("text_encoder")]
+        components = {name: _component(name, configs, weights, model) for name in names}
         schedule = noise_schedule(
             configs["scheduler"],
             prediction or model.prediction,
