@@ -379,10 +379,10 @@ class _Merge:
 
 
 def _concept(dose: Dose) -> Concept:
-    """A Custom Diffusion with the class that its recipe names."""
+    """A Custom Diffusion with the class, or the classes, that its recipe names."""
     options = (read_recipe(dose.artifact.metadata) or {}).get("options")
     class_ = options.get("class") if isinstance(options, dict) else None
-    return Concept(dose.artifact, dose.strength, class_ if isinstance(class_, str) else "")
+    return Concept(dose.artifact, dose.strength, tuple(class_.split("|")) if isinstance(class_, str) else ())
 
 
 def default_output(base: Path, adapters: Sequence[Path]) -> Path:

@@ -13,6 +13,7 @@ without them. The change has as many ranks as C has rows.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -63,12 +64,12 @@ class Concept:
     Attributes:
         artifact: its weights, and its word or words.
         strength: 1 keeps what its file gives for its word, 0 what the base gives.
-        class_: what the word is one of, as prompts name it behind the word; empty where nothing says.
+        classes: what its words are one of, as prompts name it behind the word; empty where nothing says.
     """
 
     artifact: Artifact
     strength: float = 1.0
-    class_: str = ""
+    classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,24 +125,74 @@ def joined(backbone: Backbone, base: Weights, concepts: Sequence[Concept]) -> Jo
             stack.enter_context(spliced(backbone, words_of(concept.artifact, backbone)))
         texts = [torch.cat(list(_at_words(backbone, concept))) for concept in concepts]
         others = torch.cat(list(_of_captions(backbone)))
-    gram = others.T @ others
-    down = _weighing(gram, torch.cat(texts))
-    rows, misses, moved, added, own = {}, [], 0.0, 0.0, 0.0
-    for target in concepts[0].artifact.deltas:
-        weight = read_place(base, backbone.model.places[target.name]).double()
-        changes = [_difference(concept, target, weight) for concept in concepts]
-        wanted = torch.cat([text @ change.T for text, change in zip(texts, changes, strict=True)])
-        up = change_of(down, torch.cat(texts), wanted)
-        rows |= {f"{target.name}.{role}": factor for role, factor in _balanced(up, down).items()}
-        kept = torch.cat(texts) @ weight.T + wanted
-        misses.append(float((torch.cat(texts) @ down.T @ up.T - wanted).norm() / kept.norm()))
-        moved, added, own = (
-            total + float(((matrix @ gram) * matrix).sum())
-            for total, matrix in ((moved, up @ down), (added, sum(changes)), (own, weight))
+    conditions = _Conditions(texts, others.T @ others)
+    found = {
+        target: conditions.solve(
+            weight := read_place(base, backbone.model.places[target.name]).double(),
+            [_difference(concept, target, weight) for concept in concepts],
         )
-    words = tuple(dict.fromkeys(part.token for concept in concepts for part in concept.artifact.tokens))
-    drift, sum_drift = ((total / own) ** 0.5 for total in (moved, added))
-    return Joined(_artifact(rows, concepts), words, max(misses), drift, sum_drift)
+        for target in concepts[0].artifact.deltas
+    }
+    own = sum(one.own for one in found.values())
+    return Joined(
+        _artifact({target: one.factors for target, one in found.items()}),
+        tuple(dict.fromkeys(part.token for concept in concepts for part in concept.artifact.tokens)),
+        max(one.miss for one in found.values()),
+        math.sqrt(sum(one.moved for one in found.values()) / own),
+        math.sqrt(sum(one.added for one in found.values()) / own),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Solved:
+    """One weight's change.
+
+    Attributes:
+        factors: ``up`` and ``down``.
+        miss: see `Joined`.
+        moved: ‖(Ŵ − W) C_regᵀ‖².
+        added: the same of the differences' sum.
+        own: ‖W C_regᵀ‖².
+    """
+
+    factors: Mapping[str, torch.Tensor]
+    miss: float
+    moved: float
+    added: float
+    own: float
+
+
+class _Conditions:
+    """What all weights are solved for.
+
+    Args:
+        texts: of each concept, [tokens, width].
+        gram: C_regᵀ C_reg, [width, width].
+    """
+
+    def __init__(self, texts: Sequence[torch.Tensor], gram: torch.Tensor) -> None:
+        import torch
+
+        self._texts, self._gram = texts, gram
+        self._all = torch.cat(list(texts))
+        self._down = weighing(gram, self._all)
+
+    def solve(self, weight: torch.Tensor, differences: Sequence[torch.Tensor]) -> _Solved:
+        """The change of a weight W [out, in] that each concept's own file would change by one of `differences`."""
+        import torch
+
+        wanted = torch.cat([text @ own.T for text, own in zip(self._texts, differences, strict=True)])
+        up = change_of(self._down, self._all, wanted)
+        change = up @ self._down
+        miss = (self._all @ change.T - wanted).norm() / (self._all @ weight.T + wanted).norm()
+        total = torch.stack(list(differences)).sum(0)
+        return _Solved(
+            _balanced(up, self._down), float(miss), self._moved(change), self._moved(total), self._moved(weight)
+        )
+
+    def _moved(self, matrix: torch.Tensor) -> float:
+        """‖matrix · C_regᵀ‖²."""
+        return float(((matrix @ self._gram) * matrix).sum())
 
 
 def change_of(down: torch.Tensor, texts: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
@@ -155,15 +206,17 @@ def change_of(down: torch.Tensor, texts: torch.Tensor, wanted: torch.Tensor) -> 
     import torch
 
     between = down @ texts.T
-    return wanted.T @ torch.linalg.pinv((between + between.T) / 2, hermitian=True, rtol=_SAME)
+    change: torch.Tensor = wanted.T @ torch.linalg.pinv((between + between.T) / 2, hermitian=True, rtol=_SAME)
+    return change
 
 
-def _weighing(gram: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
+def weighing(gram: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
     """C (C_regᵀ C_reg)⁻¹; the ridge keeps it finite where the captions span less than the width."""
     import torch
 
     ridge = _RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
-    return torch.linalg.solve(gram + ridge, texts.T).T
+    weighed: torch.Tensor = torch.linalg.solve(gram + ridge, texts.T).T
+    return weighed
 
 
 def _balanced(up: torch.Tensor, down: torch.Tensor) -> Mapping[str, torch.Tensor]:
@@ -180,10 +233,11 @@ def _difference(concept: Concept, target: Target, weight: torch.Tensor) -> torch
     return concept.strength * (delta.weight.load().double().reshape(weight.shape) - weight)
 
 
-def _artifact(rows: Mapping[str, torch.Tensor], concepts: Sequence[Concept]) -> Artifact:
-    held = in_memory("the joined concepts", rows)
+def _artifact(factors: Mapping[Target, Mapping[str, torch.Tensor]]) -> Artifact:
+    tensors = {f"{target.name}.{role}": factor for target, pair in factors.items() for role, factor in pair.items()}
+    held = in_memory("the joined concepts", tensors)
     deltas = {}
-    for target in concepts[0].artifact.deltas:
+    for target in factors:
         up, down = (Read(held, held.tensors[f"{target.name}.{role}"]) for role in ("up", "down"))
         deltas[target] = LowRank(up, down, 1.0)
     return Artifact(held, "joined", deltas=deltas)
@@ -194,10 +248,11 @@ def _at_words(backbone: Backbone, concept: Concept) -> Iterator[torch.Tensor]:
 
     What stands before a word is read without it, so it says nothing of the word.
     """
-    words = dict.fromkeys(part.token for part in concept.artifact.tokens)
+    words = tuple(dict.fromkeys(part.token for part in concept.artifact.tokens))
+    classes = concept.classes if len(concept.classes) == len(words) else [""] * len(words)
     component = backbone.text_encoders[0]
-    for word in words:
-        name = f"{word} {concept.class_}".strip()
+    for word, class_ in zip(words, classes, strict=True):
+        name = f"{word} {class_}".strip()
         first = installed_words(backbone, component)[word][0]
         found = 0
         for text in (name, f"photo of a {name}"):

@@ -105,7 +105,7 @@ class Method(Generic[Options]):
         settle: fills in options that depend on the result's name.
         dataset: reads a folder of pictures and gives them the captions they are shown with.
         notes: what a person should know of these options with this base and these pictures.
-        prior: the pictures of the class; None for no prior preservation.
+        prior: the pictures of the class, or of each concept's; none for no prior preservation.
         forms: what ``as=`` may say, and the method it makes, the usual one first; empty where there is one form.
     """
 
@@ -124,7 +124,7 @@ class Method(Generic[Options]):
     settle: Callable[[Options, str], Options] = lambda options, name: options
     dataset: Callable[[Path, Options], Dataset] = read_captioned
     notes: Callable[[Base, Dataset, Options], Sequence[str]] = lambda base, dataset, options: ()
-    prior: Callable[[Options], Prior | None] = lambda options: None
+    prior: Callable[[Options], Sequence[Prior]] = lambda options: ()
     forms: Mapping[str, Method[Any]] = field(default_factory=dict)
 
     @property

@@ -18,6 +18,7 @@ from sdkit.core.errors import UsageError
 from sdkit.core.plugins import nearest_hint
 
 WEIGHT_SUFFIXES = frozenset({".safetensors", ".pt", ".bin", ".ckpt", ".pth"})
+SEVERAL = "|"  # between the values of a key that takes several
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 IsFile = Callable[[str], bool]
 _NAMES = {bool: "yes or no", int: "a whole number", float: "a number"}

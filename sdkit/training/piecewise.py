@@ -102,7 +102,7 @@ class PiecewiseUpdater(Updater):
         self._rng = StepRNG(0)
         self._norms: list[torch.Tensor] = []
         for piece in self._pieces.values() if fused else ():
-            piece.parameter.register_post_accumulate_grad_hook(self._hook(piece))
+            piece.parameter.register_post_accumulate_grad_hook(self._hook(piece))  # type: ignore[no-untyped-call]
 
     def begin(self, rng: StepRNG) -> None:
         """See `Updater.begin`."""

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 import sdkit
 from sdkit.core.errors import SdkitError
-from sdkit.merging.concepts import CAPTIONS, _caption, _weighing, change_of
+from sdkit.merging.concepts import CAPTIONS, _caption, change_of, weighing
 from sdkit.runtime.load import load_backbone
 from sdkit.runtime.tokens import spliced
 
@@ -32,12 +32,12 @@ def test_two_by_two_by_hand() -> None:
     others = torch.tensor([[2.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
     word, wanted = torch.tensor([[1.0, 0.0]], dtype=torch.float64), torch.tensor([[3.0, 5.0]], dtype=torch.float64)
     down = torch.tensor([[0.25, 0.0]], dtype=torch.float64)  # (1, 0) by the inverse of diag(4, 1)
-    assert torch.allclose(_weighing(others.T @ others, word), down, atol=1e-7)
+    assert torch.allclose(weighing(others.T @ others, word), down, atol=1e-7)
     up = change_of(down, word, wanted)
     assert torch.allclose(up, torch.tensor([[12.0], [20.0]], dtype=torch.float64))
     assert torch.allclose(up @ down, torch.tensor([[3.0, 0.0], [5.0, 0.0]], dtype=torch.float64))
     slanted = torch.tensor([[1.0, 2.0]], dtype=torch.float64)  # the direction that costs less is moved the more
-    change = change_of(_weighing(others.T @ others, slanted), slanted, wanted) @ _weighing(others.T @ others, slanted)
+    change = change_of(weighing(others.T @ others, slanted), slanted, wanted) @ weighing(others.T @ others, slanted)
     assert torch.allclose(change, lagrangian(torch.zeros(2, 2).double(), others, slanted, wanted), atol=1e-6)
 
 
@@ -46,7 +46,7 @@ def test_the_closed_form_is_the_constrained_minimum() -> None:
     weight, others, texts, wanted = (
         torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((5, 6), (40, 6), (3, 6), (3, 5))
     )
-    down = _weighing(others.T @ others, texts)
+    down = weighing(others.T @ others, texts)
     found = weight + change_of(down, texts, wanted - texts @ weight.T) @ down
     torch.testing.assert_close(found, lagrangian(weight, others, texts, wanted), atol=1e-6, rtol=0)
     torch.testing.assert_close(texts @ found.T, wanted, atol=1e-9, rtol=0)
@@ -58,7 +58,7 @@ def test_the_same_condition_twice_is_one() -> None:
         torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((40, 6), (1, 6), (1, 5))
     )
     twice = torch.cat([text, text])
-    down = _weighing(others.T @ others, twice)
+    down = weighing(others.T @ others, twice)
     found = change_of(down, twice, torch.cat([wanted, wanted])) @ down
     torch.testing.assert_close(text @ found.T, wanted, atol=1e-6, rtol=0)
 
