@@ -23,13 +23,16 @@ from sdkit.core.report import Report
 from sdkit.families import FAMILIES, identify, reference
 from sdkit.families.family import Model
 from sdkit.formats import (
+    NEGATIVE,
     Dialect,
     Format,
     adapter_family,
     check_writable,
     format_for,
+    negative_beside,
     own_metadata,
     read_adapter,
+    recognise,
     without_idle,
     write_adapter,
     writing_codec,
@@ -135,6 +138,42 @@ def convert_adapter(
     progress: Progress | None = None,
 ) -> AdapterConversion:
     """Write an opened adapter in another format; see `sdkit.convert`.
+
+    Of a pair of embeddings, NAME and NAME-neg beside it, both are written, or neither where one cannot be.
+
+    Raises:
+        SdkitError: whatever is wrong, with a hint. No output is left behind, and the source is never touched.
+    """
+
+    def one(source: Weights, place: Path | None, *, dry: bool) -> AdapterConversion:
+        return _convert_one(source, to, place, options, verify=verify, force=force, dry_run=dry, progress=progress)
+
+    negative = negative_beside(weights.path)
+    if negative is None or recognise(weights)[0] != "textual-inversion":
+        return one(weights, output, dry=dry_run)
+    with open_weights(negative) as other:
+        planned = one(weights, output, dry=True)
+        place = Path(planned.output)
+        beside = place.with_name(f"{place.stem}{NEGATIVE}{place.suffix}")
+        second = one(other, beside, dry=True)
+        if not dry_run:
+            second, planned = one(other, beside, dry=False), one(weights, place, dry=False)
+    note = f"{negative.name}, the negative half of the pair, is {beside.name}"
+    return replace(planned, saved=(*planned.saved, second.output), notes=(*planned.notes, *second.notes, note))
+
+
+def _convert_one(
+    weights: Weights,
+    to: str,
+    output: Path | None,
+    options: AdapterOptions,
+    *,
+    verify: bool,
+    force: bool,
+    dry_run: bool,
+    progress: Progress | None,
+) -> AdapterConversion:
+    """One file; see `convert_adapter`.
 
     Raises:
         SdkitError: whatever is wrong, with a hint. No output is left behind, and the source is never touched.

@@ -119,7 +119,8 @@ def generate(
         base: a checkpoint, a diffusers folder, or ``tiny``.
         prompt: one or several, in the syntax of `sdkit.generation.prompt`.
         output: the file; several pictures are numbered, ``picture-1.png``.
-        negative: what the pictures should not show.
+        negative: what the pictures should not show; by default, where the prompt calls an embedding that is one of a
+            pair (NAME, with NAME-neg beside it), its other half.
         seed: of the first picture of every prompt; the next has the next number.
         steps: of the sampler.
         cfg: guidance.
@@ -151,7 +152,8 @@ def generate(
     prompts = _prompts(prompt, settings.pop("prompt", None))
     if count < 1 or batch < 1:
         raise UsageError(f"{'count' if count < 1 else 'batch'} must be at least 1")
-    job = _Job(resolve_base(base), Request("", **settings), count, Path(output), grid, force, batch, watch or ignore)
+    request, pairs = Request("", **settings), "negative" not in settings
+    job = _Job(resolve_base(base), request, count, Path(output), grid, force, batch, watch or ignore, pairs)
     with ExitStack() as stack:
         plan = job.plan(stack, prompts, _pairs(adapters), open_shelf(Path(folder) if folder is not None else None))
         if not dry_run:
@@ -212,11 +214,13 @@ class _PromptPlan:
     Attributes:
         text: what is encoded, without adapters' tags.
         recorded: what the pictures say of it.
+        negative: the negative prompt, as it was written.
         doses: its adapters.
     """
 
     text: str
     recorded: str
+    negative: str
     doses: tuple[Dose, ...]
 
 
@@ -249,6 +253,7 @@ class _Job:
     force: bool
     batch: int
     watch: Callable[[Event], None]
+    pairs: bool  # whether the negative halves of pairs of embeddings are the negative prompt
 
     def plan(
         self, stack: ExitStack, prompts: Sequence[str], adapters: Sequence[tuple[str, float]], shelf: Shelf
@@ -275,8 +280,11 @@ class _Job:
         words, _ = split_tags(prompt)
         doses = [*beside, *(library.dose(tag) for tag in parsed.tags)]
         doses += library.embeddings(f"{words}\n{self.request.negative}", doses)
+        halves = library.negatives(doses) if self.pairs else []
+        negative = ", ".join(dose.name for dose in halves) or self.request.negative
         tags = "".join(f" {dose.short_tag()}" for dose in beside if dose.artifact.kind != "textual-inversion")
-        return _PromptPlan(plain_names(words), without_folders(prompt) + tags, tuple(doses))
+        recorded = without_folders(prompt) + tags
+        return _PromptPlan(plain_names(words), recorded, negative, (*doses, *halves))
 
     def paths(self, total: int) -> list[Path]:
         """Where `total` pictures go."""
@@ -286,7 +294,7 @@ class _Job:
 
     def requests(self, prompt: _PromptPlan) -> list[Request]:
         """What is drawn of one prompt."""
-        first = replace(self.request, prompt=prompt.text, negative=plain_names(self.request.negative))
+        first = replace(self.request, prompt=prompt.text, negative=plain_names(prompt.negative))
         return [replace(first, seed=self.request.seed + number) for number in range(self.count)]
 
     def imagined(self, plan: _Plan) -> list[DrawnPicture]:
@@ -309,7 +317,7 @@ class _Job:
             hashes = {dose.name: digest for dose in prompt.doses if (digest := dose.digest())}
             rows.append((prompt.recorded, []))
             for request, picture in self._pictures(backbone, prompt, self._watch(len(drawn), total)):
-                said = replace(request, prompt=prompt.recorded, negative=self.request.negative)
+                said = replace(request, prompt=prompt.recorded, negative=prompt.negative)
                 text = str(Parameters(said, _base_name(self.base), model_hash, hashes))
                 drawn.append(DrawnPicture(str(next(paths)), prompt.recorded, request.seed, text))
                 if self.grid:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from sdkit.adapters.artifact import Artifact
 from sdkit.core.errors import SdkitError
 from sdkit.families.family import Model
-from sdkit.formats import adapter_family, embeddings_beside, read_adapter, recognise
+from sdkit.formats import adapter_family, embeddings_beside, negative_beside, read_adapter, recognise
 from sdkit.generation.prompt import Tag
 from sdkit.jobs.find_adapter import Shelf
 from sdkit.jobs.merge_checks import check_is_adapter
@@ -130,6 +130,14 @@ class Library:
         there = {dose.artifact.source.path.resolve() for dose in doses}
         found = {dose.artifact.source.path.resolve(): dose for dose in (*named, *called) if dose is not None}
         return [dose for path, dose in found.items() if path not in there]
+
+    def negatives(self, doses: Sequence[Dose]) -> list[Dose]:
+        """The negative halves of the pairs of embeddings of which only the positive ones are among `doses`."""
+        paths = [dose.artifact.source.path for dose in doses if dose.artifact.kind == "textual-inversion"]
+        there = {path.resolve() for path in paths}
+        files = [file for path in paths if (file := negative_beside(path)) is not None and file.resolve() not in there]
+        self.notes += [f"{file.stem} is the negative prompt, as the other half of its pair is called" for file in files]
+        return [self.dose(Tag("embedding", str(file))) for file in files]
 
     def _embedding(self, path: Path) -> Dose | None:
         """A file whose name stands in a prompt, if it is an embedding: most are called by words of every day."""
