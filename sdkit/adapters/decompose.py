@@ -109,7 +109,8 @@ class _ByCholesky:
         """Q @ vectors, without forming Q."""
         import torch
 
-        return self.matrix @ torch.linalg.solve_triangular(self.upper, vectors, upper=True)
+        found: torch.Tensor = self.matrix @ torch.linalg.solve_triangular(self.upper, vectors, upper=True)
+        return found
 
 
 @dataclass(frozen=True, slots=True)

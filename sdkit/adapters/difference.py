@@ -62,7 +62,7 @@ def difference(tuned: Located, base: Located) -> torch.Tensor | None:
     if not _differ(tuned, one, base, other):
         return None
     delta = one.to(torch.float32, copy=True).mul_(tuned.scale)
-    for rows, stored in zip(delta.split(ROWS), other.split(ROWS), strict=True):
+    for rows, stored in zip(torch.split(delta, ROWS), torch.split(other, ROWS), strict=True):
         rows.sub_(stored.float(), alpha=base.scale)
         if not bool(torch.isfinite(rows).all()):
             raise SdkitError(f"{tuned.place.key}: a checkpoint holds NaN or infinity there", "repair or exclude it")
@@ -81,7 +81,7 @@ def _differ(tuned: Located, one: torch.Tensor, base: Located, other: torch.Tenso
     if not tuned.scale == base.scale == 1.0:
         return True
     coarser = max((one.dtype, other.dtype), key=lambda dtype: torch.finfo(dtype).eps)
-    pairs = zip(one.split(ROWS), other.split(ROWS), strict=True)
+    pairs = zip(torch.split(one, ROWS), torch.split(other, ROWS), strict=True)
     return not all(torch.equal(rows.to(coarser), stored.to(coarser)) for rows, stored in pairs)
 
 
