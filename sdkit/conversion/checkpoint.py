@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from sdkit.core.errors import SdkitError, UsageError
 from sdkit.core.plugins import nearest_hint
 from sdkit.families import identify
-from sdkit.families.assemble import EMA_PREFIX
+from sdkit.families.assemble import EMA_PREFIX, anonymous_components
 from sdkit.families.clip import TextLayout
 from sdkit.families.configs import layout_of, stated_configs
 from sdkit.families.family import Model, Place
@@ -18,7 +19,8 @@ from sdkit.families.parts import Layout, Part, find_parts
 from sdkit.families.rules import Family
 from sdkit.families.spell import parts_in
 from sdkit.families.vae import VaeLayout
-from sdkit.weights import Weights
+from sdkit.weights import DTYPES, Weights
+from sdkit.weights.memory import MemoryWeights
 from sdkit.weights.reader import Container
 
 Configs = Mapping[str, Mapping[str, Any]]
@@ -39,7 +41,7 @@ class Checkpoint:
     Attributes:
         weights: the opened file or folder.
         model: what it was recognised as.
-        family: its rules; None for an autoencoder on its own, which several families share.
+        family: its rules; None for an autoencoder or a text encoder on its own, which several families share.
         parts: the components to convert, as they are named in it.
         located: every parameter of them by its hub name.
         configs: the configurations stated beside the weights, by component; some or all may be missing.
@@ -75,13 +77,20 @@ class Checkpoint:
         return len(self.parts) == 1
 
     @property
+    def draws(self) -> bool:
+        """Whether it holds what predicts pictures: a U-Net, or a transformer in its place."""
+        return "unet" in self.parts or "transformer" in self.parts
+
+    @property
     def used(self) -> set[str]:
         """The names of its own tensors that hold the located parameters."""
         return {where.place.key for where in self.located.values() if where.weights is self.weights}
 
     def title(self) -> str:
         """What people call its kind."""
-        return f"{self.family.title} {self.model.variant}" if self.family else "an autoencoder"
+        if self.family is not None:
+            return f"{self.family.title} {self.model.variant}"
+        return "an autoencoder" if "vae" in self.parts else "a text encoder"
 
 
 def read_checkpoint(
@@ -90,7 +99,7 @@ def read_checkpoint(
     """Recognise opened weights as a checkpoint whose every parameter is there.
 
     Args:
-        family: whose autoencoder this is, where the file holds nothing else.
+        family: whose autoencoder or text encoder this is, where the file holds nothing else.
         configs: configurations that count instead of those beside the weights.
 
     Raises:
@@ -98,12 +107,7 @@ def read_checkpoint(
     """
     model = identify(weights)
     rules = _family(model, family)
-    if rules is not None and rules.flow:
-        raise SdkitError(
-            f"{weights.path}: checkpoints of {rules.title} cannot be converted yet",
-            "adapters of it can, and be merged into it as it is",
-        )
-    parts = parts_in(weights, rules) if rules and model.family != "unknown" else _autoencoder(weights, model)
+    parts = parts_in(weights, rules) if rules and model.family != "unknown" else _alone(weights, model)
     if not parts:
         raise SdkitError(f"{weights.path}: no checkpoint sdkit can convert: {_reasons(model)}", _inspect(weights))
     if model.faults:
@@ -125,9 +129,11 @@ def _family(model: Model, name: str | None) -> Family | None:
     return known.get(name or model.family)
 
 
-def _autoencoder(weights: Weights, model: Model) -> dict[str, Part]:
+def _alone(weights: Weights, model: Model) -> dict[str, Part]:
+    """The one component of a file or folder of its own."""
     found = find_parts({name: info.shape for name, info in weights.tensors.items()})
-    return {"vae": found.vae} if found.vae and set(model.components) == {"vae"} else {}
+    parts = {component.name: component.part for component in anonymous_components(found)}
+    return parts if len(parts) == 1 and set(model.components) == set(parts) else {}
 
 
 def _reasons(model: Model) -> str:
@@ -188,6 +194,29 @@ def one_component(checkpoint: Checkpoint, component: str) -> Checkpoint:
         )
     located = {hub: where for hub, where in checkpoint.located.items() if hub.startswith(f"{component}.")}
     return replace(checkpoint, parts={component: checkpoint.parts[component]}, located=located, leftovers=None)
+
+
+def with_projections(checkpoint: Checkpoint, notes: list[str]) -> Checkpoint:
+    """The identity in place of a projection of the pooled text that a file of SD3 leaves out, as readers take it.
+
+    A folder has to spell it out: what is not there, transformers fills with random numbers.
+    """
+    parts, located = dict(checkpoint.parts), dict(checkpoint.located)
+    for encoder in checkpoint.family.text_encoders if checkpoint.family else ():
+        part = parts.get(encoder.component)
+        if part is None or not isinstance(part.layout, TextLayout) or part.layout.projection:
+            continue
+        if encoder.projects and part.naming == "hf":
+            width, hub = part.layout.width, f"{encoder.component}.text_projection.weight"
+            parts[encoder.component] = replace(part, layout=replace(part.layout, projection=width))
+            located[hub] = Located(_identity(width), Place("identity", (width, width)))
+            notes.append(f"its {encoder.component} has no projection: the identity is written, as programs take it")
+    return replace(checkpoint, parts=parts, located=located)
+
+
+def _identity(size: int) -> MemoryWeights:
+    row = struct.pack("<f", 1.0) + b"\0" * 4 * size
+    return MemoryWeights("identity", {"identity": (DTYPES["F32"], (size, size), (row * size)[: 4 * size * size])}, {})
 
 
 def with_ema(checkpoint: Checkpoint) -> Checkpoint:

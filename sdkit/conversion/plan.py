@@ -26,6 +26,7 @@ class Settings:
         prune: leave out what no pipeline reads.
         prediction: what the model predicts, where it does not say so or says it wrongly.
         configs: a folder whose configurations and tokenizers count.
+        tokenizer: a folder with T5's tokenizer.
     """
 
     only: str | None = None
@@ -33,6 +34,7 @@ class Settings:
     prune: bool = False
     prediction: str | None = None
     configs: Path | None = None
+    tokenizer: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,7 +64,9 @@ def prove(checkpoint: Checkpoint, plan: Plan, path: Path, advance: Callable[[int
                 raise _differs(path, hub)
             digest.update(hub.encode() + b"\0")
             found, where = Located(written, place), _Where(path, hub, digest.update)
-            exact &= _compare(_pieces(source), _pieces(found), _type(source), _type(found), where)
+            halved = source.place.swapped or place.swapped
+            before, after = (_pieces(side, halved=halved) for side in (source, found))
+            exact &= _compare(before, after, _type(source), _type(found), where)
             advance(_type(found).nbytes(math.prod(place.shape)))
     others = sum(_compare_others(plan, file, path, advance) for file in plan.files)
     return Proof(len(checkpoint.located), others, exact, digest.hexdigest(), time.perf_counter() - began)
@@ -118,15 +120,23 @@ def _type(where: Located) -> DType:
     return where.weights.tensors[where.place.key].dtype
 
 
-def _pieces(where: Located) -> Iterator[bytes]:
-    """The bytes of a parameter in its own row-major order, piece by piece; a transposed one at once."""
+def _pieces(where: Located, *, halved: bool) -> Iterator[bytes]:
+    """The bytes of a parameter in its own row-major order, piece by piece; a transposed one at once.
+
+    Args:
+        halved: whether no piece may cross the middle, because one side of the comparison has the halves swapped.
+    """
     info, shape = where.weights.tensors[where.place.key], where.place.shape
     if where.place.transposed:
         matrix = Read(where.weights, info).load().T.contiguous()
         yield matrix.flatten().view(_uint8()).numpy().tobytes()
         return
-    first = where.place.rows[0] * math.prod(shape[1:]) if where.place.rows else 0
-    yield from _stretch(Read(where.weights, info), first, math.prod(shape))
+    first, half = where.place.rows[0] * math.prod(shape[1:]) if where.place.rows else 0, math.prod(shape) // 2
+    spans = [(first, math.prod(shape))]
+    if halved:
+        spans = [(half, half), (0, half)] if where.place.swapped else [(0, half), (half, half)]
+    for start, count in spans:
+        yield from _stretch(Read(where.weights, info), start, count)
 
 
 def _stretch(read: Read, first: int, count: int) -> Iterator[bytes]:

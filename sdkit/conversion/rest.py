@@ -18,12 +18,15 @@ from sdkit.weights import TensorInfo
 
 LEFTOVERS = "leftovers.safetensors"
 # Parts of a single file that its layout knows and a pipeline does not use: constants of the noise schedule, the
-# losses an autoencoder was trained with, OpenCLIP's temperature and mask, and the layers behind the last one read.
+# losses an autoencoder was trained with, OpenCLIP's temperature and mask, the layers behind the last one read, FLUX.1's
+# unread projection of the pooled text, and T5's table of tokens under its second name.
 _KNOWN = re.compile(
     r"(betas|alphas_cumprod(_prev)?|sqrt_\w+|log_one_minus_alphas_cumprod|posterior_\w+|logvar|lvlb_weights"
     r"|scale_factor|denoiser\.sigmas|first_stage_model\.loss\..+"
     r"|(cond_stage_model|conditioner\.embedders\.\d)\.(model\.(logit_scale|attn_mask|text_projection"
-    r"|transformer\.resblocks\.\d+\..+)|logit_scale))"
+    r"|transformer\.resblocks\.\d+\..+)|logit_scale)"
+    r"|model\.model_sampling\.\w+|(text_encoders\.\w+\.(transformer\.)?)?(logit_scale|text_projection\.weight"
+    r"|encoder\.embed_tokens\.weight))"
 )
 Fate = tuple[str, str]  # what becomes of a tensor, and why
 KEPT, BESIDE, DROPPED, STRANGE = "kept", "beside", "dropped", "strange"

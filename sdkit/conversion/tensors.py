@@ -1,7 +1,7 @@
 """Tensors under other names: renamed, divided, put together, transposed, as expressions over the files they lie in.
 
 Where the bytes stay as they are (everywhere but in a transposed projection, and where the type changes) the engine
-copies them, so what is written is bit for bit what was read.
+copies them, halves in another order too, so what is written is bit for bit what was read.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _common_type(types: list[DType]) -> DType:
 def _is_stored_alike(group: list[Spelling], sources: list[Located]) -> bool:
     """Whether one tensor holds the same parameters in the same way already."""
     return len({(id(source.weights), source.place.key) for source in sources}) == 1 and all(
-        (one.rows, one.transposed) == (source.place.rows, source.place.transposed)
+        (one.rows, one.transposed, one.swapped) == (source.place.rows, source.place.transposed, source.place.swapped)
         for one, source in zip(group, sources, strict=True)
     )
 
@@ -54,6 +54,9 @@ def _piece(spelling: Spelling, source: Located) -> Expression:
     place = source.place
     read = Read(source.weights, source.weights.tensors[place.key])
     stored = rows_of(read, *place.rows) if place.rows else read
+    if place.swapped != spelling.swapped:
+        rows = place.shape[0]
+        stored = Cat((rows_of(read, rows // 2, rows), rows_of(read, 0, rows // 2)))
     if place.transposed != spelling.transposed:
         stored = Transpose(stored)
     return _in_shape(stored, spelling.shape)

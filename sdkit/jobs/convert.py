@@ -55,7 +55,8 @@ class ConvertReport(Report):
         kept_beside: tensors laid beside the components of a folder, for the way back.
         dropped: what was not written, and why.
         unmatched: tensors nothing explains; there are none, as they are an error unless pruned.
-        prediction: what the model predicts, as the output says it; None where it says nothing.
+        prediction: what the model predicts, as the output says it: ``epsilon``, ``v_prediction`` or ``flow``; None
+            where it says nothing.
         proof: what reading back has shown; None where that was not asked for.
         parents: what went in, by name and quick id.
         warnings: what a person should see.
@@ -99,6 +100,7 @@ def convert(
     prediction: str | None = None,
     family: str | None = None,
     configs: PathLike | None = None,
+    tokenizer: PathLike | None = None,
     base: PathLike | None = None,
     network_alpha: float | None = None,
     rank: int | None = None,
@@ -121,7 +123,7 @@ def convert(
         to: a layout (``single``, ``diffusers``) or an adapter's format (``kohya``, ``peft``, ``diffusers``, …), or a
             program that reads it (``comfyui``, ``a1111``, ``invokeai``, …).
         output: the file or folder to write; default: the source's name in the current directory.
-        only: one component: ``unet``, ``vae``, ``text_encoder`` or ``text_encoder_2``.
+        only: one component: ``unet`` or ``transformer``, ``vae``, ``text_encoder``, ``text_encoder_2``, ….
         dtype: element type of all weights (``fp16``, ``bf16``, ``fp32``, …); default: each keeps its own.
         prune: leave out what no pipeline reads: the EMA copy, schedule constants, what a trainer left; of an adapter
             what belongs to no module.
@@ -130,6 +132,8 @@ def convert(
         prediction: ``epsilon`` or ``v_prediction``, where the checkpoint does not say so or says it wrongly.
         family: whose autoencoder it is, for one on its own; an adapter's, where its header does not tell.
         configs: a diffusers folder with the right configurations and tokenizers, where the checkpoint has none.
+        tokenizer: a folder with T5's tokenizer, for a folder of SD3 or FLUX.1; default: a copy in the cache of Hugging
+            Face.
         base: for adapters: the model it was made for, if that has unusual sizes, or a change depends on its weights.
         network_alpha: for adapters: alpha, where the file does not state it.
         rank: for adapters: of what stands in for changes the format cannot hold; default: the smallest, up to 128,
@@ -158,9 +162,10 @@ def convert(
         keep_training_metadata,
         prune,
     )
+    folders = {"configs": configs, "tokenizer": tokenizer}
     for_checkpoints = {"only": only, "dtype": dtype, "ema": ema, "bake_vae": bake_vae, "prediction": prediction}
     if is_adapter(Path(source)):
-        _check_unused({**for_checkpoints, "configs": configs}, "a checkpoint")
+        _check_unused({**for_checkpoints, **folders}, "a checkpoint")
         place = Path(output) if output is not None else None
         with open_weights(Path(source)) as opened:
             return convert_adapter(
@@ -168,7 +173,9 @@ def convert(
             )
     _check_unused({name: value for name, value in asdict(for_adapters).items() if name in _ADAPTERS_ONLY}, "an adapter")
     name, target = load_target(to)
-    settings = Settings(only, parse_dtype(dtype), prune, prediction, Path(configs) if configs is not None else None)
+    only = only.replace("-", "_") if only else None
+    named = {key: Path(folder) for key, folder in folders.items() if folder is not None}
+    settings = Settings(only, parse_dtype(dtype), prune, prediction, **named)
     with ExitStack() as stack:
         path = Path(source)
         weights = stack.enter_context(open_weights(path))

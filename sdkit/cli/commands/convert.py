@@ -17,7 +17,7 @@ from sdkit.core.human import human_bytes
 @click.argument("source", metavar="IN", type=MODEL)
 @click.option("--to", required=True, metavar="WHAT", help="A format (`sdkit formats`) or a program: comfyui, a1111, …")
 @click.option("-o", "--output", "target", type=click.Path(path_type=Path), help="[default: IN's name, here]")
-@click.option("--only", metavar="COMPONENT", help="One component: unet, vae, text_encoder or text_encoder_2.")
+@click.option("--only", metavar="COMPONENT", help="One component: unet or transformer, vae, text_encoder, …")
 @click.option("--dtype", metavar="TYPE", help="fp16, bf16, fp32, fp8_e4m3 or fp8_e5m2 [default: keep each tensor's].")
 @click.option("--prune", is_flag=True, help="Leave out what no pipeline reads: EMA copy, constants, a trainer's rests.")
 @click.option("--ema", is_flag=True, help="Take the EMA copy of the U-Net in place of its weights.")
@@ -30,6 +30,7 @@ from sdkit.core.human import human_bytes
 @click.option("--rank", type=click.IntRange(1), help="Adapters: of what stands in [default: as 0.1 % error needs].")
 @click.option("--keep-training-metadata", is_flag=True, help="Adapters: keep captions, folders and paths.")
 @click.option("--configs", type=click.Path(path_type=Path), help="A folder with configurations, where IN has none.")
+@click.option("--tokenizer", type=click.Path(path_type=Path), help="A folder with T5's tokenizer (SD3, FLUX.1).")
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Read back and compare every parameter.")
 @click.option("--threads", type=click.IntRange(1), help="Workers; never changes the result [default: one per core].")
 @click.option("--dry-run", is_flag=True, help="Check everything and say what would happen; write nothing.")
@@ -94,13 +95,16 @@ def _proven(proof: Any) -> str:
     return f"read back in {proof.seconds:.1f} s: {'; '.join(parts)}"
 
 
+_PREDICTED = {"epsilon": "the noise", "v_prediction": "the velocity", "flow": "a flow"}
+
+
 def describe(report: Any) -> list[str]:
     """The report in lines for people."""
     verb = "would convert" if report.dry_run else "converted"
     lines = [f"{verb} {report.source} ({report.family}: {', '.join(report.components)}) to {report.to}"]
     lines.append(f"{report.consumed} tensors go in, {report.renamed} under other names; {report.tensors} are written")
     if report.prediction:
-        lines.append(f"it predicts {'the velocity' if report.prediction == 'v_prediction' else 'the noise'}")
+        lines.append(f"it predicts {_PREDICTED[report.prediction]}")
     if report.kept_beside:
         lines.append(f"laid beside, for the way back: {report.kept_beside} tensors")
     lines.extend(f"dropped {len(drop.names)} ({human_bytes(drop.bytes)}): {drop.reason}" for drop in report.dropped)

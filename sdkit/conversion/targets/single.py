@@ -37,7 +37,7 @@ def plan(whole: Checkpoint, chosen: Checkpoint, settings: Settings) -> Plan:
     tensors += [_kept(chosen, info.name, settings.dtype) for info in rest.kept]
     metadata, prediction = {}, chosen.model.prediction
     configs = _public_configs(chosen)
-    if "unet" in chosen.parts and not _keeps_silent(chosen, settings):
+    if chosen.draws and not _keeps_silent(chosen, settings):
         sampling = sampling_of(chosen, settings.prediction)
         prediction = sampling.prediction
         markers = markers_for(chosen, sampling)
@@ -95,7 +95,7 @@ def _flags(markers: tuple[str, ...], tensors: list[Output]) -> list[Output]:
 
 def _public_configs(chosen: Checkpoint) -> dict[str, dict[str, Any]]:
     """The configurations of what is written, without the places they were loaded from."""
-    wanted = {*chosen.parts} | ({"model_index", "scheduler"} if "unet" in chosen.parts else set())
+    wanted = {*chosen.parts} | ({"model_index", "scheduler"} if chosen.draws else set())
     return {name: _public(config) for name, config in chosen.configs.items() if name in wanted}
 
 
