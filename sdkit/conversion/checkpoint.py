@@ -112,7 +112,6 @@ def read_checkpoint(
         raise SdkitError(f"{weights.path}: no checkpoint sdkit can convert: {_reasons(model)}", _inspect(weights))
     if model.faults:
         raise SdkitError(f"{weights.path}: cannot be converted: {model.faults[0]}", _inspect(weights))
-    _check_unquantised(weights)
     located = {hub: Located(weights, place) for hub, place in model.places.items() if hub.partition(".")[0] in parts}
     stated = {**_stated(weights, parts), **(configs or {})}
     checkpoint = Checkpoint(weights, model, rules, parts, located, stated, leftovers)
@@ -142,14 +141,6 @@ def _reasons(model: Model) -> str:
 
 def _inspect(weights: Weights) -> str:
     return f"`sdkit inspect {weights.path}` shows what it is"
-
-
-def _check_unquantised(weights: Weights) -> None:
-    if any(name == "scaled_fp8" or name.endswith((".scale_weight", ".comfy_quant")) for name in weights.tensors):
-        raise SdkitError(
-            f"{weights.path}: holds quantised weights and their scales, which only its own layout has a place for",
-            "convert the unquantised file",
-        )
 
 
 def _stated(weights: Weights, parts: Mapping[str, Part]) -> Configs:

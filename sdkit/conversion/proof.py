@@ -22,6 +22,7 @@ from sdkit.families import identify
 from sdkit.families.family import Place
 from sdkit.families.spell import spellings
 from sdkit.streaming.expression import Read, torch_dtype
+from sdkit.streaming.quantised import quantisation_scale
 from sdkit.weights import DType, open_weights
 from sdkit.weights.reader import open_file
 
@@ -63,7 +64,8 @@ def prove(checkpoint: Checkpoint, plan: Plan, path: Path, advance: Callable[[int
             if place is None or place.shape != source.place.shape:
                 raise _differs(path, hub)
             digest.update(hub.encode() + b"\0")
-            found, where = Located(written, place), _Where(path, hub, digest.update)
+            scale = quantisation_scale(source.weights, source.place.key)
+            found, where = Located(written, place), _Where(path, hub, digest.update, scale)
             halved = source.place.swapped or place.swapped
             before, after = (_pieces(side, halved=halved) for side in (source, found))
             exact &= _compare(before, after, _type(source), _type(found), where)
@@ -80,11 +82,12 @@ def _differs(path: Path, name: str) -> SdkitError:
 
 @dataclass(frozen=True, slots=True)
 class _Where:
-    """What is being compared, for messages, and what takes its bytes."""
+    """What is being compared, for messages, what takes its bytes, and what the source's numbers are multiplied with."""
 
     path: Path
     name: str
     update: Callable[[bytes], None]
+    scale: float = 1.0
 
 
 def _alone(places: Mapping[str, Place], hub: str) -> Place | None:
@@ -111,9 +114,10 @@ def _is_exact(before: bytes, after: bytes, was: DType, now: DType, where: _Where
     one = torch.frombuffer(bytearray(before), dtype=torch_dtype(was))
     other = torch.frombuffer(bytearray(after), dtype=torch_dtype(now))
     wide = torch.float64 if now.name == "F64" else torch.float32
-    if not torch.equal(one.to(wide).to(other.dtype).double(), other.double()):
+    rounded = (one.to(wide) * where.scale).to(other.dtype)
+    if not torch.equal(rounded.double(), other.double()):
         raise _differs(where.path, where.name)
-    return torch.equal(one.double(), other.double())
+    return torch.equal(one.double() * where.scale, other.double())
 
 
 def _type(where: Located) -> DType:

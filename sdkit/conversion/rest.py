@@ -14,6 +14,7 @@ from sdkit.conversion.checkpoint import Checkpoint
 from sdkit.core.errors import SdkitError
 from sdkit.families.assemble import BUFFER_SUFFIX, EMA_PREFIX, MARKERS
 from sdkit.families.parts import Part
+from sdkit.streaming.quantised import is_quantisation
 from sdkit.weights import TensorInfo
 
 LEFTOVERS = "leftovers.safetensors"
@@ -79,26 +80,31 @@ def sort_rest(
     Raises:
         SdkitError: there are tensors that no rule explains, and they would be lost.
     """
-    rest, reasons, strange = Rest(), dict[str, list[TensorInfo]](), list[str]()
     components = {where.place.key: hub.partition(".")[0] for hub, where in whole.located.items()}
     used, positions = chosen.used, _positions(chosen, target)
+
+    def decide(name: str, info: TensorInfo) -> Fate:
+        if name in components:
+            return DROPPED, _unchosen(components[name], chosen)
+        if is_quantisation(name):
+            return DROPPED, "scales, worked into the weights they belong to"
+        if name.endswith(BUFFER_SUFFIX):
+            return _position_fate(info, positions)
+        if len(chosen.parts) < len(whole.parts):
+            return DROPPED, "not asked for"
+        what, why = fate(name)
+        if prune and what != DROPPED and not _is_read(name, what, chosen):
+            return DROPPED, "pruned: no pipeline reads them"
+        return what, why
+
+    rest, reasons, strange = Rest(), dict[str, list[TensorInfo]](), list[str]()
     for name, info in chosen.weights.tensors.items():
         if name in used:
             continue
-        if name in components:
-            what, why = DROPPED, _unchosen(components[name], chosen)
-        elif name.endswith(BUFFER_SUFFIX):
-            what, why = _position_fate(info, positions)
-            if what == KEPT:
-                rest.positions[positions[name]] = info
-                continue
-        elif len(chosen.parts) < len(whole.parts):
-            what, why = DROPPED, "not asked for"
-        else:
-            what, why = fate(name)
-            if prune and what != DROPPED and not _is_read(name, what, chosen):
-                what, why = DROPPED, "pruned: no pipeline reads them"
-        if what == KEPT:
+        what, why = decide(name, info)
+        if what == KEPT and name in positions:
+            rest.positions[positions[name]] = info
+        elif what == KEPT:
             rest.kept.append(info)
         elif what == BESIDE:
             rest.beside.append(info)

@@ -216,9 +216,9 @@ def test_what_cannot_be_converted_is_refused_before_anything_is_written(
     assert "diffusers" in caught.value.hint
     with pytest.raises(SdkitError, match="is missing|are missing"):
         sdkit.convert(changed(single, {}, without="input_blocks.1.0.in_layers.0"), "single", out)
-    scaled = changed(single, {f"{PREFIX}out.2.scale_weight": torch.ones(1)})
-    with pytest.raises(SdkitError, match="quantised"):
-        sdkit.convert(scaled, "single", out)
+    odd = changed(single, {f"{PREFIX}out.2.weight_scale": torch.ones(4)})
+    with pytest.raises(SdkitError, match="shape, type or scale"):
+        sdkit.convert(odd, "single", out)
     with pytest.raises(SdkitError, match="attention heads"):
         sdkit.convert(changed(single, {}, stated=False), "diffusers", tmp_path / "out")
     save_file({"lora_unet_x.diff": torch.ones(1, 2)}, tmp_path / "lora.safetensors")
@@ -315,3 +315,53 @@ def test_a_folder_says_once_what_it_predicts(tmp_path: Path, single: Path, tiny_
     scheduler.write_text(json.dumps({**json.loads(scheduler.read_text()), "prediction_type": "v_prediction"}))
     back = sdkit.convert(tmp_path / "folder", "single", tmp_path / "back.safetensors")
     assert back.prediction == "v_prediction" and "v_pred" in load_file(back.output)
+
+
+def scaled(tensors: dict[str, torch.Tensor], newer: bool) -> dict[str, torch.Tensor]:
+    """The matrices of the U-Net as fp8 times a number, in either spelling of ComfyUI."""
+    stored = dict(tensors)
+    if not newer:
+        stored["scaled_fp8"] = torch.zeros(2).to(torch.float8_e4m3fn)
+    for name, tensor in tensors.items():
+        if name.startswith(PREFIX) and name.endswith(".weight") and tensor.ndim == 2:
+            scale = tensor.abs().max() / 448
+            stored[name] = (tensor / scale).to(torch.float8_e4m3fn)
+            stem = name.removesuffix(".weight")
+            stored[f"{stem}.{'weight_scale' if newer else 'scale_weight'}"] = scale
+            if newer:
+                stored[f"{stem}.comfy_quant"] = torch.tensor(list(b'{"format": "float8_e4m3fn"}'), dtype=torch.uint8)
+            else:
+                stored[f"{stem}.scale_input"] = torch.ones(())
+    return stored
+
+
+@pytest.mark.parametrize("newer", [False, True], ids=["scaled_fp8", "comfy_quant"])
+def test_scaled_fp8_is_worked_out(tmp_path: Path, tiny_sdxl: Path, newer: bool) -> None:
+    single = sdkit.convert(tiny_sdxl, "single", tmp_path / "single.safetensors").output
+    tensors = scaled(load_file(single), newer)
+    assert len(tensors) > len(load_file(single)) + 20
+    with safe_open(single, "pt") as file:
+        save_file(tensors, tmp_path / "fp8.safetensors", file.metadata())
+    for to in ("single", "diffusers"):
+        with pytest.raises(SdkitError, match="with scales beside them") as caught:
+            sdkit.convert(tmp_path / "fp8.safetensors", to, tmp_path / "no", configs=tiny_sdxl)
+        assert "--dtype bf16" in caught.value.hint
+    report = sdkit.convert(tmp_path / "fp8.safetensors", "diffusers", tmp_path / "out", dtype="bf16", configs=tiny_sdxl)
+    assert report.proof is not None and "worked into the weights" in report.dropped[0].reason
+    unet = load_file(tmp_path / "out/unet/diffusion_pytorch_model.safetensors")
+    stem = "input_blocks.3.1.transformer_blocks.0.attn2.to_k"
+    key = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.weight"
+    scale = tensors[f"{PREFIX}{stem}.{'weight_scale' if newer else 'scale_weight'}"]
+    assert torch.equal(unet[key], (tensors[f"{PREFIX}{stem}.weight"].float() * scale).bfloat16())
+    assert {tensor.dtype for tensor in unet.values()} == {torch.bfloat16}
+
+
+def test_plain_fp8_keeps_its_bits_or_is_widened(tmp_path: Path, tiny_sdxl: Path) -> None:
+    small = sdkit.convert(tiny_sdxl, "single", tmp_path / "fp8.safetensors", dtype="fp8_e4m3").output
+    kept = sdkit.convert(small, "diffusers", tmp_path / "kept", configs=tiny_sdxl)
+    wide = sdkit.convert(small, "diffusers", tmp_path / "wide", dtype="bf16", configs=tiny_sdxl)
+    assert kept.proof is not None and kept.proof.exact and wide.proof is not None and wide.proof.exact
+    name = "unet/diffusion_pytorch_model.safetensors"
+    one, two = load_file(tmp_path / "kept" / name), load_file(tmp_path / "wide" / name)
+    assert {tensor.dtype for tensor in one.values()} == {torch.float8_e4m3fn}
+    assert all(torch.equal(one[key].bfloat16(), two[key]) for key in two)
