@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from sdkit.core.errors import SdkitError, UsageError
 from sdkit.core.plugins import nearest_hint
 from sdkit.families import identify
-from sdkit.families.assemble import EMA_PREFIX, anonymous_components
+from sdkit.families.assemble import anonymous_components
 from sdkit.families.clip import TextLayout
 from sdkit.families.configs import layout_of, stated_configs
 from sdkit.families.family import Model, Place
@@ -18,9 +17,7 @@ from sdkit.families.identify import FAMILIES
 from sdkit.families.parts import Layout, Part, find_parts
 from sdkit.families.rules import Family
 from sdkit.families.spell import parts_in
-from sdkit.families.vae import VaeLayout
-from sdkit.weights import DTYPES, Weights
-from sdkit.weights.memory import MemoryWeights
+from sdkit.weights import Weights
 from sdkit.weights.reader import Container
 
 Configs = Mapping[str, Mapping[str, Any]]
@@ -157,98 +154,21 @@ def _check_configs(checkpoint: Checkpoint) -> None:
         config = checkpoint.configs.get(name)
         if config is None:
             continue
-        try:
-            layout: Layout | None = layout_of(name, config)
-        except (KeyError, TypeError, ValueError, IndexError):
-            layout = None
-        if layout is None or _comparable(layout) != _comparable(part.layout):
+        if not describes(name, config, part.layout):
             raise SdkitError(
                 f"{checkpoint.weights.path}: the configuration of its {name} describes other tensors than it holds",
                 "name a folder with the right configurations: --configs FOLDER",
             )
 
 
+def describes(component: str, config: Mapping[str, Any], layout: Layout) -> bool:
+    """Whether a configuration is one of such a component."""
+    try:
+        return _comparable(layout_of(component, config)) == _comparable(layout)
+    except (KeyError, TypeError, ValueError, IndexError):
+        return False
+
+
 def _comparable(layout: Layout) -> Layout:
     """What a configuration reliably says: not whether a text encoder projects, which lies in its class."""
     return replace(layout, projection=0) if isinstance(layout, TextLayout) else layout
-
-
-def one_component(checkpoint: Checkpoint, component: str) -> Checkpoint:
-    """One component of it.
-
-    Raises:
-        UsageError: it has no such component.
-    """
-    if component not in checkpoint.parts:
-        raise UsageError(
-            f"{checkpoint.weights.path}: has no component {component!r}", f"it has {', '.join(checkpoint.parts)}"
-        )
-    located = {hub: where for hub, where in checkpoint.located.items() if hub.startswith(f"{component}.")}
-    return replace(checkpoint, parts={component: checkpoint.parts[component]}, located=located, leftovers=None)
-
-
-def with_projections(checkpoint: Checkpoint, notes: list[str]) -> Checkpoint:
-    """The identity in place of a projection of the pooled text that a file of SD3 leaves out, as readers take it.
-
-    A folder has to spell it out: what is not there, transformers fills with random numbers.
-    """
-    parts, located = dict(checkpoint.parts), dict(checkpoint.located)
-    for encoder in checkpoint.family.text_encoders if checkpoint.family else ():
-        part = parts.get(encoder.component)
-        if part is None or not isinstance(part.layout, TextLayout) or part.layout.projection:
-            continue
-        if encoder.projects and part.naming == "hf":
-            width, hub = part.layout.width, f"{encoder.component}.text_projection.weight"
-            parts[encoder.component] = replace(part, layout=replace(part.layout, projection=width))
-            located[hub] = Located(_identity(width), Place("identity", (width, width)))
-            notes.append(f"its {encoder.component} has no projection: the identity is written, as programs take it")
-    return replace(checkpoint, parts=parts, located=located)
-
-
-def _identity(size: int) -> MemoryWeights:
-    row = struct.pack("<f", 1.0) + b"\0" * 4 * size
-    return MemoryWeights("identity", {"identity": (DTYPES["F32"], (size, size), (row * size)[: 4 * size * size])}, {})
-
-
-def with_ema(checkpoint: Checkpoint) -> Checkpoint:
-    """The averaged copy of the U-Net's weights in place of the last ones.
-
-    Raises:
-        SdkitError: there is no complete copy.
-    """
-    tensors, located = checkpoint.weights.tensors, dict(checkpoint.located)
-    if not checkpoint.model.ema:
-        raise SdkitError(f"{checkpoint.weights.path}: holds no EMA copy", "leave out --ema")
-    for hub, where in checkpoint.located.items():
-        if not hub.startswith("unet."):
-            continue
-        # LitEma registers its buffers under the parameter's name without dots, and without the outermost module.
-        key = EMA_PREFIX + "".join(where.place.key.split(".")[1:])
-        if key not in tensors or tensors[key].shape != tensors[where.place.key].shape:
-            raise SdkitError(f"{checkpoint.weights.path}: its EMA copy lacks {where.place.key}", "leave out --ema")
-        located[hub] = replace(where, place=replace(where.place, key=key))
-    return replace(checkpoint, located=located)
-
-
-def with_vae(checkpoint: Checkpoint, vae: Checkpoint) -> Checkpoint:
-    """Another model's autoencoder in place of its own.
-
-    Raises:
-        SdkitError: it has none, or one for latents of other channels.
-    """
-    part = vae.parts.get("vae")
-    if part is None or not isinstance(part.layout, VaeLayout):
-        raise SdkitError(f"{vae.weights.path}: holds no autoencoder", "--bake-vae takes a file or folder with one")
-    own = checkpoint.parts.get("vae")
-    latents = own.layout.latent_channels if own and isinstance(own.layout, VaeLayout) else 4
-    if part.layout.latent_channels != latents:
-        raise SdkitError(f"{vae.weights.path}: its latents have {part.layout.latent_channels} channels, not {latents}")
-    located = {hub: where for hub, where in checkpoint.located.items() if not hub.startswith("vae.")}
-    located |= {hub: where for hub, where in vae.located.items() if hub.startswith("vae.")}
-    configs = dict(checkpoint.configs)
-    if "vae" in vae.configs:
-        configs["vae"] = vae.configs["vae"]
-    elif own is None or own.layout != part.layout:
-        configs.pop("vae", None)
-    here = replace(own, layout=part.layout) if own else part
-    return replace(checkpoint, parts={**checkpoint.parts, "vae": here}, located=located, configs=configs)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NoReturn
 
 from sdkit.conversion.checkpoint import Checkpoint
 from sdkit.core.errors import SdkitError
 from sdkit.families.configs import layout_of
-from sdkit.families.describe import describe_component, published_folder
+from sdkit.families.describe import describe_component, encoder_like, published_encoders, published_folder
 from sdkit.families.identify import FAMILIES
 from sdkit.families.parts import Layout
 from sdkit.families.reference import published_config
@@ -31,18 +31,25 @@ def _fitted(chosen: Checkpoint, name: str, warnings: list[str]) -> Config:
     layout, family = chosen.layouts[name], chosen.family
     if family is None:
         return _anybodys(chosen, layout)
-    if chosen.model.family == "unknown":
-        name = _named(chosen, family, name, layout)
+    if chosen.model.family == "unknown" and not isinstance(layout, VaeLayout):
+        name = encoder_like(family, layout) or _strange(chosen, family)
     folder = published_folder(family, chosen.model.variant)
     sources = {encoder.component: encoder.published for encoder in family.text_encoders}
     return describe_component(name, layout, published_config(folder, sources.get(name, name)), family, warnings)
+
+
+def _strange(chosen: Checkpoint, family: Family) -> NoReturn:
+    raise SdkitError(
+        f"{chosen.weights.path}: it cannot be told which text encoder of {family.title} it is",
+        "name a folder with its configuration: --configs FOLDER",
+    )
 
 
 def _anybodys(chosen: Checkpoint, layout: Layout) -> Config:
     """The configuration of a text encoder alone: those of one size are configured alike in all families."""
     if not isinstance(layout, VaeLayout):
         for family in FAMILIES:
-            for _, config in _published_encoders(family):
+            for config in published_encoders(family).values():
                 if layout_of("text_encoder", config) == layout:
                     return config
         raise SdkitError(
@@ -60,25 +67,3 @@ def _anybodys(chosen: Checkpoint, layout: Layout) -> Config:
 def _vae_channels(family: Family) -> int:
     channels: int = published_config(published_folder(family, family.usual), "vae")["latent_channels"]
     return channels
-
-
-def _published_encoders(family: Family) -> Iterator[tuple[str, Config]]:
-    """Each text encoder's hub name and published configuration."""
-    folder = published_folder(family, family.usual)
-    for encoder in family.text_encoders:
-        yield encoder.component, published_config(folder, encoder.published)
-
-
-def _named(chosen: Checkpoint, family: Family, name: str, layout: Layout) -> str:
-    """Which of the family's text encoders one alone is: that of its size, or the only one of its kind."""
-    if isinstance(layout, VaeLayout):
-        return name
-    layouts = {component: layout_of(component, config) for component, config in _published_encoders(family)}
-    alike = [component for component, other in layouts.items() if other == layout]
-    alike = alike or [component for component, other in layouts.items() if type(other) is type(layout)]
-    if len(alike) == 1:
-        return alike[0]
-    raise SdkitError(
-        f"{chosen.weights.path}: {family.title} has {len(alike) or 'no'} text encoders it could be, of other sizes",
-        "name a folder with its configuration: --configs FOLDER",
-    )

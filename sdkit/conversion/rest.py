@@ -125,7 +125,9 @@ def _is_read(name: str, fate: str, checkpoint: Checkpoint) -> bool:
 def _unchosen(component: str, chosen: Checkpoint) -> str:
     if component not in chosen.parts:
         return "not asked for"
-    return "the EMA copy takes their place" if component == "unet" else "another autoencoder takes their place"
+    if component == "unet":
+        return "the EMA copy takes their place"
+    return f"another {'autoencoder' if component == 'vae' else component} takes their place"
 
 
 def _positions(chosen: Checkpoint, target: dict[str, Part]) -> dict[str, str]:

@@ -59,6 +59,21 @@ def describe(family: Family, variant: str, layouts: Mapping[str, Layout]) -> tup
     return configs, notes
 
 
+def published_encoders(family: Family) -> dict[str, dict[str, Any]]:
+    """The published configuration of each text encoder by its hub name."""
+    folder = published_folder(family, family.usual)
+    return {encoder.component: published_config(folder, encoder.published) for encoder in family.text_encoders}
+
+
+def encoder_like(family: Family, layout: Layout) -> str | None:
+    """Which of the family's text encoders one of this layout is: that of its width, or the only one of its kind."""
+    layouts = {name: layout_of(name, config) for name, config in published_encoders(family).items()}
+    kin = {name: other for name, other in layouts.items() if type(other) is type(layout)}
+    alike = [name for name, other in kin.items() if getattr(other, "width", 0) == getattr(layout, "width", 0)]
+    found = alike or list(kin)
+    return found[0] if len(found) == 1 else None
+
+
 def describe_component(
     component: str, layout: Layout, published: Mapping[str, Any], family: Family, notes: list[str]
 ) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sdkit.conversion.checkpoint import Checkpoint, one_component, read_checkpoint, with_ema, with_vae
+from sdkit.conversion.changes import one_component, with_ema, with_part, with_vae
+from sdkit.conversion.checkpoint import Checkpoint, read_checkpoint
 from sdkit.conversion.plan import Plan, PlannedFile, Settings, load_target, target_file
 from sdkit.conversion.proof import Proof, prove
 from sdkit.conversion.rest import LEFTOVERS, Dropped
@@ -19,6 +20,7 @@ from sdkit.core.errors import UsageError
 from sdkit.core.memory import peak_memory_mib
 from sdkit.core.progress import NoProgress, Progress
 from sdkit.core.report import Report
+from sdkit.families import identify
 from sdkit.families.configs import CONFIG_KEY
 from sdkit.families.spell import spellings
 from sdkit.jobs.convert_adapter import AdapterConversion, AdapterOptions, convert_adapter
@@ -97,6 +99,7 @@ def convert(
     prune: bool = False,
     ema: bool = False,
     bake_vae: PathLike | None = None,
+    parts: Sequence[PathLike] = (),
     prediction: str | None = None,
     family: str | None = None,
     configs: PathLike | None = None,
@@ -129,6 +132,8 @@ def convert(
             what belongs to no module.
         ema: take the EMA copy of the U-Net in place of its weights.
         bake_vae: a file or folder whose autoencoder takes the place of the checkpoint's.
+        parts: files with one component each (an autoencoder, a text encoder) to put into the checkpoint, in place of
+            its own where it has one.
         prediction: ``epsilon`` or ``v_prediction``, where the checkpoint does not say so or says it wrongly.
         family: whose autoencoder it is, for one on its own; an adapter's, where its header does not tell.
         configs: a diffusers folder with the right configurations and tokenizers, where the checkpoint has none.
@@ -164,6 +169,7 @@ def convert(
     )
     folders = {"configs": configs, "tokenizer": tokenizer}
     for_checkpoints = {"only": only, "dtype": dtype, "ema": ema, "bake_vae": bake_vae, "prediction": prediction}
+    for_checkpoints |= {"part": bool(parts)}
     if is_adapter(Path(source)):
         _check_unused({**for_checkpoints, **folders}, "a checkpoint")
         place = Path(output) if output is not None else None
@@ -181,17 +187,13 @@ def convert(
         weights = stack.enter_context(open_weights(path))
         given = read_configs(settings.configs) if settings.configs else None
         whole = read_checkpoint(weights, family=family, configs=given, leftovers=_leftovers(stack, weights))
-        chosen = with_ema(whole) if ema else whole
-        parents = [parent_of(weights, role="source")]
-        if bake_vae is not None:
-            vae = stack.enter_context(open_weights(Path(bake_vae)))
-            chosen = with_vae(chosen, read_checkpoint(vae, family=chosen.family.name if chosen.family else None))
-            parents.append(parent_of(vae, role="vae"))
+        chosen, others = _put_in(stack, with_ema(whole) if ema else whole, bake_vae, parts)
+        parents = [parent_of(weights, role="source"), *(parent_of(part, role=role) for part, role in others)]
+        inputs = [path, *(part.path for part, _ in others)]
         if only is not None:
             chosen = one_component(chosen, only)
         plan = target.plan(whole, chosen, settings)
         place = Path(output) if output is not None else _default_output(path, settings, folder=plan.folder)
-        inputs = [path, *([Path(bake_vae)] if bake_vae is not None else [])]
         _check_output(place, inputs, plan, force=force)
         recipe = {"verb": "convert", "to": name, "parents": parents, **_options(settings, ema=ema)}
         proofs: list[Proof] = []
@@ -235,6 +237,29 @@ def _check_unused(options: Mapping[str, object], what: str) -> None:
     given = [name for name, value in options.items() if value not in (None, False)]
     if given:
         raise UsageError(f"{given[0].replace('_', '-')} concerns {what}, which this is not", "leave it out")
+
+
+def _put_in(
+    stack: ExitStack, chosen: Checkpoint, vae: PathLike | None, parts: Sequence[PathLike]
+) -> tuple[Checkpoint, list[tuple[Weights, str]]]:
+    """The checkpoint with the parts of other files in it; these files, and what each is for."""
+    others: list[tuple[Weights, str]] = []
+    if vae is not None:
+        other = _other(stack, Path(vae), chosen)
+        chosen = with_vae(chosen, other)
+        others.append((other.weights, "vae"))
+    for part in parts:
+        other = _other(stack, Path(part), chosen)
+        chosen, role = with_part(chosen, other)
+        others.append((other.weights, role))
+    return chosen, others
+
+
+def _other(stack: ExitStack, path: Path, chosen: Checkpoint) -> Checkpoint:
+    """The file of a part, read as one of the same family."""
+    weights = stack.enter_context(open_weights(path))
+    name = chosen.family.name if chosen.family and identify(weights).family == "unknown" else None
+    return read_checkpoint(weights, family=name)
 
 
 def _leftovers(stack: ExitStack, weights: Weights) -> Weights | None:

@@ -19,7 +19,9 @@ import sdkit
 from sdkit.conversion.checkpoint import read_checkpoint
 from sdkit.conversion.plan import Plan, Settings, load_target
 from sdkit.core.errors import SdkitError, UsageError
-from sdkit.families import reference
+from sdkit.families import FAMILIES, reference
+from sdkit.families.describe import encoder_like
+from sdkit.families.parts import find_parts
 
 PREFIX = "model.diffusion_model."
 COMPONENTS = ("transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
@@ -194,6 +196,32 @@ def test_without_text_encoders_the_index_names_none(tmp_path: Path, made: Made) 
     assert pipeline.text_encoder_3 is None and pipeline.transformer is not None
 
 
+def test_files_that_comfyui_keeps_apart_become_one_model(tmp_path: Path, made: Made) -> None:
+    kind, names = "flux", ["vae", "text_encoder", "text_encoder_2"]
+    files = {
+        name: sdkit.convert(made[kind], "single", tmp_path / f"{name}.safetensors", only=name, verify=False).output
+        for name in ("transformer", *names)
+    }
+    parts = [files[name] for name in names]
+    whole = sdkit.convert(made[kind], "single", tmp_path / "whole.safetensors").output
+    for source in (files["transformer"], made[kind] / "transformer"):  # a bare file, or the component's folder
+        joined = sdkit.convert(source, "single", tmp_path / "joined.safetensors", parts=parts, force=True)
+        assert_same(load_file(whole), load_file(joined.output))
+        assert [parent["role"] for parent in joined.parents] == ["source", *names]
+    sdkit.convert(files["transformer"], "diffusers", tmp_path / "folder", parts=parts, tokenizer=made[kind])
+    for component in ("transformer", *names):
+        before, after = (
+            {name.removeprefix("text_model."): tensor for file in (root / component).glob("*.safetensors")
+             for name, tensor in load_file(file).items()}
+            for root in (made[kind], tmp_path / "folder")
+        )  # fmt: skip
+        assert_same(before, after)
+    with pytest.raises(SdkitError, match="takes a file with one component"):
+        sdkit.convert(files["transformer"], "single", tmp_path / "no.safetensors", parts=[whole])
+    with pytest.raises(SdkitError, match="is none of"):
+        sdkit.convert(whole, "single", tmp_path / "no.safetensors", parts=[files["transformer"]])
+
+
 # What headers alone say, of published sizes -------------------------------------------------------------------
 
 
@@ -235,6 +263,17 @@ def test_variants_are_configured_as_published(family: str, variant: str, pipelin
         name: tuple(tensor.shape) for name, tensor in module.state_dict().items()
     }
     assert ("dual_attention_layers" in config) == (variant == "3.5-medium")
+
+
+def test_a_text_encoder_is_known_by_its_width() -> None:
+    families = {family.name: family for family in FAMILIES}
+    for family, component in (("sd3", "text_encoder"), ("sd3", "text_encoder_2"), ("sd3", "text_encoder_3")):
+        keys = stored(family, "", (component,))
+        shapes = {key.partition(".transformer.")[2]: shape for key, shape in keys.items()}
+        shapes.pop("text_projection.weight", None)  # as many files of clip_l have it
+        (part,) = find_parts(shapes).texts
+        assert encoder_like(families[family], part.layout) == component
+        assert encoder_like(families["sd1"], part.layout) == (None if component == "text_encoder_3" else "text_encoder")
 
 
 @pytest.mark.parametrize(

@@ -130,6 +130,20 @@ def test_another_autoencoder_is_baked_in(tmp_path: Path, tiny_base: Path, tiny_s
     assert torch.equal(unet["conv_in.weight"], load_file(single)[f"{PREFIX}input_blocks.0.0.weight"])
 
 
+def test_another_text_encoder_is_put_in(tmp_path: Path, tiny_base: Path, tiny_sdxl: Path) -> None:
+    other = sdkit.convert(tiny_sdxl, "single", tmp_path / "clip.safetensors", only="text-encoder").output
+    wide = sdkit.convert(tiny_sdxl, "single", tmp_path / "wide.safetensors", only="text-encoder-2").output
+    for target in ("single", "diffusers"):
+        report = sdkit.convert(tiny_base, target, tmp_path / target, parts=[other])
+        assert report.proof is not None and [parent["role"] for parent in report.parents] == ["source", "text_encoder"]
+    written = load_file(tmp_path / "diffusers/text_encoder/model.safetensors")
+    wanted = load_file(tiny_sdxl / "text_encoder/model.safetensors")
+    assert all(torch.equal(written[f"text_model.{name.removeprefix('text_model.')}"], wanted[name]) for name in wanted)
+    assert any("another text_encoder takes their place" in drop.reason for drop in report.dropped)
+    with pytest.raises(SdkitError, match="is 40 wide, and the text_encoder it would replace 24"):
+        sdkit.convert(tiny_base, "single", tmp_path / "no.safetensors", parts=[wide])
+
+
 def test_parts_are_written_as_programs_load_them(tmp_path: Path, tiny_sdxl: Path) -> None:
     for name, key in (
         ("unet", f"{PREFIX}input_blocks.0.0.weight"),

@@ -22,6 +22,7 @@ from sdkit.core.human import human_bytes
 @click.option("--prune", is_flag=True, help="Leave out what no pipeline reads: EMA copy, constants, a trainer's rests.")
 @click.option("--ema", is_flag=True, help="Take the EMA copy of the U-Net in place of its weights.")
 @click.option("--bake-vae", type=MODEL, help="A file or folder with another autoencoder.")
+@click.option("--part", "parts", type=MODEL, multiple=True, help="A file with a text encoder or autoencoder to put in.")
 @click.option("--prediction", metavar="KIND", help="epsilon or v_prediction, where IN does not say so.")
 @click.option("--family", metavar="NAME", help="Of an autoencoder or an adapter: sd1, sd2, sdxl, …")
 @click.option("--base", type=BASE, help="Adapters: the model, if of unusual sizes, or to work a change out on.")

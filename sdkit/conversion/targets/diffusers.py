@@ -8,7 +8,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from sdkit.conversion.checkpoint import Checkpoint, with_projections
+from sdkit.conversion.changes import with_projections
+from sdkit.conversion.checkpoint import Checkpoint
 from sdkit.conversion.configurations import configurations
 from sdkit.conversion.plan import Plan, PlannedFile, Settings
 from sdkit.conversion.rest import LEFTOVERS, Fate, Rest, as_it_is, single_to_folder, sort_rest
