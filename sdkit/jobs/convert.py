@@ -15,6 +15,7 @@ from sdkit.conversion.checkpoint import Checkpoint, read_checkpoint
 from sdkit.conversion.plan import Plan, PlannedFile, Settings, load_target, target_file
 from sdkit.conversion.proof import Proof, prove
 from sdkit.conversion.rest import LEFTOVERS, Dropped
+from sdkit.conversion.shards import check_variant, parse_size
 from sdkit.conversion.targets.diffusers import read_configs
 from sdkit.core.errors import UsageError
 from sdkit.core.memory import peak_memory_mib
@@ -104,6 +105,8 @@ def convert(
     family: str | None = None,
     configs: PathLike | None = None,
     tokenizer: PathLike | None = None,
+    variant: str | None = None,
+    shard_size: str | None = None,
     base: PathLike | None = None,
     network_alpha: float | None = None,
     rank: int | None = None,
@@ -139,6 +142,8 @@ def convert(
         configs: a diffusers folder with the right configurations and tokenizers, where the checkpoint has none.
         tokenizer: a folder with T5's tokenizer, for a folder of SD3 or FLUX.1; default: a copy in the cache of Hugging
             Face.
+        variant: what the names of a folder's weights say (``fp16``); their type is `dtype`'s to say.
+        shard_size: the most a file of a folder holds (``10GB``); larger components are divided, with an index.
         base: for adapters: the model it was made for, if that has unusual sizes, or a change depends on its weights.
         network_alpha: for adapters: alpha, where the file does not state it.
         rank: for adapters: of what stands in for changes the format cannot hold; default: the smallest, up to 128,
@@ -169,7 +174,7 @@ def convert(
     )
     folders = {"configs": configs, "tokenizer": tokenizer}
     for_checkpoints = {"only": only, "dtype": dtype, "ema": ema, "bake_vae": bake_vae, "prediction": prediction}
-    for_checkpoints |= {"part": bool(parts)}
+    for_checkpoints |= {"part": bool(parts), "variant": variant, "shard_size": shard_size}
     if is_adapter(Path(source)):
         _check_unused({**for_checkpoints, **folders}, "a checkpoint")
         place = Path(output) if output is not None else None
@@ -181,7 +186,10 @@ def convert(
     name, target = load_target(to)
     only = only.replace("-", "_") if only else None
     named = {key: Path(folder) for key, folder in folders.items() if folder is not None}
-    settings = Settings(only, parse_dtype(dtype), prune, prediction, **named)
+    check_variant(variant)
+    settings = Settings(
+        only, parse_dtype(dtype), prune, prediction, **named, variant=variant, shard_bytes=parse_size(shard_size)
+    )
     with ExitStack() as stack:
         path = Path(source)
         weights = stack.enter_context(open_weights(path))
@@ -294,6 +302,7 @@ def _options(settings: Settings, *, ema: bool) -> dict[str, object]:
         "dtype": settings.dtype.name if settings.dtype else None,
         "prune": settings.prune or None,
         "prediction": settings.prediction,
+        "variant": settings.variant,
         "ema": ema or None,
     }
     return {name: value for name, value in options.items() if value is not None}

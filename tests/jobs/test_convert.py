@@ -189,6 +189,35 @@ def test_shards_and_the_fp16_variant_are_read(tmp_path: Path, tiny_base: Path) -
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
+def test_shards_and_variants_are_written_as_diffusers_loads_them(tmp_path: Path, tiny_sdxl: Path) -> None:
+    from diffusers import StableDiffusionXLPipeline
+
+    single = sdkit.convert(tiny_sdxl, "single", tmp_path / "single.safetensors", dtype="fp16").output
+    options = {"configs": tiny_sdxl, "variant": "fp16", "shard_size": "60KB"}
+    out, report = tmp_path / "out", sdkit.convert(single, "diffusers", tmp_path / "out", **options)
+    assert report.proof is not None and report.proof.exact
+    files = [path.relative_to(out).as_posix() for path in out.rglob("*.safetensors")]
+    assert all(".fp16" in name for name in files) and "text_encoder/model.fp16.safetensors" in files
+    assert len([name for name in files if name.startswith("text_encoder_2/")]) == 2
+    index = json.loads((out / "unet/diffusion_pytorch_model.safetensors.index.fp16.json").read_text())
+    shards = [load_file(out / "unet" / name) for name in sorted(set(index["weight_map"].values()))]
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for shard in shards for tensor in shard.values())
+    assert all(len(shard) == 1 or sum(tensor.nbytes for tensor in shard.values()) <= 60_000 for shard in shards)
+    after = StableDiffusionXLPipeline.from_pretrained(out, variant="fp16", local_files_only=True)
+    before = StableDiffusionXLPipeline.from_pretrained(tiny_sdxl, local_files_only=True)
+    for component in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        one, two = (getattr(pipeline, component).state_dict() for pipeline in (before, after))
+        assert one.keys() == two.keys() and all(torch.equal(one[name].half(), two[name].half()) for name in one)
+    back = load_file(sdkit.convert(out, "single", tmp_path / "back.safetensors").output)
+    assert all(torch.equal(back[name], tensor) for name, tensor in load_file(single).items())
+    with pytest.raises(UsageError, match="a folder's"):
+        sdkit.convert(single, "single", tmp_path / "no.safetensors", shard_size="1GB")
+    with pytest.raises(UsageError, match="no size"):
+        sdkit.convert(single, "diffusers", tmp_path / "no", shard_size="10")
+    with pytest.raises(UsageError, match="no variant"):
+        sdkit.convert(single, "diffusers", tmp_path / "no", variant="../x")
+
+
 def test_an_sd2_file_that_does_not_say_what_it_predicts_is_asked(tmp_path: Path) -> None:
     from dataclasses import replace
 

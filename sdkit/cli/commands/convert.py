@@ -32,6 +32,8 @@ from sdkit.core.human import human_bytes
 @click.option("--keep-training-metadata", is_flag=True, help="Adapters: keep captions, folders and paths.")
 @click.option("--configs", type=click.Path(path_type=Path), help="A folder with configurations, where IN has none.")
 @click.option("--tokenizer", type=click.Path(path_type=Path), help="A folder with T5's tokenizer (SD3, FLUX.1).")
+@click.option("--variant", metavar="NAME", help="Folders: what the names of the weights say: fp16, bf16, non_ema.")
+@click.option("--shard-size", metavar="SIZE", help="Folders: the most a file holds, such as 10GB.")
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Read back and compare every parameter.")
 @click.option("--threads", type=click.IntRange(1), help="Workers; never changes the result [default: one per core].")
 @click.option("--dry-run", is_flag=True, help="Check everything and say what would happen; write nothing.")

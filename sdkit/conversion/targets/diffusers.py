@@ -14,6 +14,7 @@ from sdkit.conversion.configurations import configurations
 from sdkit.conversion.plan import Plan, PlannedFile, Settings
 from sdkit.conversion.rest import LEFTOVERS, Fate, Rest, as_it_is, single_to_folder, sort_rest
 from sdkit.conversion.sampling import Sampling, sampling_of
+from sdkit.conversion.shards import component_files
 from sdkit.conversion.tensors import converted
 from sdkit.conversion.tokenizers import copied, tokenizer_files, tokenizer_of
 from sdkit.core.errors import SdkitError
@@ -27,7 +28,6 @@ from sdkit.weights.folder import read_json
 FOLDER = True
 PROGRAMS = ("invokeai", "folder")
 
-_STEMS = dict.fromkeys(("unet", "transformer", "vae"), "diffusion_pytorch_model")
 _PIPELINES = {
     ("sd1", "pix2pix"): "StableDiffusionInstructPix2PixPipeline",
     ("sdxl", "pix2pix"): "StableDiffusionXLInstructPix2PixPipeline",
@@ -48,18 +48,25 @@ def plan(whole: Checkpoint, chosen: Checkpoint, settings: Settings) -> Plan:
     tensors += [Output(name, info.dtype, Read(chosen.weights, info)) for name, info in rest.positions.items()]
     tensors += [Output(info.name, info.dtype, Read(chosen.weights, info)) for info in rest.kept]
     configs = configurations(chosen, warnings)
+    naming: dict[str, Any] = {"variant": settings.variant, "shard_bytes": settings.shard_bytes}
     if chosen.is_component:
         (name,) = parts
-        files = [_component_file(name, "", tensors), *_beside(chosen, rest, settings)]
-        return Plan(tuple(files), parts, rest, True, {"config.json": _json(configs[name])}, warnings=tuple(warnings))
+        files, side_files = component_files(name, "", tensors, **naming)
+        files += _beside(chosen, rest, settings)
+        side_files["config.json"] = _json(configs[name])
+        return Plan(tuple(files), parts, rest, True, side_files, warnings=tuple(warnings))
     _check_pipeline(chosen)
     folders = dict.fromkeys(tensor.name.partition("/")[0] for tensor in tensors)
-    files = [_component_file(name, f"{name}/", tensors) for name in folders]
+    files, side_files = [], {}
+    for name in folders:
+        shards, index = component_files(name, f"{name}/", tensors, **naming)
+        files += shards
+        side_files |= index
     files += _beside(chosen, rest, settings)
     sampling = sampling_of(chosen, settings.prediction) if chosen.draws else None
     if any(name.startswith("edm_") for name in chosen.model.markers):
         warnings.append(f"the noise levels it was trained with (edm_vpred) are in no scheduler, only in {LEFTOVERS}")
-    side_files = dict(_side_files(chosen, configs, sampling, tuple(folders)))
+    side_files |= _side_files(chosen, configs, sampling, tuple(folders))
     side_files |= tokenizer_files(chosen, settings.tokenizer, settings.configs) if sampling else {}
     prediction = sampling.prediction if sampling else None
     return Plan(tuple(files), parts, rest, True, side_files, prediction, tuple(warnings))
@@ -88,15 +95,6 @@ def _keep_folder(chosen: Checkpoint) -> Any:
         return as_it_is(name) if "/" in name and name.partition("/")[0] not in folders else single_to_folder(name)
 
     return fate
-
-
-def _component_file(component: str, prefix: str, tensors: list[Output]) -> PlannedFile:
-    own = tuple(
-        Output(tensor.name.removeprefix(prefix), tensor.dtype, tensor.expression)
-        for tensor in tensors
-        if tensor.name.startswith(prefix)
-    )
-    return PlannedFile(f"{prefix}{_STEMS.get(component, 'model')}.safetensors", own, prefix=prefix)
 
 
 def _check_pipeline(chosen: Checkpoint) -> None:
