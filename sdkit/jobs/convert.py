@@ -205,7 +205,7 @@ def convert(
         _check_output(place, inputs, plan, force=force)
         recipe = {"verb": "convert", "to": name, "parents": parents, **_options(settings, ema=ema)}
         proofs: list[Proof] = []
-        proving = _Proving(chosen, plan, proofs, progress or NoProgress()) if verify else _nothing
+        proving = _Proving(chosen, plan, proofs, threads, progress or NoProgress()) if verify else _nothing
         if not dry_run:
             writer = _Writer(plan, place, _metadata(weights, recipe), threads, progress or NoProgress())
             writer.write(proving, force=force)
@@ -229,11 +229,12 @@ class _Proving:
     chosen: Checkpoint
     plan: Plan
     proofs: list[Proof]
+    threads: int | None
     progress: Progress
 
     def __call__(self, path: Path) -> None:
         self.progress.start("reading back", self.plan.nbytes)
-        self.proofs.append(prove(self.chosen, self.plan, path, self.progress.advance))
+        self.proofs.append(prove(self.chosen, self.plan, path, self.progress.advance, threads=self.threads))
 
 
 def _nothing(path: Path) -> None:
