@@ -12,14 +12,14 @@ import diffusers
 import flow
 import pytest
 import torch
-from header_files import weights_of
+from header_files import single_file_shapes, weights_of
 from safetensors.torch import load_file, save_file
 
 import sdkit
 from sdkit.conversion.checkpoint import read_checkpoint
 from sdkit.conversion.plan import Plan, Settings, load_target
 from sdkit.core.errors import SdkitError, UsageError
-from sdkit.families import FAMILIES, reference
+from sdkit.families import FAMILIES
 from sdkit.families.describe import encoder_like
 from sdkit.families.parts import find_parts
 
@@ -225,17 +225,6 @@ def test_files_that_comfyui_keeps_apart_become_one_model(tmp_path: Path, made: M
 # What headers alone say, of published sizes -------------------------------------------------------------------
 
 
-def stored(family: str, variant: str, components: tuple[str, ...], bare: bool = False) -> dict[str, tuple[int, ...]]:
-    """The single file's tensors of some components of a published model."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for hub, place in reference(family, variant, naming="ldm").places.items():
-        if hub.partition(".")[0] in components:
-            key = place.key.removeprefix(PREFIX) if bare else place.key
-            end = max(place.rows[1], shapes.get(key, (0,))[0]) if place.rows else place.shape[0]
-            shapes[key] = (end, *place.shape[1:])
-    return shapes
-
-
 def planned(shapes: Mapping[str, tuple[int, ...]], *, family: str | None = None, **settings: Any) -> Plan:
     checkpoint = read_checkpoint(weights_of(shapes), family=family)
     return load_target("diffusers")[1].plan(checkpoint, checkpoint, Settings(**settings))
@@ -252,7 +241,7 @@ def planned(shapes: Mapping[str, tuple[int, ...]], *, family: str | None = None,
     ],
 )
 def test_variants_are_configured_as_published(family: str, variant: str, pipeline: str, says: dict[str, Any]) -> None:
-    plan = planned(stored(family, variant, ("transformer", "vae")))
+    plan = planned(single_file_shapes(family, variant, ("transformer", "vae")))
     assert json.loads(plan.side_files["model_index.json"])["_class_name"] == pipeline
     config = json.loads(plan.side_files["transformer/config.json"])
     assert says.items() <= config.items()
@@ -268,7 +257,7 @@ def test_variants_are_configured_as_published(family: str, variant: str, pipelin
 def test_a_text_encoder_is_known_by_its_width() -> None:
     families = {family.name: family for family in FAMILIES}
     for family, component in (("sd3", "text_encoder"), ("sd3", "text_encoder_2"), ("sd3", "text_encoder_3")):
-        keys = stored(family, "", (component,))
+        keys = single_file_shapes(family, "", (component,))
         shapes = {key.partition(".transformer.")[2]: shape for key, shape in keys.items()}
         shapes.pop("text_projection.weight", None)  # as many files of clip_l have it
         (part,) = find_parts(shapes).texts
@@ -286,7 +275,7 @@ def test_a_text_encoder_is_known_by_its_width() -> None:
 )
 def test_a_text_encoder_alone_is_configured_by_its_size(family: str, component: str, says: dict[str, Any]) -> None:
     """As ComfyUI keeps them: clip_g, clip_l, t5xxl, without a prefix."""
-    keys = stored(family, "", (component,))
+    keys = single_file_shapes(family, "", (component,))
     shapes = {key.partition(".transformer.")[2]: shape for key, shape in keys.items()} | {"logit_scale": ()}
     plan = planned(shapes)
     assert says.items() <= json.loads(plan.side_files["config.json"]).items()
@@ -298,7 +287,7 @@ def test_a_text_encoder_alone_is_configured_by_its_size(family: str, component: 
 
 
 def test_an_autoencoder_of_16_channels_is_asked_whose_it_is() -> None:
-    shapes = {key.removeprefix("vae."): shape for key, shape in stored("flux", "dev", ("vae",)).items()}
+    shapes = {key.removeprefix("vae."): shape for key, shape in single_file_shapes("flux", "dev", ("vae",)).items()}
     with pytest.raises(SdkitError) as caught:
         planned(shapes)
     assert caught.value.hint == "say it: --family sd3 or flux"
