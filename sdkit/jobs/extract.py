@@ -33,8 +33,8 @@ from sdkit.jobs.algebra import (
 from sdkit.jobs.inputs import parent_of
 from sdkit.jobs.merge_checks import check_is_not_input, known_model
 from sdkit.jobs.record import recorded
-from sdkit.merging.bake import quantisation_scale
 from sdkit.streaming.expression import torch_dtype
+from sdkit.streaming.quantised import quantisation_scale
 from sdkit.weights import Weights, open_weights
 from sdkit.weights.dtypes import parse_dtype
 from sdkit.weights.metadata import merged_metadata

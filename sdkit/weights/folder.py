@@ -18,7 +18,7 @@ MAX_CONFIG_BYTES = 10_000_000
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 ADAPTER_STEMS = ("adapter_model", "pytorch_lora_weights")
 ADAPTER_COMPONENTS = ("unet", "text_encoder", "text_encoder_2", "transformer")  # each with a PEFT adapter of its own
-VARIANTS = ("", ".fp16", ".non_ema")
+VARIANTS = ("", ".fp16", ".bf16", ".non_ema")
 SUFFIXES = ("safetensors", "bin")
 
 
