@@ -30,6 +30,8 @@ Scale = Callable[[int | None], float]
 LORA = ("lora_up.weight", "lora_down.weight", "lora_mid.weight")
 LOHA = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")
 LOKR = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")
+# Kinds of change (`Delta.kind`; a DoRA of the input features apart) that there are roles for.
+KINDS = ("lora", "locon", "tucker", "loha", "lokr", "dora", "dora-in", "glora", "ia3", "oft", "boft", "full")
 FULL = {"diff": "weight", "diff_b": "bias", "w_norm": "weight", "b_norm": "bias"}
 
 # Role → the kind of adapter it belongs to, for the kinds that cannot be applied yet.

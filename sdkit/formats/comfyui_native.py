@@ -19,12 +19,13 @@ from sdkit.adapters.builder import ArtifactBuilder
 from sdkit.core.errors import SdkitError
 from sdkit.families.family import Model
 from sdkit.formats import _lycoris_write
-from sdkit.formats._lycoris import LORA, ROLES, changes
+from sdkit.formats._lycoris import KINDS, LORA, ROLES, changes
 from sdkit.formats._stacks import single_file_changes
 from sdkit.formats._write import Content, write_adapter_file
 from sdkit.formats.codec import Dialect, Verdict
 from sdkit.weights import TensorInfo, Weights
 
+CHANGES = KINDS
 DIALECTS = (Dialect(("comfyui",)),)
 _PEFT_ROLES = {"lora_A.weight": LORA[1], "lora_B.weight": LORA[0], "lora_A": LORA[1], "lora_B": LORA[0]}
 _KEY = re.compile(

@@ -23,7 +23,7 @@ from sdkit.adapters.builder import ArtifactBuilder
 from sdkit.core.errors import SdkitError
 from sdkit.families.family import Model
 from sdkit.formats import _lycoris_write
-from sdkit.formats._lycoris import ROLES, changes
+from sdkit.formats._lycoris import KINDS, ROLES, changes
 from sdkit.formats._stacks import single_file_changes
 from sdkit.formats._write import Content, write_adapter_file
 from sdkit.formats.codec import Dialect, Verdict
@@ -31,16 +31,22 @@ from sdkit.formats.textual_inversion import encoder_of
 from sdkit.streaming.expression import Read
 from sdkit.weights import TensorInfo, Weights
 
+CHANGES = KINDS
 WORDS = True
+_DIFFUSERS = {"diffusers": ("sd1", "sd2", "sdxl", "flux")}  # it has no rules for SD3's
 DIALECTS = (
     Dialect(
-        ("a1111", "comfyui", "diffusers", "forge", "invokeai", "lycoris", "onetrainer", "sd-next", "sd-scripts"),
+        ("a1111", "comfyui", "diffusers", "forge", "lycoris", "sd-scripts"),
         says="SDXL's U-Net, SD3's and FLUX.1's transformer as in the single file",
+        said=("invokeai", "onetrainer", "sd-next"),
+        families={**_DIFFUSERS, "lycoris": ("sd1", "sd2")},
     ),
     Dialect(
-        ("a1111", "comfyui", "diffusers", "forge", "onetrainer"),
+        ("a1111", "comfyui", "diffusers", "forge", "lycoris"),
         name="diffusers-names",
         says="SDXL's U-Net, SD3's and FLUX.1's transformer in diffusers' names",
+        said=("onetrainer",),
+        families={**_DIFFUSERS, "lycoris": ("sd1", "sd2", "sdxl")},
     ),
 )
 

@@ -31,14 +31,31 @@ from sdkit.weights import TensorInfo, Weights
 from sdkit.weights.metadata import read_recipe
 
 HOLDS = ("textual-inversion",)
+_UNETS = ("sd1", "sd2", "sdxl")
+# Of SDXL's diffusers takes each text encoder's rows on their own.
+_FEWER = {"diffusers": ("sd1", "sd2"), "forge": _UNETS, "sd-scripts": _UNETS}
 DIALECTS = (
     Dialect(
-        ("a1111", "comfyui", "diffusers", "forge", "invokeai", "sd-next"),
+        ("a1111", "comfyui", "diffusers", "forge"),
         name="diffusers",
         says="the word itself; SDXL: clip_l and clip_g",
+        said=("invokeai", "sd-next"),
+        families=_FEWER,
     ),
-    Dialect(("a1111", "comfyui", "forge", "sd-scripts"), name="kohya", says="emb_params; SDXL: clip_l and clip_g"),
-    Dialect(("a1111", "comfyui", "diffusers", "forge", "invokeai"), name="a1111", suffix=".pt", says="a pickle"),
+    Dialect(
+        ("a1111", "comfyui", "forge", "sd-scripts"),
+        name="kohya",
+        says="emb_params; SDXL: clip_l and clip_g",
+        families=_FEWER,
+    ),
+    Dialect(
+        ("a1111", "comfyui", "diffusers", "forge"),
+        name="a1111",
+        suffix=".pt",
+        says="a pickle",
+        said=("invokeai",),
+        families=_FEWER,
+    ),
 )
 SUFFIXES = {"diffusers": ".safetensors", "kohya": ".safetensors", "a1111": ".pt"}  # dialect → of its files
 _BY_KEY = {"clip_l": "text_encoder", "clip_g": "text_encoder_2", "t5": "text_encoder_3", "t5xxl": "text_encoder_3"}
