@@ -17,7 +17,7 @@ _INPUT_SIDE = re.compile(
 _NETWORK = re.compile(r"(768|1024|2048)\.[01kv]\.linear.*")  # widths of text alone: 1280 is in every U-Net too
 _POSITION_DOWN = re.compile(r"unet:\d+:down")
 _DEEP_BLOCK = re.compile(r".*transformer_blocks[._](?:[1-9]\d*)[._].*")
-_UNET = re.compile(r"(?:lora_unet|lycoris|unet)[._]|(?:down|up|mid)_blocks?\.")
+_UNET = re.compile(r"(?:lora_unet|oft_unet|lycoris|unet)[._]|(?:down|up|mid)_blocks?\.")
 _TEXT_KEY = re.compile(
     r"(?:lora_te|text_encoder)[._:].*self_attn.*\.(?:lora_down|lora_A|down|lora_linear_layer\.down).*"
 )

@@ -2,8 +2,9 @@
 
 Writers: sd-scripts, LyCORIS, and nearly every trainer's export; readers: A1111, Forge, ComfyUI, diffusers.
 A key is ``<prefix>_<module with underscores>.<role>``. The prefix is ``lora_unet``, ``lora_te`` (one text encoder),
-``lora_te1`` and ``lora_te2`` (SDXL's two), or ``lycoris`` (LyCORIS' wrapper, relative to the wrapped model); the roles
-are those of `_lycoris`. The underscores lose information, so modules are looked up in a table of the model's own.
+``lora_te1`` and ``lora_te2`` (SDXL's two), ``oft_unet`` (sd-scripts' own OFT, whose alpha limits it at 0 too), or
+``lycoris`` (LyCORIS' wrapper, relative to the wrapped model); the roles are those of `_lycoris`.
+The underscores lose information, so modules are looked up in a table of the model's own.
 SDXL's U-Net is spelled as sgm (``input_blocks_4_1_…``) or diffusers (``down_blocks_1_…``) do; some files hold both.
 SD3's and FLUX.1's transformer is ``lora_unet`` with its makers' names, where q, k and v are one layer
 (``lora_unet_double_blocks_0_img_attn_qkv``), or OneTrainer's ``lora_transformer`` with diffusers'; T5 is ``lora_te3``.
@@ -23,7 +24,7 @@ from sdkit.adapters.builder import ArtifactBuilder
 from sdkit.core.errors import SdkitError
 from sdkit.families.family import Model
 from sdkit.formats import _lycoris_write
-from sdkit.formats._lycoris import KINDS, ROLES, changes
+from sdkit.formats._lycoris import KINDS, ROLES, SCRIPTS_OFT, changes
 from sdkit.formats._stacks import single_file_changes
 from sdkit.formats._write import Content, write_adapter_file
 from sdkit.formats.codec import Dialect, Verdict
@@ -50,9 +51,9 @@ DIALECTS = (
     ),
 )
 
-_MODULE = re.compile(r"(lora_(?:unet|te[123]?|transformer|prior)|lycoris)_[^.]+")
+_MODULE = re.compile(r"(lora_(?:unet|te[123]?|transformer|prior)|lycoris|oft_unet)_[^.]+")
 _COMPONENTS = {"lora_unet": "unet", "lora_te": "text_encoder", "lora_te1": "text_encoder", "lora_te2": "text_encoder_2"}
-_COMPONENTS |= {"lora_te3": "text_encoder_3", "lora_transformer": "transformer"}
+_COMPONENTS |= {"lora_te3": "text_encoder_3", "lora_transformer": "transformer", "oft_unet": "unet"}
 _BUNDLE = "bundle_emb."
 
 
@@ -151,7 +152,9 @@ def _spellings(spelled: str, one_encoder: bool) -> list[str]:
     """The names under which the model's table may know a module."""
     if spelled.startswith("lycoris_"):
         rest = spelled.removeprefix("lycoris_")
-        return [f"{prefix}_{rest}" for prefix in _COMPONENTS]
+        return [f"{prefix}_{rest}" for prefix in _COMPONENTS if prefix != SCRIPTS_OFT[:-1]]
+    if spelled.startswith(SCRIPTS_OFT):
+        return ["lora_unet_" + spelled.removeprefix(SCRIPTS_OFT)]
     if spelled.startswith("lora_te1_") and one_encoder:  # diffusers' own kohya export numbers SD1's only encoder
         return [spelled, "lora_te_" + spelled.removeprefix("lora_te1_")]
     return [spelled]

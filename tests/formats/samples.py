@@ -81,7 +81,7 @@ LAYERS = {
     "flux": (_transformer(_FLUX), []),
 }
 FAMILIES = tuple(LAYERS)
-_LINEAR = ("lora", "loha", "lokr", "dora", "dora-in", "glora", "ia3", "oft", "boft", "full")
+_LINEAR = ("lora", "loha", "lokr", "dora", "dora-in", "glora", "ia3", "oft", "boft", "full", "oftv2")
 _KERNELS = ("locon", "tucker")
 
 
@@ -140,6 +140,8 @@ def parts_of(kind: str, shape: tuple[int, ...]) -> Tensors:
             "oft_blocks": make(number.bit_length(), number, rows // number, rows // number),
             "alpha": torch.tensor(0.0),
         }
+    if kind == "oftv2":
+        return {"oft_R.weight": make(columns // 4, 6)}
     assert kind == "full", kind
     return {"diff": make(*shape)}
 
@@ -153,6 +155,8 @@ def effect(parts: Tensors, weight: torch.Tensor) -> torch.Tensor:
         return weight * part["weight"].reshape((1, -1) if part["on_input"] else (-1, 1))
     if "oft_blocks" in part:
         return _rotated(part["oft_blocks"], weight) - weight
+    if "oft_R.weight" in part:
+        return weight @ torch.block_diag(*_series(part["oft_R.weight"])).T - weight
     if "hada_w1_a" in part:
         first, second = (part[f"hada_w{n}_a"] @ part[f"hada_w{n}_b"] for n in (1, 2))
         return first * second * (part["alpha"] / len(part["hada_w1_b"]))
@@ -188,6 +192,15 @@ def _rotated(blocks: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         rows = torch.arange(len(weight)).reshape(-1, 2, 2**stage * turn.shape[-1] // 2).mT.flatten()
         weight = torch.empty_like(weight).index_copy_(0, rows, _in_blocks(turn, weight[rows]))
     return weight
+
+
+def _series(triangles: torch.Tensor) -> torch.Tensor:
+    """PEFT's Cayley-Neumann series of five terms, of blocks of 4."""
+    skew = torch.zeros(len(triangles), 4, 4, dtype=torch.float64)
+    skew[:, *torch.triu_indices(4, 4, 1)] = triangles
+    skew = skew - skew.mT
+    two = skew @ skew
+    return torch.eye(4, dtype=torch.float64) + 2 * skew + 2 * two + 2 * two @ skew + two @ two
 
 
 def _in_blocks(turns: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -116,6 +116,8 @@ def peft_settings(sample: Sample) -> dict[str, object]:
     settings = {"peft_type": kind.upper(), "r": 2, "target_modules": [m.name for m, _ in sample.modules.values()]}
     if kind == "lora":
         return {**settings, "lora_alpha": 1.0, "use_dora": "dora" in sample.changes}
+    if kind == "oftv2":
+        return {**settings, "peft_type": "OFT", "r": 0, "oft_block_size": 4, "use_cayley_neumann": True}
     return {**settings, "alpha": 1.0, "decompose_factor": 2}
 
 
