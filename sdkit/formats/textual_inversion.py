@@ -66,6 +66,7 @@ _NAMELESS = {_KOHYA, "emp_params", "*", *_BY_KEY}
 _OUTPUT = "_out"
 _MAX_TOKENS = 64  # a file with more tensors is something else
 _MAX_ROWS = 1024
+BUNDLE = "bundle_emb."
 _A1111 = "string_to_param"
 _A1111_ID = 265  # what A1111 says the word's place-holder "*" is in CLIP's vocabulary
 
@@ -83,6 +84,15 @@ def file_beside(path: Path, token: str) -> Path:
 def encoder_of(key: str, info: TensorInfo) -> str:
     """The text encoder whose token table `info` extends: named by the key, else told by the width."""
     return _BY_KEY.get(key) or _BY_WIDTH.get(info.shape[-1] if info.shape else 0, "text_encoder")
+
+
+def add_bundled(builder: ArtifactBuilder, name: str, info: TensorInfo) -> None:
+    """Take rows that lie in another adapter's file, as ``bundle_emb.<word>.<key>``."""
+    if name.count(".") < 2:
+        builder.leave(name)
+        return
+    _, token, key = name.split(".", 2)
+    builder.add_tokens(token, encoder_of(key, info), info)
 
 
 def detect(weights: Weights) -> Verdict:

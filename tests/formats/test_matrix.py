@@ -137,6 +137,13 @@ def save_loralib(sample: Sample, path: Path) -> Path:
     return path
 
 
+def save_omi(sample: Sample, path: Path) -> Path:
+    """The one layer whose name differs from the single file's is FLUX.1's first."""
+    special = {"img_in": "img_in.proj"}
+    save_file(sample.named(lambda module: f"{module.component}.{special.get(module.native, module.native)}"), path)
+    return path
+
+
 GOLDEN: dict[tuple[str, str], Callable[[Sample, Path], Path]] = {
     ("kohya", ""): save_kohya,
     ("kohya", "diffusers-names"): save_kohya_in_diffusers_names,
@@ -145,6 +152,7 @@ GOLDEN: dict[tuple[str, str], Callable[[Sample, Path], Path]] = {
     ("peft", ""): save_peft,
     ("flux-native", ""): save_flux_native,
     ("loralib", ""): save_loralib,
+    ("omi", ""): save_omi,
 }
 WITHOUT_SCALE = ("flux-native", "loralib")
 
