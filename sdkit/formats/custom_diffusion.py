@@ -30,7 +30,8 @@ from sdkit.weights.reader import Container
 
 HOLDS = ("custom-diffusion",)
 CHANGES = ("replacement",)
-DIALECTS = (Dialect(("diffusers",), says="a file, words in files beside it"),)
+FAMILIES = ("sd1", "sd2", "sdxl")
+DIALECTS = (Dialect(("diffusers",), says="a file, words in files beside it", families={"diffusers": ("sd1",)}),)
 _DIFFUSERS = re.compile(
     r"(?:unet\.)?(?P<module>.+\.attn[12])\.processor\.(?P<slot>to_(?:k|v|q|out))_custom_diffusion"
     r"(?:\.0)?\.(?P<parameter>weight|bias)"

@@ -25,6 +25,7 @@ from sdkit.weights import TensorInfo, Weights
 HOLDS = ("custom-diffusion",)
 CHANGES = ("lora",)
 WORDS = True
+FAMILIES = ("sd1", "sd2", "sdxl")
 DIALECTS = (Dialect((), suffix=".bin", says="a pickle, as the authors' code reads it"),)
 
 

@@ -35,6 +35,7 @@ from sdkit.weights import Weights
 HOLDS = ("custom-diffusion",)
 CHANGES = ("replacement",)
 WORDS = True
+FAMILIES = ("sd1", "sd2", "sdxl")
 DIALECTS = (
     Dialect((), name="delta", suffix=".bin", says="a pickle, as the authors' code over diffusers reads it"),
     Dialect((), name="ldm", suffix=".ckpt", says="a pickle, as the authors' code over LDM reads it"),

@@ -25,7 +25,8 @@ from sdkit.weights.reader import Container
 HOLDS = ("custom-diffusion",)
 CHANGES = ("replacement",)
 WORDS = True
-DIALECTS = (Dialect(("diffusers",), suffix="", says="weights and words in a folder"),)
+FAMILIES = ("sd1", "sd2", "sdxl")
+DIALECTS = (Dialect((), said=("diffusers",), suffix="", says="weights and words in a folder"),)
 
 
 def detect(weights: Weights) -> Verdict:

@@ -43,7 +43,7 @@ from sdkit.jobs.merge_checks import (
 )
 from sdkit.jobs.merge_report import MergeReport, adapter_report
 from sdkit.jobs.record import recorded
-from sdkit.merging.bake import Bake, Dose, bake, quantisation_scale
+from sdkit.merging.bake import Bake, Dose, bake
 from sdkit.merging.blocks import BlockSpec, block_strengths
 from sdkit.merging.concepts import KIND, Concept, is_concept, joined
 from sdkit.merging.strengths import Strengths
@@ -54,6 +54,7 @@ from sdkit.runtime.load import load_backbone
 from sdkit.streaming import Output, Rounding, Stream
 from sdkit.streaming.checkpoint import check_output, checkpoint_stream, is_folder
 from sdkit.streaming.lazy import LazyWeights, leaves
+from sdkit.streaming.quantised import quantisation_scale
 from sdkit.weights import DType, Weights
 from sdkit.weights.atomic import AtomicFile, check_space, check_target
 from sdkit.weights.dtypes import parse_dtype
