@@ -8,8 +8,14 @@ The underscores lose information, so modules are looked up in a table of the mod
 SDXL's U-Net is spelled as sgm (``input_blocks_4_1_…``) or diffusers (``down_blocks_1_…``) do; some files hold both.
 SD3's and FLUX.1's transformer is ``lora_unet`` with its makers' names, where q, k and v are one layer
 (``lora_unet_double_blocks_0_img_attn_qkv``), or OneTrainer's ``lora_transformer`` with diffusers'; T5 is ``lora_te3``.
-ΔW = alpha / rank · up @ down; a missing alpha means alpha = rank. ``bundle_emb.<token>.<key>`` are embeddings that a
-web UI's bundle carries along.
+``bundle_emb.<token>.<key>`` are embeddings that a web UI's bundle carries along.
+
+    LoRA, LoCon, Tucker   lora_down.weight [r, in, k, k], lora_up.weight [out, r, 1, 1] (a linear layer's are matrices);
+                          Tucker: lora_down.weight [r, in, 1, 1] and lora_mid.weight [r, r, k, k]
+    LoHa                  hada_w1_a [out, r], hada_w1_b [r, in·k²], hada_w2_a, hada_w2_b; with cores hada_t1, hada_t2
+    LoKr                  lokr_w1 or lokr_w1_a, lokr_w1_b; lokr_w2 or lokr_w2_a, lokr_w2_b; with a core lokr_t2
+    DoRA                  dora_scale [out, 1] or [1, in] beside one of the above
+    alpha                 one number beside them; ΔW = alpha / rank · up @ down, and a missing alpha means alpha = rank
 """
 
 from __future__ import annotations
