@@ -39,8 +39,8 @@ from sdkit.jobs.algebra import described, one_thread
 from sdkit.jobs.inputs import parent_of
 from sdkit.jobs.merge_checks import check_is_not_input, family_error, known_model
 from sdkit.jobs.record import recorded
-from sdkit.merging.bake import quantisation_scale
 from sdkit.merging.tokens import token_paths
+from sdkit.streaming.quantised import quantisation_scale
 from sdkit.weights import DType, Weights, open_weights
 from sdkit.weights.atomic import check_target
 from sdkit.weights.atomic_folder import check_folder_target
