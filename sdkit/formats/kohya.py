@@ -26,6 +26,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from sdkit.adapters.artifact import Artifact, TokenRows
+from sdkit.core.errors import SdkitError
 from sdkit.families.family import Model
 from sdkit.formats import _lycoris_write
 from sdkit.formats._lycoris import KINDS, ROLES, SCRIPTS_OFT
@@ -53,6 +54,9 @@ DIALECTS = (
         says="SDXL's U-Net, SD3's and FLUX.1's transformer in diffusers' names",
         said=("onetrainer",),
         families={**_DIFFUSERS, "lycoris": ("sd1", "sd2", "sdxl")},
+    ),
+    Dialect(
+        ("comfyui", "lycoris"), name="wrapper", says="as LyCORIS names what it wraps: one component, diffusers' names"
     ),
 )
 
@@ -88,8 +92,16 @@ def write(
 
     Args:
         dialect: ``diffusers-names`` to spell SDXL's U-Net, or a transformer, so; by default as in the single file, as
-            kohya's scripts do.
+            kohya's scripts do. ``wrapper`` to spell one component so behind ``lycoris_``.
+
+    Raises:
+        SdkitError: also when a wrapper's file would hold several components, which its names do not tell apart.
     """
+    components = sorted({target.component for target in artifact.deltas})
+    if dialect == "wrapper" and len(components) > 1:
+        raise SdkitError(
+            f"a file of LyCORIS' wrapper holds one component, not {' and '.join(components)}", "write it as kohya"
+        )
     names = artifact.spelled if model is None else _written_names(model, dialect)
     whole = artifact.deltas.items() if dialect else single_file_changes(artifact, model)
     contents = named_contents(whole, names, model, "kohya's format")
@@ -109,6 +121,8 @@ def _token_name(rows: TokenRows, encoders: int) -> str:
 
 def _written_names(model: Model, dialect: str = "") -> dict[str, str]:
     """Hub module → the name kohya's scripts give it."""
+    if dialect == "wrapper":
+        return {hub: f"lycoris_{hub.partition('.')[2].replace('.', '_')}" for hub in model.kohya_modules.values()}
     names: dict[str, str] = {}
     single = (model.family.startswith("sdxl") or "transformer" in model.components) and not dialect
     for spelled, hub in model.kohya_modules.items():
