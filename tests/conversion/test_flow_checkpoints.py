@@ -352,3 +352,7 @@ def test_a_copy_in_the_cache_is_found(tmp_path: Path, single: Path, made: Made, 
 def test_a_tokenizer_of_t5_is_of_no_use_without_t5(tmp_path: Path, tiny_base: Path, made: Made) -> None:
     with pytest.raises(UsageError, match="no T5 here"):
         sdkit.convert(tiny_base, "diffusers", tmp_path / "out", tokenizer=made["flux"])
+    with pytest.raises(UsageError, match="a folder's"):
+        sdkit.convert(made["flux"], "single", tmp_path / "out", tokenizer=made["flux"])
+    with pytest.raises(UsageError, match="one component"):
+        sdkit.convert(made["flux"], "diffusers", tmp_path / "out", tokenizer=made["flux"], only="transformer")
