@@ -130,7 +130,8 @@ def convert(
             program that reads it (``comfyui``, ``a1111``, ``invokeai``, …).
         output: the file or folder to write; default: the source's name in the current directory.
         only: one component: ``unet`` or ``transformer``, ``vae``, ``text_encoder``, ``text_encoder_2``, ….
-        dtype: element type of all weights (``fp16``, ``bf16``, ``fp32``, …); default: each keeps its own.
+        dtype: element type of all weights (``fp16``, ``bf16``, ``fp32``, …), of an adapter's factors and words;
+            default: each keeps its own.
         prune: leave out what no pipeline reads: the EMA copy, schedule constants, what a trainer left; of an adapter
             what belongs to no module.
         ema: take the EMA copy of the U-Net in place of its weights.
@@ -171,9 +172,10 @@ def convert(
         allow_lossy,
         keep_training_metadata,
         prune,
+        parse_dtype(dtype),
     )
     folders = {"configs": configs, "tokenizer": tokenizer}
-    for_checkpoints = {"only": only, "dtype": dtype, "ema": ema, "bake_vae": bake_vae, "prediction": prediction}
+    for_checkpoints = {"only": only, "ema": ema, "bake_vae": bake_vae, "prediction": prediction}
     for_checkpoints |= {"part": bool(parts), "variant": variant, "shard_size": shard_size}
     if is_adapter(Path(source)):
         _check_unused({**for_checkpoints, **folders}, "a checkpoint")

@@ -92,7 +92,7 @@ def _proven(proof: Any) -> str:
         rest = f", the others within {proof.error:.1g} ({proof.worst})" if proof.exact < proof.changes else ""
         parts.append(f"{proof.exact} of {proof.changes} changes are the same number by number{rest}")
     if proof.words:
-        parts.append(f"{proof.words} words are the same bit by bit")
+        parts.append(f"{proof.words} words read back bit by bit")
     if proof.networks:
         parts.append(f"{proof.networks} networks are the same bit by bit")
     return f"read back in {proof.seconds:.1f} s: {'; '.join(parts)}"
