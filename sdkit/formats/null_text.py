@@ -4,8 +4,9 @@
     uncond     [steps, 1, tokens, width]    the noisiest step first; a single row where it holds for all steps
     pooled     [steps, 1, width]            SDXL's pooled text beside it
 
-``sdkit.inversion`` in the metadata says in JSON how it was made (`sdkit.adapters.trajectory.About`). diffusers' community
-pipeline pickles `uncond` alone, as one tensor without a name; the noise has to be found again from the picture.
+``sdkit.inversion`` in the metadata says in JSON how it was made (`sdkit.adapters.trajectory.About`). diffusers'
+community pipeline pickles `uncond` alone, as one tensor without a name; the noise has to be found again from the
+picture.
 """
 
 from __future__ import annotations

@@ -57,11 +57,17 @@ class Alignment:
     weights: torch.Tensor
 
 
+def read_plain(backbone: Backbone, text: str) -> Read:
+    """A text in which every sign is only a sign."""
+    words = _words(backbone, backbone.text_encoders[0], text)
+    return Read(text, tuple(words), (1.0,) * sum(map(len, words)))
+
+
 def read_prompt(backbone: Backbone, prompt: str) -> Read:
     """A prompt for an edit, in the syntax of `sdkit.generation.prompt`.
 
     Raises:
-        UsageError: it is longer than a text encoder reads at once, or of several parts.
+        UsageError: it is longer than a text encoder reads at once, of several parts, or a part of a word has a weight.
     """
     parsed = parse_prompt(prompt)
     if len(parsed.sections) > 1:
@@ -76,7 +82,10 @@ def read_prompt(backbone: Backbone, prompt: str) -> Read:
     room = chunk_length(backbone, component)
     if len(weights) > room:
         raise UsageError(f"the prompt has {len(weights)} tokens, an edit's has at most {room}", "shorten it")
-    return Read("".join(piece.text for piece in parsed.sections[0]), tuple(words), tuple(weights))
+    text = "".join(piece.text for piece in parsed.sections[0])
+    if [token for word in words for token in word] != backbone.token_ids(component, text):
+        raise UsageError("a weight in the prompt begins or ends within a word", "weigh whole words: (word:2)")
+    return Read(text, tuple(words), tuple(weights))
 
 
 def align(first: Read, edited: Read, length: int) -> Alignment:
@@ -106,8 +115,7 @@ def _matches(first: Read, edited: Read, length: int) -> Iterator[tuple[range, ra
     matcher = SequenceMatcher(None, first.words, edited.words, autojunk=False)
     for kind, begin, end, start, stop in matcher.get_opcodes():
         if kind == "equal" or (kind == "replace" and end - begin == stop - start):
-            for source, target in zip(sources[begin:end], targets[start:stop], strict=True):
-                yield source, target
+            yield from zip(sources[begin:end], targets[start:stop], strict=True)
         elif kind == "replace":
             yield (
                 range(sources[begin].start, sources[end - 1].stop),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from sdkit.adapters.trajectory import About, Trajectory
 from sdkit.core.errors import SdkitError, UsageError
-from sdkit.generation.alignment import Alignment, align, read_prompt
+from sdkit.generation.alignment import Alignment, align, read_plain, read_prompt
 from sdkit.runtime.attention import Change, Control, controlled
 from sdkit.runtime.backbone import Backbone, Cond
 from sdkit.runtime.ddim import Ddim
@@ -22,6 +22,9 @@ from sdkit.runtime.inversion import NullTexts, guided, times
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
+
+
+CROSS, SELF = 0.8, 0.4  # as published for the replacement of a word
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +40,8 @@ class Edit:
 
     prompt: str
     cfg: float | None = None
-    cross: float = 0.8
-    self_: float = 0.4
+    cross: float = CROSS
+    self_: float = SELF
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +69,11 @@ class Inverted:
             SdkitError: it lacks something, or is of another base.
         """
         about = checked(trajectory, name)
-        if about.base != backbone.base_id or about.prediction != backbone.schedule.prediction:
+        check_base(about, backbone.base_id, backbone.base_name, name)
+        if about.prediction != backbone.schedule.prediction:
             raise SdkitError(
-                f"{name}: was inverted with the base {about.base_name} ({about.base}, {about.prediction}), "
-                f"this is {backbone.base_name} ({backbone.base_id}, {backbone.schedule.prediction})",
-                "draw with the same base, or invert the picture with this one",
+                f"{name}: was inverted with {about.prediction}, the base predicts {backbone.schedule.prediction}",
+                f"draw with --prediction {about.prediction}",
             )
         assert trajectory.latents is not None
         reads = (trajectory.latents, trajectory.uncond, trajectory.pooled)
@@ -98,6 +101,19 @@ def checked(trajectory: Trajectory, name: str) -> About:
             "find it again: sdkit train null-text-inversion --data PICTURE init=FILE tries=0",
         )
     return trajectory.about
+
+
+def check_base(about: About, base_id: str, base_name: str, name: str) -> None:
+    """Refuse another base than a picture was inverted with, whatever it is called.
+
+    Raises:
+        SdkitError: it is another.
+    """
+    if about.base != base_id:
+        raise SdkitError(
+            f"{name}: was inverted with the base {about.base_name} ({about.base}), not with {base_name} ({base_id})",
+            "draw with the same base, or invert the picture with this one",
+        )
 
 
 def check_edit(edit: Edit) -> None:
@@ -140,7 +156,7 @@ class _Drawing:
     def __init__(self, backbone: Backbone, inverted: Inverted, edit: Edit) -> None:
         import torch
 
-        first, edited = (read_prompt(backbone, text) for text in (_plain(inverted.about.prompt), edit.prompt))
+        first, edited = read_plain(backbone, inverted.about.prompt), read_prompt(backbone, edit.prompt)
         self._backbone = backbone
         self._inverted = inverted
         self._edit = edit
@@ -150,9 +166,7 @@ class _Drawing:
         size = inverted.size(backbone)
         self._conds = [backbone.encode_text(backbone.tokenize([text]), size) for text in texts]
         own = inverted.about.guidance
-        scales = [own] if self._alone else [own, own if edit.cfg is None else edit.cfg]
-        if self._alone and edit.cfg is not None:
-            scales = [edit.cfg]
+        scales = [own, own if edit.cfg is None else edit.cfg][-len(texts) :]
         self._scales = torch.tensor(scales, device=backbone.device).reshape(-1, 1, 1, 1)
         length = self._conds[0].context.shape[1]
         self._change = None if self._alone else _change(align(first, edited, length), backbone.device)
@@ -184,14 +198,6 @@ class _Drawing:
         both = self._backbone.denoise(torch.cat([latents, latents]), timesteps, Cond.join([*null, *self._conds]))
         negative, positive = both.chunk(2)
         return guided(positive, negative, self._scales)
-
-
-def _plain(prompt: str) -> str:
-    """An inversion's prompt, which is plain text, in the syntax that has signs of its own."""
-    escaped = prompt.replace("\\", "\\\\")
-    for sign in "()[]":
-        escaped = escaped.replace(sign, f"\\{sign}")
-    return escaped
 
 
 def _change(alignment: Alignment, device: torch.device) -> Callable[[bool], Change]:

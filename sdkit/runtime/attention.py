@@ -38,7 +38,9 @@ class Control:
 def controlled(backbone: Backbone, control: Control) -> Iterator[None]:
     """Have all attention of the denoiser go by `control` while the context lasts."""
     layers: list[Any] = [
-        module for name, module in backbone.modules() if name.startswith("unet.") and name.endswith((".attn1", ".attn2"))
+        module
+        for name, module in backbone.modules()
+        if name.startswith("unet.") and name.endswith((".attn1", ".attn2"))
     ]
     before = [layer.processor for layer in layers]
     try:

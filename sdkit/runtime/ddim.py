@@ -4,8 +4,8 @@ Between two noise levels of a schedule a prediction moves the latents along a st
 
     z(to) = √ᾱ(to) · z_0 + √(1 − ᾱ(to)) · ε        z_0 and ε as the prediction has them at the level it starts from
 
-Downwards this draws a picture. Upwards, with the prediction at the level it goes to, it inverts one; what draws what was
-inverted must take the very same levels, so both are methods of one class. Timesteps stand as diffusers' ``leading``
+Downwards this draws a picture. Upwards, with the prediction at the level it goes to, it inverts one; what draws it
+again must take the very same levels, so both are methods of one class. Timesteps stand as diffusers' ``leading``
 spacing with an offset of one puts them, and the last step ends at ᾱ_0 (``set_alpha_to_one`` off), as Stable Diffusion
 was published.
 """

@@ -6,7 +6,7 @@ written is no adapter for other pictures, but this picture's way out of noise; `
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -197,9 +197,7 @@ def _objective(options: Options) -> NullTextSolver:
 
 
 def _save(result: Result[Options], path: Path, metadata: Mapping[str, str]) -> None:
-    write_adapter(
-        _artifact(result), result.backbone.model, path, metadata, format="null-text", overwrite=True
-    )
+    write_adapter(_artifact(result), result.backbone.model, path, metadata, format="null-text", overwrite=True)
 
 
 def _artifact(result: Result[Options]) -> Artifact:
@@ -246,8 +244,8 @@ def _verdict(result: Result[Options]) -> Verdict:
     notes = [f"drawn again with guidance {w:g}: {labels[2]}; plain {labels[1]}; {labels[0]}, which is the limit"]
     if figures[0] - figures[2] > FAR:
         notes.append(
-            f"this picture cannot be inverted well: {figures[0] - figures[2]:.1f} dB are missing; more tries=, more steps= "
-            "or a prompt that says better what it shows may help"
+            f"this picture cannot be inverted well: {figures[0] - figures[2]:.1f} dB are missing; "
+            "more tries=, a larger lr=, less guidance= or a prompt that says better what it shows may help"
         )
     shown = zip(("the picture", *labels), (next(result.feed.all_pixels()), limit, plain, reached), strict=True)
     return Verdict(tuple(notes), {label: pixels[0].cpu() for label, pixels in shown})
