@@ -75,7 +75,7 @@ _NOT_BAKEABLE = {
     "textual-inversion": "teaches the tokenizer a word; it changes no weight of the checkpoint",
     "hypernetwork": "transforms what attention reads while a picture is made; no change of the weights equals it",
     "aesthetic": "steers the text embedding while a picture is made; it holds no weights",
-    "inversion": "is one picture's way out of noise; `sdkit generate --inversion` draws it again, or edits it",
+    "inversion": "is one picture's way out of noise; it changes no weight of the checkpoint",
 }
 
 

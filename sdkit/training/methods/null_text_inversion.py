@@ -18,7 +18,7 @@ from sdkit.core.plugins import nearest_hint
 from sdkit.families.family import Model
 from sdkit.formats import read_adapter, write_adapter
 from sdkit.runtime.losses import psnr
-from sdkit.runtime.tokens import token_widths
+from sdkit.runtime.tokens import token_ids, token_widths
 from sdkit.training.data import Dataset, read_dataset, read_picture
 from sdkit.training.identifier import base_tokenizer
 from sdkit.training.method import Method, Result, Size, Verdict
@@ -108,7 +108,7 @@ def _size(model: Model, options: Options) -> Size:
         _check_begin(_begun(options.init_file, model), options, (tokens, width))
     count = options.rows * (tokens * width + pooled)
     item = parse_precision(options.save_dtype).itemsize
-    return Size(count, options.rows, count * item + (1 << 16))
+    return Size(count, options.rows, count * item + (1 << 12))
 
 
 def _shape(model: Model) -> tuple[int, int, int]:
@@ -144,7 +144,7 @@ def _notes(base: Base, dataset: Dataset, options: Options) -> list[str]:
     (sample,) = dataset.samples
     config = base.configs["text_encoder"]
     room = int(config["max_position_embeddings"]) - 2
-    count = len(base_tokenizer(base.path, config)(sample.caption, add_special_tokens=False).input_ids)
+    count = len(token_ids(base_tokenizer(base.path, config), {}, sample.caption))
     if count > room:
         raise UsageError(
             f"the prompt has {count} tokens, the text encoder of this base reads {room}", "shorten it with prompt="
@@ -197,7 +197,7 @@ def _objective(options: Options) -> NullTextSolver:
 
 
 def _save(result: Result[Options], path: Path, metadata: Mapping[str, str]) -> None:
-    write_adapter(_artifact(result), result.backbone.model, path, metadata, format="null-text", overwrite=True)
+    write_adapter(_artifact(result), result.backbone.model, path, metadata, format="inversion", overwrite=True)
 
 
 def _artifact(result: Result[Options]) -> Artifact:

@@ -50,7 +50,7 @@ def detect(weights: Weights) -> Verdict:
 
 def read(weights: Weights, model: Model | None) -> Artifact:
     """See `Codec.read`. `model` is not needed: whether it is the base is asked by content when it is used."""
-    builder = ArtifactBuilder(weights, model, "null-text")
+    builder = ArtifactBuilder(weights, model, "inversion")
     found = dict(weights.tensors)
     if not set(found) & set(_DIMENSIONS):
         found = {"uncond": next(iter(found.values()))}
