@@ -75,7 +75,7 @@ class _Controlled:
         maps[-1] = self._changed(maps[-2], maps[-1], text=text)
         joined = (maps.to(value.dtype) @ value).transpose(1, 2).flatten(2)
         out: torch.Tensor = attn.to_out[1](attn.to_out[0](joined))
-        return out / attn.rescale_output_factor
+        return out
 
     def _wants_picture(self, hidden_states: torch.Tensor) -> bool:
         return self._control.over_picture and hidden_states.shape[1] <= LARGEST
@@ -89,4 +89,4 @@ class _Controlled:
 
 def _heads(tensor: torch.Tensor, heads: int) -> torch.Tensor:
     """[b, places, width] as [b, heads, places, width of a head]."""
-    return tensor.unflatten(-1, (heads, -1)).transpose(1, 2)
+    return tensor.reshape(*tensor.shape[:-1], heads, -1).transpose(1, 2)

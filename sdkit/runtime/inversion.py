@@ -87,7 +87,7 @@ def times(backbone: Backbone, ddim: Ddim, step: int, count: int = 1) -> torch.Te
     return torch.full((count,), ddim.timesteps[step], device=backbone.device)
 
 
-def guided(positive: torch.Tensor, negative: torch.Tensor, scale: float) -> torch.Tensor:
+def guided(positive: torch.Tensor, negative: torch.Tensor, scale: float | torch.Tensor) -> torch.Tensor:
     """ε⁻ + w (ε⁺ − ε⁻), in float32: guidance multiplies what rounding leaves."""
     positive, negative = positive.float(), negative.float()
     return negative + scale * (positive - negative)
