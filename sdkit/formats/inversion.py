@@ -29,6 +29,7 @@ from sdkit.formats.codec import Dialect, Verdict
 from sdkit.weights import TensorInfo, Weights
 
 HOLDS = ("inversion",)
+FAMILIES = ("sd1", "sd2", "sdxl")
 DIALECTS = (Dialect(()),)
 KEY = "sdkit.inversion"
 OWN_METADATA = re.compile(re.escape(KEY))
