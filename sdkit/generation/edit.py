@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-CROSS, SELF = 0.8, 0.4  # as published for the replacement of a word
+CROSS_REPLACE, SELF_REPLACE = 0.8, 0.4  # as published for the replacement of a word
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +34,14 @@ class Edit:
     Attributes:
         prompt: what the picture should show; the inversion's own draws it as it was.
         cfg: guidance of the edited picture; None is the inversion's.
-        cross: share of the steps whose attention over the text is taken over.
-        self_: share of the steps whose attention over the picture is taken over: more keeps more of its shapes.
+        cross_replace: share of the steps whose attention over the text is taken over.
+        self_replace: share of the steps whose attention over the picture is taken over: more keeps more of its shapes.
     """
 
     prompt: str
     cfg: float | None = None
-    cross: float = CROSS
-    self_: float = SELF
+    cross_replace: float = CROSS_REPLACE
+    self_replace: float = SELF_REPLACE
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,7 @@ def check_edit(edit: Edit) -> None:
     Raises:
         UsageError: a share is none.
     """
-    for name, share in (("cross", edit.cross), ("self", edit.self_)):
+    for name, share in (("cross_replace", edit.cross_replace), ("self_replace", edit.self_replace)):
         if not 0 <= share <= 1:
             raise UsageError(f"{name}: {share:g} is no share of the steps", "use 0 to 1")
 
@@ -185,9 +185,9 @@ class _Drawing:
     def _set(self, control: Control, step: int) -> None:
         """What is taken over at a step."""
         share = step / self._ddim.steps
-        early = share < self._edit.cross
+        early = share < self._edit.cross_replace
         control.over_text = self._change and self._change(early)
-        control.over_picture = not self._alone and share < self._edit.self_
+        control.over_picture = not self._alone and share < self._edit.self_replace
 
     def _predicted(self, latents: torch.Tensor, step: int) -> torch.Tensor:
         """The guided predictions. The texts come last in the batch, the edited one at its end, as `Control` has it."""

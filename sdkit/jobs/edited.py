@@ -12,7 +12,16 @@ from sdkit.adapters.trajectory import Trajectory
 from sdkit.core.errors import SdkitError, UsageError
 from sdkit.core.hashing import quick_id
 from sdkit.formats import read_adapter
-from sdkit.generation.edit import CROSS, SELF, Edit, Inverted, check_base, check_edit, checked, draw_edit
+from sdkit.generation.edit import (
+    CROSS_REPLACE,
+    SELF_REPLACE,
+    Edit,
+    Inverted,
+    check_base,
+    check_edit,
+    checked,
+    draw_edit,
+)
 from sdkit.generation.pictures import Watch
 from sdkit.generation.request import Request
 from sdkit.weights import Weights, open_weights
@@ -22,7 +31,7 @@ if TYPE_CHECKING:
 
     from sdkit.runtime.backbone import Backbone
 
-__all__ = ["CROSS", "SELF", "EditedPicture"]
+__all__ = ["CROSS_REPLACE", "SELF_REPLACE", "EditedPicture"]
 
 SAMPLER = "DDIM"
 _OPEN = frozenset({"prompt", "cfg"})  # what an inversion leaves to a person
@@ -34,13 +43,13 @@ class EditedPicture:
 
     Attributes:
         path: the file.
-        cross: as `Edit.cross`.
-        self_: as `Edit.self_`.
+        cross_replace: as `Edit.cross_replace`.
+        self_replace: as `Edit.self_replace`.
     """
 
     path: Path
-    cross: float
-    self_: float
+    cross_replace: float
+    self_replace: float
 
     def settings(self, given: Mapping[str, Any], count: int) -> dict[str, Any]:
         """The settings of the picture, with those that are `given`.
@@ -53,7 +62,7 @@ class EditedPicture:
             raise UsageError(f"{strange} does not go with an inversion, which says it itself", "leave it out")
         if count != 1:
             raise UsageError(f"count {count}: nothing in an edit is left to chance", "give several prompts instead")
-        check_edit(Edit("", cross=self.cross, self_=self.self_))
+        check_edit(Edit("", cross_replace=self.cross_replace, self_replace=self.self_replace))
         with open_weights(self.path) as weights:
             about = checked(_trajectory(weights), str(self.path))
         return {"prompt": about.prompt, "cfg": about.guidance, **given, "steps": about.steps, "sampler": SAMPLER}
@@ -77,7 +86,7 @@ class EditedPicture:
         with open_weights(self.path) as weights:
             inverted = Inverted.load(_trajectory(weights), backbone, str(self.path))
         width, height = inverted.size(backbone)
-        edit = Edit(request.prompt, request.cfg, self.cross, self.self_)
+        edit = Edit(request.prompt, request.cfg, self.cross_replace, self.self_replace)
         return replace(request, width=width, height=height), draw_edit(backbone, inverted, edit, watch)
 
 

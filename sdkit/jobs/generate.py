@@ -22,7 +22,7 @@ from sdkit.generation.parameters import Parameters, png, read_settings
 from sdkit.generation.pictures import Watch, check_request, checked, draw
 from sdkit.generation.prompt import Tag, parse_prompt, split_tags, without_folders
 from sdkit.generation.request import Request
-from sdkit.jobs.edited import CROSS, SELF, EditedPicture
+from sdkit.jobs.edited import CROSS_REPLACE, SELF_REPLACE, EditedPicture
 from sdkit.jobs.find_adapter import Shelf, open_shelf
 from sdkit.jobs.live_adapters import Dose, Library, UsedAdapter, live, plain_names
 from sdkit.report.sheet import contact_sheet
@@ -103,8 +103,8 @@ def generate(
     like: PathLike | None = None,
     adapters: Adapters = (),
     inversion: PathLike | None = None,
-    cross: float = CROSS,
-    self_: float = SELF,
+    cross_replace: float = CROSS_REPLACE,
+    self_replace: float = SELF_REPLACE,
     folder: PathLike | None = None,
     grid: bool = False,
     batch: int = 1,
@@ -136,8 +136,8 @@ def generate(
         adapters: live beside those the prompts name: paths, ``(path, strength)`` pairs, or path → strength.
         inversion: an inverted picture, which is drawn again, or edited where `prompt` says something else than its
             own; it brings steps, sampler, size and noise, and `cfg` where none is given.
-        cross: of an edit, the share of the steps whose attention over the text is taken over from the picture.
-        self_: the same of the attention over the picture itself.
+        cross_replace: of an edit, the share of the steps whose attention over the text is taken over from the picture.
+        self_replace: the same of the attention over the picture itself.
         folder: where adapters lie that prompts call by name; the current folder is looked at, too.
         grid: write one picture of all of them with labels.
         batch: pictures drawn at once.
@@ -158,7 +158,7 @@ def generate(
     settings |= {name: value for name, value in given.items() if value is not None}
     edited = None
     if inversion is not None:
-        edited = EditedPicture(Path(inversion), cross, self_)
+        edited = EditedPicture(Path(inversion), cross_replace, self_replace)
         settings = edited.settings(settings, count)
     prompts = _prompts(prompt, settings.pop("prompt", None))
     if count < 1 or batch < 1:

@@ -132,11 +132,8 @@ def keep_pictures(folder: Path, pictures: Mapping[str, Tensor], step: int) -> Sa
     names = tuple(f"step-{step:08d}-{number}.png" for number in range(1, len(images) + 1))
     for name, image in zip(names, images, strict=True):
         write_file(folder / name, _png(image), overwrite=True)
-    write_file(
-        folder / SHEET,
-        _png(contact_sheet([""], [(label, [image]) for label, image in zip(pictures, images, strict=True)])),
-        overwrite=True,
-    )
+    rows = [(label, [image]) for label, image in zip(pictures, images, strict=True)]
+    write_file(folder / SHEET, _png(contact_sheet([""], rows)), overwrite=True)
     return Sampled(step, tuple(pictures), names, (0,) * len(names))
 
 

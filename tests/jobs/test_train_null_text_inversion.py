@@ -87,10 +87,10 @@ def test_the_file_draws_the_picture_the_run_has_measured(
 def test_an_edit_is_another_picture_and_the_same_each_time(tiny_base: Path, owl: str, tmp_path: Path) -> None:
     prompts = ["an owl", "an elk", "an (owl:1.8)", "an old owl"]
     for name in ("a", "b"):
-        sdkit.generate(tiny_base, prompts, tmp_path / f"{name}.png", inversion=owl, cross=0.5)
+        sdkit.generate(tiny_base, prompts, tmp_path / f"{name}.png", inversion=owl, cross_replace=0.5)
     files = [[(tmp_path / f"{name}-{number}.png").read_bytes() for number in range(1, 5)] for name in "ab"]
     assert files[0] == files[1] and len(set(files[0])) == 4
-    sdkit.generate(tiny_base, "an elk", tmp_path / "c.png", inversion=owl, cross=1, self_=1)
+    sdkit.generate(tiny_base, "an elk", tmp_path / "c.png", inversion=owl, cross_replace=1, self_replace=1)
     assert (tmp_path / "c.png").read_bytes() != files[0][1]
 
 
@@ -241,7 +241,7 @@ def test_one_picture_is_inverted_and_something_must_say_what_it_shows(
         ({"seed": 3}, "seed does not go with an inversion"),
         ({"negative": "bad"}, "negative does not go with an inversion"),
         ({"count": 2}, "nothing in an edit is left to chance"),
-        ({"cross": 1.5}, "cross: 1.5 is no share"),
+        ({"cross_replace": 1.5}, "cross_replace: 1.5 is no share"),
         ({"prompt": "an owl in a very old tree"}, "the prompt has 2. tokens, an edit's has at most 10"),
     ],
 )
@@ -267,7 +267,7 @@ def test_the_command_line_inverts_and_edits(
     assert done.exit_code == 0, done.output
     written = tmp_path / "runs" / "an owl-null-text-inversion" / "an owl-null-text-inversion.safetensors"
     assert written.is_file() and "drawn again with guidance 7.5" in done.output
-    words = ["generate", "--base", str(tiny_base), "--inversion", str(written), "-p", "an elk", "--self", "0.2"]
+    words = ["generate", "--base", str(tiny_base), "--inversion", str(written), "-p", "an elk", "--self-replace", "0.2"]
     done = CliRunner().invoke(main, [*words, "-o", "elk.png", "--dry-run", "--json"])
     assert done.exit_code == 0 and not (tmp_path / "elk.png").exists()
     done = CliRunner().invoke(main, [*words, "-o", "elk.png"])

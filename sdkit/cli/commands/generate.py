@@ -44,19 +44,18 @@ from sdkit.core.human import human_seconds
     "--inversion", type=click.Path(path_type=Path), help="Draw an inverted picture again, or edit it by --prompt."
 )
 @click.option(
-    "--cross",
+    "--cross-replace",
     type=click.FloatRange(0, 1),
     default=0.8,
     show_default=True,
-    help="Of an edit: share of the steps that keep the layout.",
+    help="Of an edit: share of the steps that take over attention to the text, and so the layout.",
 )
 @click.option(
-    "--self",
-    "self_",
+    "--self-replace",
     type=click.FloatRange(0, 1),
     default=0.4,
     show_default=True,
-    help="Of an edit: share of the steps that keep the shapes.",
+    help="Of an edit: share of the steps that take over attention within the picture, and so shapes.",
 )
 @click.option("--adapters", "folder", type=click.Path(path_type=Path), help="Folder of adapters that prompts name.")
 @click.option("--grid", is_flag=True, help="Write one picture of all, with labels.")

@@ -42,8 +42,7 @@ class Search:
     Attributes:
         tries: steps of Adam, at most; 0 takes what is there.
         lr: learning rate of the first step; the last has half of it.
-        tolerance: of the first step's loss: below it nothing more is tried. It grows, because latents are larger than
-            noise is small.
+        tolerance: of the first step's loss: below it nothing more is tried. It grows from step to step, as published.
     """
 
     tries: int
