@@ -70,6 +70,13 @@ def test_every_role_is_in_the_grammars() -> None:
     assert missing == []
 
 
+def test_the_layouts_of_checkpoints_are_those_of_their_page() -> None:
+    page = (FILE.parent / "convert.md").read_text(encoding="utf-8")
+    for layout in matrix().layouts:
+        (row,) = [line for line in page.splitlines() if line.startswith(f"| `{layout.name}` |")]
+        assert re.findall(r"`([^`]+)`", row.split("|")[2]) == sorted(layout.programs)
+
+
 def first_cells(heading: str) -> list[str]:
     """The first cell of each row of the first table under a heading."""
     section = PAGE.partition(f"## {heading}\n")[2].partition("\n## ")[0]

@@ -1,4 +1,4 @@
-"""One safetensors file with LDM's names, as web UIs and ComfyUI read it.
+"""One safetensors file with its makers' names, as web UIs and ComfyUI read it.
 
 Its metadata hold the components' configurations too (``sdkit.config``), because names and shapes do not say how many
 attention heads a model has, how its latents are scaled, or which scheduler it was published with.
