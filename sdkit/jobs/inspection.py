@@ -79,7 +79,8 @@ class AdapterFacts:
         unread: why this version cannot apply it; empty when it can.
         refused: the kinds of change in it that this version cannot apply (``DoRA``, ``GLoRA``, …).
         structure: how the networks of a hypernetwork are built.
-        loaders: the programs that read this format and apply every kind of change in it.
+        loaders: the programs that read this format and apply every kind of change in it; with a * on the word of
+            their documentation alone.
         refusing: those that read it and would not, with the reason.
         advice: what to convert it to where few programs do; empty elsewhere.
     """
@@ -106,8 +107,8 @@ class Inspection(Report):
     Attributes:
         path: the file or folder, as given.
         kind: ``checkpoint``, ``component``, ``lora`` (every kind of weight change), ``textual-inversion``,
-            ``hypernetwork``, ``aesthetic``, ``custom-diffusion``, ``undo`` (what `sdkit merge --undo` wrote), or
-            ``unknown``.
+            ``hypernetwork``, ``aesthetic``, ``custom-diffusion``, ``inversion``, ``undo`` (what `sdkit merge --undo`
+            wrote), or ``unknown``.
         family: of a checkpoint; for an adapter, the family it seems to be made for. ``unknown`` without evidence.
         family_title: the family as people write it; empty when unknown.
         variant: ``base``, ``inpainting``, …; empty for adapters and unknown files.

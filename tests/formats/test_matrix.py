@@ -15,7 +15,7 @@ from header_files import weights_of
 from readers import READERS
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from samples import FAMILIES, LAYERS, Module, Sample, Tensors, base_weight, kohya_name, normal, wanted
+from samples import FAMILIES, LAYERS, Module, Sample, Tensors, base_weight, flat, kohya_name, normal, wanted
 from tiny import UNET
 
 from sdkit.adapters.artifact import Artifact, Target
@@ -74,6 +74,11 @@ def save_kohya(sample: Sample, path: Path) -> Path:
 
 def save_kohya_in_diffusers_names(sample: Sample, path: Path) -> Path:
     save_file(sample.named(lambda module: kohya_name(module, sample.family, diffusers=True)), path)
+    return path
+
+
+def save_lycoris_wrapper(sample: Sample, path: Path) -> Path:
+    save_file(sample.named(lambda module: f"lycoris_{flat(module.name)}"), path)
     return path
 
 
@@ -147,6 +152,7 @@ def save_omi(sample: Sample, path: Path) -> Path:
 GOLDEN: dict[tuple[str, str], Callable[[Sample, Path], Path]] = {
     ("kohya", ""): save_kohya,
     ("kohya", "diffusers-names"): save_kohya_in_diffusers_names,
+    ("kohya", "wrapper"): save_lycoris_wrapper,
     ("comfyui-native", ""): save_comfyui_native,
     ("diffusers", ""): save_diffusers,
     ("peft", ""): save_peft,
@@ -522,20 +528,20 @@ def custom_diffusion_pickle(mark: Mark, tmp_path: Path) -> None:
             assert close(whole + change, torch.matmul(*factors[module.hub]).double())
         if mark.does == "write":
             write_adapter(artifact, model, written, {}, format=mark.format, dialect=mark.dialect)
-            ours, theirs = flat(torch.load(written, weights_only=True)), flat(contents)
+            ours, theirs = nested(torch.load(written, weights_only=True)), nested(contents)
             assert theirs.keys() <= ours.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
             return
     assert mark.does == "read"
 
 
-def flat(contents: object, name: str = "") -> Tensors:
+def nested(contents: object, name: str = "") -> Tensors:
     """The tensors of nested tables and lists."""
     if isinstance(contents, torch.Tensor):
         return {name: contents}
     items = (
         contents.items() if isinstance(contents, dict) else enumerate(contents) if isinstance(contents, list) else ()
     )
-    return {key: tensor for own, value in items for key, tensor in flat(value, f"{name}/{own}").items()}
+    return {key: tensor for own, value in items for key, tensor in nested(value, f"{name}/{own}").items()}
 
 
 def custom_diffusion_folder(mark: Mark, tmp_path: Path) -> None:
@@ -562,6 +568,31 @@ def custom_diffusion_folder(mark: Mark, tmp_path: Path) -> None:
     assert mark.does == "read"
 
 
+def inversion(mark: Mark, tmp_path: Path) -> None:
+    width = {"sd1": 768, "sd2": 1024, "sdxl": 2048}[mark.family]
+    tensors = {"latents": normal(1, 4, 64, 64, seed=1), "uncond": normal(2, 1, 77, width, seed=2)}
+    if mark.family == "sdxl":
+        tensors["pooled"] = normal(2, 1, 1280, seed=3)
+    told = {"base": "quick1-1-0", "base_name": "sd", "prompt": "an owl", "picture": "0", "steps": 2, "guidance": 7.5}
+    told |= {"prediction": "epsilon", "mode": "null-text", "psnr": 25.5, "psnr_limit": 26.5}
+    golden, written = tmp_path / "golden.safetensors", tmp_path / "written.safetensors"
+    save_file(tensors, golden, {"sdkit.inversion": json.dumps(told)})
+    with open_weights(golden) as weights:
+        artifact = read_adapter(weights)
+        assert artifact.trajectory is not None and artifact.trajectory.about is not None
+        for name, tensor in tensors.items():
+            assert torch.equal(getattr(artifact.trajectory, name).load(), tensor)
+        assert all(getattr(artifact.trajectory.about, name) == value for name, value in told.items())
+        if mark.does == "write":
+            write_adapter(artifact, None, written, {}, format="inversion")
+            ours = load_file(written)
+            assert ours.keys() == tensors.keys() and all(torch.equal(ours[name], tensors[name]) for name in ours)
+            with safe_open(written, "pt") as file:
+                assert json.loads(file.metadata()["sdkit.inversion"]) == told
+            return
+    assert mark.does == "read"
+
+
 EXERCISES: dict[str, Callable[[Mark, Path], None]] = {
     "textual-inversion": textual_inversion,
     "hypernetwork": hypernetwork,
@@ -570,6 +601,7 @@ EXERCISES: dict[str, Callable[[Mark, Path], None]] = {
     "custom-diffusion-compressed": custom_diffusion_pickle,
     "custom-diffusion-delta": custom_diffusion_pickle,
     "custom-diffusion-folder": custom_diffusion_folder,
+    "inversion": inversion,
 }
 
 
