@@ -25,12 +25,15 @@ from sdkit.generation.request import Request
 from sdkit.jobs.find_adapter import Shelf, open_shelf
 from sdkit.jobs.live_adapters import Dose, Library, UsedAdapter, live, plain_names
 from sdkit.report.sheet import contact_sheet
+from sdkit.runtime.image_tower import text_projections
 from sdkit.runtime.load import backbone_class, load_backbone
+from sdkit.runtime.steering import check_steering
 from sdkit.weights import open_weights
 from sdkit.weights.atomic import check_target, write_file
 from sdkit.weights.hashes import hash_file
 
 if TYPE_CHECKING:
+    import torch
     from PIL.Image import Image
 
     from sdkit.runtime.backbone import Backbone
@@ -102,6 +105,7 @@ def generate(
     like: PathLike | None = None,
     adapters: Adapters = (),
     folder: PathLike | None = None,
+    image_encoder: str = "",
     grid: bool = False,
     batch: int = 1,
     device: str = "auto",
@@ -131,6 +135,8 @@ def generate(
         like: a picture that says what it was drawn with.
         adapters: live beside those the prompts name: paths, ``(path, strength)`` pairs, or path → strength.
         folder: where adapters lie that prompts call by name; the current folder is looked at, too.
+        image_encoder: the CLIP (several with commas between) that an aesthetic embedding was made with, where its file
+            does not say what the base's texts are there; see `sdkit.runtime.image_tower`.
         grid: write one picture of all of them with labels.
         batch: pictures drawn at once.
         device: ``auto`` or a device's name.
@@ -151,7 +157,17 @@ def generate(
     prompts = _prompts(prompt, settings.pop("prompt", None))
     if count < 1 or batch < 1:
         raise UsageError(f"{'count' if count < 1 else 'batch'} must be at least 1")
-    job = _Job(resolve_base(base), Request("", **settings), count, Path(output), grid, force, batch, watch or ignore)
+    job = _Job(
+        resolve_base(base),
+        Request("", **settings),
+        count,
+        Path(output),
+        grid,
+        force,
+        batch,
+        watch or ignore,
+        str(image_encoder),
+    )
     with ExitStack() as stack:
         plan = job.plan(stack, prompts, _pairs(adapters), open_shelf(Path(folder) if folder is not None else None))
         if not dry_run:
@@ -229,12 +245,14 @@ class _Plan:
         file: the base's file; None if it has several.
         prompts: in order.
         notes: facts a person should see.
+        projections: see `sdkit.runtime.steering.steering`.
     """
 
     model: Model
     file: Path | None
     prompts: tuple[_PromptPlan, ...]
     notes: tuple[str, ...]
+    projections: Sequence[torch.Tensor] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,6 +267,7 @@ class _Job:
     force: bool
     batch: int
     watch: Callable[[Event], None]
+    image_encoder: str
 
     def plan(
         self, stack: ExitStack, prompts: Sequence[str], adapters: Sequence[tuple[str, float]], shelf: Shelf
@@ -268,7 +287,16 @@ class _Job:
             raise UsageError("the negative prompt names an adapter", "adapters are named in the prompt")
         beside = [library.dose(Tag("lora", name, strength, strength)) for name, strength in adapters]
         planned = tuple(self._prompt(prompt, beside, library) for prompt in prompts)
-        return _Plan(model, file, planned, tuple(dict.fromkeys(library.notes)))
+        projections = self._projections(model, [dose for prompt in planned for dose in prompt.doses])
+        return _Plan(model, file, planned, tuple(dict.fromkeys(library.notes)), projections)
+
+    def _projections(self, model: Model, doses: Sequence[Dose]) -> Sequence[torch.Tensor]:
+        """What aesthetic embeddings need beside their files, which are checked."""
+        steering = [dose.artifact for dose in doses if dose.artifact.steering]
+        projections = text_projections(self.image_encoder, self.base) if steering else []
+        for artifact in steering:
+            check_steering(artifact, model, projections)
+        return projections
 
     def _prompt(self, prompt: str, beside: Sequence[Dose], library: Library) -> _PromptPlan:
         parsed = parse_prompt(prompt)  # says what is wrong with it
@@ -308,7 +336,7 @@ class _Job:
         for prompt in plan.prompts:
             hashes = {dose.name: digest for dose in prompt.doses if (digest := dose.digest())}
             rows.append((prompt.recorded, []))
-            for request, picture in self._pictures(backbone, prompt, self._watch(len(drawn), total)):
+            for request, picture in self._pictures(backbone, prompt, plan.projections, self._watch(len(drawn), total)):
                 said = replace(request, prompt=prompt.recorded, negative=self.request.negative)
                 text = str(Parameters(said, _base_name(self.base), model_hash, hashes))
                 drawn.append(DrawnPicture(str(next(paths)), prompt.recorded, request.seed, text))
@@ -322,11 +350,15 @@ class _Job:
         return drawn
 
     def _pictures(
-        self, backbone: Backbone, prompt: _PromptPlan, watch: Callable[[int], Watch]
+        self,
+        backbone: Backbone,
+        prompt: _PromptPlan,
+        projections: Sequence[torch.Tensor],
+        watch: Callable[[int], Watch],
     ) -> Iterator[tuple[Request, Image]]:
         """The pictures of one prompt, batch by batch."""
         requests = [checked(request, backbone) for request in self.requests(prompt)]
-        with live(backbone, prompt.doses):
+        with live(backbone, prompt.doses, projections):
             for start in range(0, self.count, self.batch):
                 group = requests[start : start + self.batch]
                 with _enough_memory():

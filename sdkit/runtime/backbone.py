@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from sdkit.runtime.image_tower import ImageTower
+    from sdkit.runtime.steering import Steer
 
 TEXT_MODEL = "text_model."  # transformers 5 leaves it out of a text encoder's names; hub names always have it
 
@@ -106,6 +107,7 @@ class Backbone(ABC):
         base_name: the base's file or folder name.
         base_path: where it lies; None where it lies nowhere.
         towers: text encoder's component → CLIP's image side of it, where a method has asked for one.
+        steers: what changes how prompts are encoded at the moment, in the order it was installed.
         device: where the components are.
         dtype: their floating-point type.
     """
@@ -130,6 +132,7 @@ class Backbone(ABC):
         self.base_name = base_name
         self.base_path = base_path
         self.towers: dict[str, ImageTower] = {}
+        self.steers: list[Steer] = []
         self.device = torch.device("cpu")
         self.dtype = torch.float32
         for component in self.components.values():
