@@ -9,6 +9,7 @@
                         as <lora:name:te=0.8:unet=0.5>; <lyco:…> is the same, <hypernet:name:1> a hypernetwork
     <aesthetic:name:0.9>  an aesthetic embedding at a weight, here with the steps, learning rate and blend that may
                         stand behind it: <aesthetic:name:0.9:steps=10:lr=1e-4:slerp=yes>
+    <image:name:1>      the prompt ends in the pictures of an aesthetic embedding, at a weight
 
 A bracket that is never closed weighs everything behind it, one that was never opened is an ordinary sign, and a
 backslash before any other sign is dropped: all as there. Prompts that change from step to step (``[a:b:0.5]``,
@@ -44,7 +45,7 @@ _SIGNS = re.compile(
 )
 _BREAK = re.compile(r"\s*\bBREAK\b\s*")
 _TAG = re.compile(r"<(\w+):([^<>]+)>")
-_KINDS = {"lora": "lora", "lyco": "lora", "hypernet": "hypernet", "aesthetic": "aesthetic"}
+_KINDS = {"lora": "lora", "lyco": "lora", "hypernet": "hypernet", "aesthetic": "aesthetic", "image": "image"}
 _STEERING = ("steps", "lr", "slerp")
 _MAX_STEERING_STEPS = 1000
 
@@ -54,7 +55,7 @@ class Tag:
     """An adapter a prompt asks for.
 
     Attributes:
-        kind: ``lora`` (weight changes of any sort), ``hypernet`` or ``aesthetic``.
+        kind: ``lora`` (weight changes of any sort), ``hypernet``, ``aesthetic`` or ``image``.
         name: a path, or a file's name with or without its suffix.
         text_encoder: its strength in the text encoders.
         unet: its strength in the U-Net.
@@ -140,8 +141,8 @@ def _tag(text: str, kind: str, fields: list[str]) -> Tag:
         raise UsageError(f"{text} in the prompt: {kind} is no kind of adapter", nearest_hint(kind.lower(), _KINDS))
     plain = [field.strip() for field in fields if "=" not in field]
     named = dict(field.strip().split("=", 1) for field in fields if "=" in field)
-    if _KINDS[kind.lower()] == "aesthetic":
-        return _aesthetic(text, plain, named)
+    if _KINDS[kind.lower()] in ("aesthetic", "image"):
+        return _aesthetic(text, kind.lower(), plain, named)
     strange = [name for name in named if name not in ("te", "unet")]
     if strange or not 1 <= len(plain) <= 3 or not plain[0]:
         raise UsageError(f"{text} in the prompt is no adapter", "write <lora:name:0.8> or <lora:name:te=0.8:unet=0.5>")
@@ -151,9 +152,10 @@ def _tag(text: str, kind: str, fields: list[str]) -> Tag:
     return Tag(_KINDS[kind.lower()], plain[0], te, unet)
 
 
-def _aesthetic(text: str, plain: list[str], named: dict[str, str]) -> Tag:
-    hint = "write <aesthetic:name:0.9> or <aesthetic:name:0.9:steps=10:lr=1e-4:slerp=yes>"
-    if any(name not in _STEERING for name in named) or not 1 <= len(plain) <= 2 or not plain[0]:
+def _aesthetic(text: str, kind: str, plain: list[str], named: dict[str, str]) -> Tag:
+    hint = "write <aesthetic:name:0.9>, <aesthetic:name:0.9:steps=10:lr=1e-4:slerp=yes> or <image:name:1>"
+    known = _STEERING if kind == "aesthetic" else ()
+    if any(name not in known for name in named) or not 1 <= len(plain) <= 2 or not plain[0]:
         raise UsageError(f"{text} in the prompt is no aesthetic embedding", hint)
     words = {"yes": "1", "no": "0"}
     numbers = {name: _number(words.get(value, value), text, hint) for name, value in named.items()}
@@ -163,7 +165,7 @@ def _aesthetic(text: str, plain: list[str], named: dict[str, str]) -> Tag:
     if rate < 0 or numbers.get("slerp", 0.0) not in (0.0, 1.0):
         raise UsageError(f"{text} in the prompt: lr is at least 0, and slerp yes or no", hint)
     weight = _number(plain[1], text, hint) if len(plain) > 1 else 1.0
-    return Tag("aesthetic", plain[0], weight, weight, tuple(numbers.items()))
+    return Tag(kind, plain[0], weight, weight, tuple(numbers.items()))
 
 
 def _number(entry: str, text: str, hint: str = "write <lora:name:0.8>") -> float:

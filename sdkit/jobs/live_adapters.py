@@ -17,7 +17,7 @@ from sdkit.generation.prompt import Tag
 from sdkit.jobs.find_adapter import Shelf
 from sdkit.jobs.merge_checks import check_is_adapter
 from sdkit.runtime.install import install
-from sdkit.runtime.steering import SteeringSettings, steering
+from sdkit.runtime.steering import SteeringSettings, inverting, steering
 from sdkit.weights import Weights, open_weights
 from sdkit.weights.hashes import hash_file
 
@@ -89,6 +89,7 @@ class Dose:
     def short_tag(self) -> Tag:
         """The tag by which a prompt elsewhere names the same file."""
         kind = {"hypernetwork": "hypernet", "aesthetic": "aesthetic"}.get(self.artifact.kind, "lora")
+        kind = "image" if self.tag.kind == "image" else kind
         return replace(self.tag, kind=kind, name=self.name)
 
     def digest(self) -> str:
@@ -109,6 +110,9 @@ def live(backbone: Backbone, doses: Sequence[Dose], projections: Sequence[torch.
     """
     with ExitStack() as stack:
         for dose in doses:
+            if dose.tag.kind == "image":
+                stack.enter_context(inverting(backbone, dose.artifact, dose.tag.unet, projections))
+                continue
             if dose.artifact.steering:
                 stack.enter_context(steering(backbone, dose.artifact, dose.steering, projections))
                 continue
@@ -136,7 +140,7 @@ class Library:
         path = self._shelf.find(tag.name)
         known = self._opened.get(path.resolve())
         artifact = known or self._read(self._open(path))
-        if tag.kind == "aesthetic" and not artifact.steering:
+        if tag.kind in ("aesthetic", "image") and not artifact.steering:
             raise SdkitError(f"{path}: is no aesthetic embedding but a {artifact.kind}", f"write <lora:{path.stem}>")
         return Dose(artifact, tag)
 

@@ -121,6 +121,20 @@ class ImageTower:
         return pooled(hidden, ids, int(self.tokenizer.eos_token_id)) @ self.projection.T
 
 
+def text_features(backbone: Backbone, texts: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Features [n, d] of texts as the base itself reads them, installed words included; gradients flow.
+
+    Returns:
+        By text encoder, those with a tower.
+    """
+    ids, found = backbone.tokenize(texts), {}
+    for name, tower in backbone.towers.items():
+        encoder: Any = backbone.components[name]
+        rows = ids[name].to(backbone.device)
+        found[name] = tower.project(encoder(rows).last_hidden_state.float(), rows)
+    return found
+
+
 def unit(vectors: torch.Tensor) -> torch.Tensor:
     """The vectors of a last dimension at length one."""
     from torch.nn import functional as F

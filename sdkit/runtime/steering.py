@@ -92,6 +92,37 @@ def steering(
         backbone.steers.remove(steer)
 
 
+@contextmanager
+def inverting(
+    backbone: Backbone, artifact: Artifact, weight: float, projections: Sequence[torch.Tensor] = ()
+) -> Iterator[None]:
+    """Let prompts end in what an aesthetic embedding's pictures show, while the context lasts (SD-IPC).
+
+    Args:
+        weight: share of the pictures in the vectors from the mark of the end on; 0 leaves the base's own bits.
+        projections: see `steering`.
+
+    Raises:
+        SdkitError: it was made for another base, or for one whose denoiser does not read the text's last vectors.
+    """
+    directions = directions_of(artifact, backbone, projections)
+    if len(backbone.text_encoders) > 1:
+        raise SdkitError(
+            f"{artifact.source.path}: the pictures of {backbone.model.family} are drawn from the last layer but one of "
+            "the text encoders, from which no projection leads to pictures",
+            "steer with it instead: <aesthetic:…>",
+        )
+    if not weight:
+        yield
+        return
+    steer = _Inversion(directions["text_encoder"], weight)
+    backbone.steers.append(steer)
+    try:
+        yield
+    finally:
+        backbone.steers.remove(steer)
+
+
 def check_steering(artifact: Artifact, model: Model, projections: Sequence[torch.Tensor]) -> None:
     """Refuse an aesthetic embedding for other text encoders than a model's, from its header alone.
 
@@ -175,6 +206,37 @@ class _Steer:
             steered = steered_text(backbone, ids, size, self._directions, self._settings, clip_skip=clip_skip)
             self._known[key] = blended(cond, steered, self._settings)
         return self._known[key]
+
+
+class _Inversion:
+    """Puts into the mark of the end, and all behind it, the nearest vectors that project to where the pictures lie.
+
+    With x = own + W⁺ (s · vector − W own) and s = ‖W own‖, W x is the pictures' vector, as long as the text's own;
+    where W can be inverted, x is W⁻¹ of that (SD-IPC; Ding et al. 2023, arXiv:2305.12716). What W does not see stays.
+    """
+
+    def __init__(self, direction: Direction, weight: float) -> None:
+        import torch
+
+        self._direction = direction
+        self._weight = weight
+        self._inverse = torch.linalg.pinv(direction.projection.double()).float()
+
+    def __call__(
+        self, backbone: Backbone, ids: Mapping[str, torch.Tensor], size: tuple[int, int], clip_skip: int, cond: Cond
+    ) -> Cond:
+        """The conditioning of one text, ending in the pictures."""
+        if clip_skip != 1:
+            raise SdkitError(f"clip skip {clip_skip}: pictures are put behind the last layer only", "leave it at 1")
+        ends = ids["text_encoder"].to(cond.context.device) == backbone.tokenizers["text_encoder"].eos_token_id
+        behind = ends.cumsum(-1) > 0
+        projection, context = self._direction.projection, cond.context.float()
+        own = pooled(context, ids["text_encoder"].to(context.device), backbone.tokenizers["text_encoder"].eos_token_id)
+        seen = own @ projection.T
+        wanted = self._direction.vector * seen.norm(dim=-1, keepdim=True)
+        pictures = own + (wanted - seen) @ self._inverse.T
+        mixed = _line(context, pictures[:, None].expand_as(context), self._weight)
+        return Cond(mixed.to(cond.context.dtype).where(behind[..., None], cond.context), cond.added)
 
 
 def steered_text(
