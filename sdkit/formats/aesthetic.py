@@ -25,8 +25,9 @@ from sdkit.weights import TensorInfo, Weights
 from sdkit.weights.reader import Container
 
 HOLDS = ("aesthetic",)
+FAMILIES = ("sd1", "sdxl")
 DIALECTS = (
-    Dialect(("a1111",), name="a1111", suffix=".pt", says="the bare vector, a pickle"),
+    Dialect((), name="a1111", suffix=".pt", says="the bare vector, a pickle", said=("a1111",)),
     Dialect((), name="projected", says="with the text's projection; sdkit's own"),
 )
 SUFFIXES = {dialect.name: dialect.suffix for dialect in DIALECTS}
