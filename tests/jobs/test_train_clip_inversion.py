@@ -191,6 +191,16 @@ def test_what_is_wrong_is_named_before_anything_is_computed(
         invert(tiny_sdxl, pictures, tmp_path / "x", as_="closed", image_encoder=str(clip))
 
 
+@pytest.mark.parametrize("form", [{"as_": "soft", "token": "<w>"}, {"as_": "hard", "tokens": 3}], ids=["soft", "hard"])
+def test_stopped_and_resumed_is_the_same_run(drawings: Path, tmp_path: Path, form: dict[str, Any]) -> None:
+    whole = invert("tiny", drawings, tmp_path / "1" / "x", **{**form, "steps": 6})
+    asked = iter([False, False, True])
+    part = invert("tiny", drawings, tmp_path / "2" / "x", **{**form, "steps": 6}, should_stop=lambda: next(asked))
+    assert (part.finished, part.step) == (False, 3)
+    again = sdkit.train("clip-inversion", "tiny", drawings, tmp_path / "2" / "x", resume=True)
+    assert Path(again.output).read_bytes() == Path(whole.output).read_bytes()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("form", "file"), [("soft", "x.safetensors"), ("hard", "x.txt")])
 def test_killed_and_resumed_is_the_same_run_bit_for_bit(drawings: Path, tmp_path: Path, form: str, file: str) -> None:
