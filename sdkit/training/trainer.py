@@ -262,7 +262,7 @@ class Trainer:
     def _validation(self) -> Iterator[Event]:
         if self._validate is None or not self._processes.is_main:
             return
-        with self.updater.autocast():
+        with self.updater.settled(), self.updater.autocast():
             losses = self._validate()
         if self._first_validation is None:
             self._first_validation = losses

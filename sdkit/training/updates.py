@@ -61,6 +61,9 @@ class Updater:
         self._processes = processes or Processes()
         self._scaler = torch.amp.GradScaler(device.type, enabled=self.scaled)
         self._averages = _moving_averages(trainables, ema)
+        for each in self._optimizers():
+            if trains_elsewhere(each):
+                each.train()  # type: ignore[attr-defined]
 
     @property
     def scaled(self) -> bool:
@@ -117,16 +120,33 @@ class Updater:
         return (self.optimizer,)
 
     @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """The moving averages in the places of the parameters while the context lasts."""
-        for average, parameters in self._averages:
-            average.store(parameters)
-            average.copy_to(parameters)
+    def settled(self) -> Iterator[None]:
+        """While the context lasts the parameters are those the optimizer means: schedule-free ones train beside them."""
+        elsewhere: list[Any] = [optimizer for optimizer in self._optimizers() if trains_elsewhere(optimizer)]
+        # Its own way back rounds, and a run that looked at its result would not be the run that did not.
+        kept = {name: value.detach().clone() for name, value in self.parameters.items()} if elsewhere else {}
+        for optimizer in elsewhere:
+            optimizer.eval()
         try:
             yield
         finally:
+            for optimizer in elsewhere:
+                optimizer.train()
+            for name, value in kept.items():
+                self.parameters[name].data.copy_(value)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The moving averages in the places of the parameters while the context lasts, or else what is `settled`."""
+        with self.settled():
             for average, parameters in self._averages:
-                average.restore(parameters)
+                average.store(parameters)
+                average.copy_to(parameters)
+            try:
+                yield
+            finally:
+                for average, parameters in self._averages:
+                    average.restore(parameters)
 
     def state(self) -> dict[str, Any]:
         """Everything that decides the next step."""
@@ -181,15 +201,34 @@ def guarded_step(optimizer: torch.optim.Optimizer, norm: torch.Tensor) -> None:
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> Mapping[Any, Any]:
-    """What an optimizer remembers of its parameters, by their numbers."""
-    state: Mapping[Any, Any] = optimizer.state_dict()["state"]
-    return state
+    """What an optimizer remembers: of its parameters, by their numbers, and of its groups (Prodigy's step size)."""
+    import torch
+
+    saved = optimizer.state_dict()
+    learnt = [
+        {
+            name: value
+            for name, value in group.items()
+            if isinstance(value, (int, float, torch.Tensor)) and name not in ("lr", "initial_lr")
+        }
+        for group in saved["param_groups"]
+    ]
+    return {"state": saved["state"], "groups": learnt}
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[Any, Any]) -> None:
-    """Give an optimizer what `optimizer_state` said; the groups stay as the run has them."""
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    """Give an optimizer what `optimizer_state` said; learning rates stay as the run has them."""
+    state = state if "state" in state else {"state": state, "groups": ()}  # as states were saved once
+    groups = optimizer.state_dict()["param_groups"]
+    for group, learnt in zip(groups, state["groups"], strict=False):
+        group |= learnt
+    optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
     optimizer.zero_grad(set_to_none=True)
+
+
+def trains_elsewhere(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether an optimizer trains at other parameters than those it means, and has to be told which are wanted."""
+    return callable(getattr(optimizer, "eval", None)) and callable(getattr(optimizer, "train", None))
 
 
 def named_parameters(trainables: Sequence[Trainable]) -> dict[str, nn.Parameter]:
