@@ -21,6 +21,7 @@ from sdkit.formats._lycoris import DORA, GLORA, IA3, LOHA, LOKR, LORA, OFT
 from sdkit.formats._write import Content
 from sdkit.streaming.expression import Read, reshaped
 
+CHANGES = ("lora", "locon", "tucker", "dora", "dora-in", "loha", "lokr", "glora", "ia3", "oft", "boft", "full")
 _FULL = {("weight", False): "diff", ("bias", False): "diff_b", ("weight", True): "w_norm", ("bias", True): "b_norm"}
 
 

@@ -25,6 +25,7 @@ from sdkit.formats._write import Content, write_adapter_file
 from sdkit.formats.codec import Dialect, Verdict
 from sdkit.weights import TensorInfo, Weights
 
+CHANGES = _lycoris_write.CHANGES
 DIALECTS = (Dialect(("comfyui",)),)
 _PEFT_ROLES = {"lora_A.weight": LORA[1], "lora_B.weight": LORA[0], "lora_A": LORA[1], "lora_B": LORA[0]}
 _KEY = re.compile(

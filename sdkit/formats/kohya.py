@@ -31,6 +31,7 @@ from sdkit.formats.textual_inversion import encoder_of
 from sdkit.streaming.expression import Read
 from sdkit.weights import TensorInfo, Weights
 
+CHANGES = _lycoris_write.CHANGES
 WORDS = True
 DIALECTS = (
     Dialect(

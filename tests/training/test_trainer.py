@@ -90,6 +90,7 @@ def losses(events: list[Event]) -> list[float]:
         {"accumulate": 2, "optimizer": "sgd", "lora_plus": 4, "snr_gamma": 5},
         {"precision": "bf16", "algo": "dora"},
         {"precision": "fp16", "algo": "lokr"},
+        {"algo": "lidb", "basis_up": 9},
         {"method": "hypernetwork", "activation": "relu", "layer_norm": True, "layer_dropout": 0.3},
         {"method": "textual_inversion", "vectors": 2, "init": "ball", "caption": "{}", "ema": 0.9},
         {"method": "custom_diffusion", "layers": "all", "ema": 0.9, "accumulate": 2},
