@@ -36,10 +36,12 @@ class Layout:
 
     def factors(self, vectors: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """Module → views of its ``up`` [n, a, rank] and ``down`` [n, rank, b], of vectors [n, size]."""
+        import torch
+
         found = {}
-        for basis, part in zip(self.bases, vectors.split(self.lengths, 1), strict=True):
-            up, down = part.split([basis.a * self.rank, self.rank * basis.b], 1)
-            found[basis.module] = (up.unflatten(1, (basis.a, self.rank)), down.unflatten(1, (self.rank, basis.b)))
+        for basis, part in zip(self.bases, torch.split(vectors, list(self.lengths), 1), strict=True):
+            up, down = torch.split(part, [basis.a * self.rank, self.rank * basis.b], 1)
+            found[basis.module] = (up.reshape(-1, basis.a, self.rank), down.reshape(-1, self.rank, basis.b))
         return found
 
     def vector(self, factors: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:

@@ -19,6 +19,7 @@ from sdkit.adapters.lightweight_vector import Layout
 from sdkit.core.errors import SdkitError
 from sdkit.families.family import Model
 from sdkit.formats.codec import Verdict
+from sdkit.formats.lidb import LARGEST, LARGEST_BASES
 from sdkit.weights import Weights
 
 HOLDS = ("hyperdreambooth",)
@@ -100,20 +101,13 @@ def describe(weights: Weights, *, check: bool = True) -> Description:
     try:
         fields: dict[str, Any] = json.loads(weights.metadata[KEY])
         scheme, digest = str(fields.pop("basis")), str(fields.pop("sha256"))
-        layers = tuple((str(name), *(int(size) for size in sizes)) for name, *sizes in fields.pop("layers"))
-        found = Description(**fields, layers=layers)  # type: ignore[arg-type]
-        sizes = [size for layer in layers for size in layer[1:]]
-        numbers = [found.side, found.width, found.blocks, found.iterations, found.rank, *sizes]
-        sound = all(isinstance(number, int) and 0 < number <= 1 << 16 for number in numbers) and layers
-        sound = sound and all(len(layer) == 5 and layer[3] <= layer[1] and layer[4] <= layer[2] for layer in layers)
-        sound = sound and isinstance(found.seed, int) and isinstance(found.prompt, str)
-    except (KeyError, TypeError, ValueError, RecursionError):
-        sound = False
-    if not sound:
+        found = Description(**{**fields, "layers": tuple(_layer(*layer) for layer in fields["layers"])})
+        _check_numbers(found)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         raise SdkitError(
             f"{weights.path}: is no hypernetwork of HyperDreamBooth, or a damaged one",
             "`sdkit train hyperdreambooth --data FOLDER_OF_IDENTITIES` makes one",
-        )
+        ) from None
     made = bases_digest(found.layout.bases) if check and scheme == SCHEME else digest
     if scheme != SCHEME or made != digest:
         raise SdkitError(
@@ -122,3 +116,19 @@ def describe(weights: Weights, *, check: bool = True) -> Description:
             "its predictions would mean something else: use the sdkit that trained it",
         )
     return found
+
+
+def _layer(module: str, rows: int, columns: int, a: int, b: int) -> tuple[str, int, int, int, int]:
+    if not (isinstance(module, str) and 0 < a <= rows <= LARGEST and 0 < b <= columns <= LARGEST):
+        raise ValueError
+    return module, rows, columns, a, b
+
+
+def _check_numbers(found: Description) -> None:
+    """Raise ValueError unless every number is one that a network can be built from."""
+    numbers = (found.side, found.width, found.blocks, found.iterations, found.rank)
+    sizes = sum(basis.rows * basis.a + basis.columns * basis.b for basis in found.layout.bases)
+    texts = (found.prompt, found.encoder, found.base_id, found.base_name, found.encoder_id)
+    sound = all(type(number) is int and 0 < number <= LARGEST for number in numbers) and type(found.seed) is int
+    if not sound or not 0 < sizes <= LARGEST_BASES or not all(isinstance(text, str) for text in texts):
+        raise ValueError

@@ -27,8 +27,8 @@ class LightweightLayer(AdapterLayer):
     right: nn.Parameter
 
     def __init__(self, base: nn.Module, up: torch.Tensor, down: torch.Tensor, basis: Basis, scale: float) -> None:
-        device = base.weight.device  # type: ignore[union-attr]
-        left, right = (side(torch.float32).to(device) for side in (basis.left, basis.right))
+        weight: torch.Tensor = base.weight  # type: ignore[assignment]
+        left, right = (side(torch.float32).to(weight.device) for side in (basis.left, basis.right))
         super().__init__(base, scale, up=up, down=down, left=left, right=right)
 
     def change(self, x: torch.Tensor) -> torch.Tensor:

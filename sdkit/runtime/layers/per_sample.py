@@ -80,6 +80,5 @@ class PerSampleLayer(AdapterLayer):
         up, down = self.left @ factors[0], factors[1] @ self.right
         if len(up) not in (1, len(x)):
             raise SdkitError(f"{self._module}: {len(up)} changes were chosen for {len(x)} samples")
-        rows = x.flatten(1, -2) if x.ndim > 2 else x[:, None]
-        out = (rows @ down.mT) @ up.mT
-        return out.unflatten(1, x.shape[1:-1]) if x.ndim > 2 else out[:, 0]
+        rows = x.reshape(len(x), -1, x.shape[-1])
+        return ((rows @ down.mT) @ up.mT).reshape(*x.shape[:-1], -1)

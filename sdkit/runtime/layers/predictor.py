@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -84,7 +85,7 @@ class Predictor(nn.Module):
         return start + change
 
     def _refine(self, change: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
-        parts = change.split(self.shape.lengths, 1)
+        parts = torch.split(change, list(self.shape.lengths), 1)
         longest = self.out.out_features
         padded = torch.stack([F.pad(part, (0, longest - part.shape[1])) for part in parts], 1)
         hidden = self.weights(padded) + self.layers
@@ -95,7 +96,7 @@ class Predictor(nn.Module):
         return torch.cat(cut, 1).float()
 
 
-def _block(width: int) -> dict[str, object]:
+def _block(width: int) -> dict[str, Any]:
     return {
         "d_model": width,
         "nhead": max(1, width // HEAD),

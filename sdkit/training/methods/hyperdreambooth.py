@@ -437,8 +437,9 @@ _HYPERNETWORK = Method(
     look=_named,
     dataset=_read,
 )
+_LORA: Method[Any] = lora.METHOD
 _IDENTITY = replace(
-    lora.METHOD,
+    _LORA,
     options=IdentityOptions,
     size=_identity_size,
     trainables=_identity,
