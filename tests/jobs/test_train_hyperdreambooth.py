@@ -175,7 +175,7 @@ def test_a_run_leaves_a_network_and_the_identities(tiny_base: Path, hyper: Path,
 def test_somebody_new_from_one_picture(tiny_base: Path, hyper: Path, new_people: Path, tmp_path: Path) -> None:
     """The prediction itself, and the LoRA that goes on from where it is."""
     photo, others = new_people / "person-004" / "0.png", new_people / "person-004"
-    given = {"as": "identity", "hypernetwork": str(hyper), "validation": str(others), "save_dtype": "fp32"}
+    given = {"as": "identity", "init": str(hyper), "validation": str(others), "save_dtype": "fp32"}
     light = train(tiny_base, photo, tmp_path / "light", **given, steps=0)
     assert sdkit.inspect(light.output).format == "lidb" and light.plan.pictures == 1
     assert "predicted from 0.png" in light.plan.notes
@@ -247,7 +247,7 @@ def test_a_hypernetwork_that_does_not_fit_is_refused(
 
     def refused(base: Path = tiny_base, **options: Any) -> str:
         with pytest.raises(SdkitError) as caught:
-            train(base, photo, tmp_path / "x", **{"as": "identity", "hypernetwork": str(hyper), **options})
+            train(base, photo, tmp_path / "x", **{"as": "identity", "init": str(hyper), **options})
         return f"{caught.value.message} {caught.value.hint}"
 
     def changed(**changes: Any) -> str:
@@ -255,14 +255,14 @@ def test_a_hypernetwork_that_does_not_fit_is_refused(
         save_file(load_file(hyper), tmp_path / "changed.safetensors", {"hyperdreambooth": json.dumps(fields)})
         return str(tmp_path / "changed.safetensors")
 
-    assert "as=identity needs hypernetwork=" in refused(hypernetwork="")
-    assert "person-004" in refused(hypernetwork=str(new_people / "person-004" / "0.png"))
-    assert "are not those made here" in refused(hypernetwork=changed(seed=1))
-    assert "damaged" in refused(hypernetwork=changed(width="x"))
-    assert "do not fit what it says of itself" in refused(hypernetwork=changed(blocks=2))
+    assert "as=identity needs init=" in refused(init="")
+    assert "person-004" in refused(init=str(new_people / "person-004" / "0.png"))
+    assert "are not those made here" in refused(init=changed(seed=1))
+    assert "damaged" in refused(init=changed(width="x"))
+    assert "do not fit what it says of itself" in refused(init=changed(blocks=2))
     assert "in this base" in refused(tiny_sdxl)
     with pytest.raises(UsageError, match="does not go with as=identity"):
-        train(tiny_base, photo, tmp_path / "x", **{"as": "identity", "hypernetwork": str(hyper), "beta": 1})
+        train(tiny_base, photo, tmp_path / "x", **{"as": "identity", "init": str(hyper), "beta": 1})
 
 
 def test_a_clip_may_look_at_the_pictures(tiny_base: Path, people: Path, tmp_path: Path) -> None:
@@ -281,7 +281,7 @@ def test_a_clip_may_look_at_the_pictures(tiny_base: Path, people: Path, tmp_path
             )
             CLIPVisionModel(config).save_pretrained(tmp_path / f"clip{seed}")
     report = train(tiny_base, people, tmp_path / "x", **SMALL, encoder="clip", clip=str(tmp_path / "clip0"))
-    given = {"as": "identity", "hypernetwork": report.output, "steps": 0}
+    given = {"as": "identity", "init": report.output, "steps": 0}
     photo = people / "person-000" / "0.png"
     train(tiny_base, photo, tmp_path / "y", **given, clip=str(tmp_path / "clip0"))
     with pytest.raises(SdkitError, match="was trained with another CLIP"):

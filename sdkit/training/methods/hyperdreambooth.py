@@ -35,6 +35,7 @@ from sdkit.training.image_features import (
     latent_patches,
     latent_tokens,
 )
+from sdkit.training.metadata import of_kind
 from sdkit.training.method import HeldOutLosses, Method, Result, Size
 from sdkit.training.methods import lora
 from sdkit.training.option_sets import DenoisingOptions
@@ -99,14 +100,13 @@ class IdentityOptions(DenoisingOptions):
     """Of ``as=identity``."""
 
     as_: str = option("identity", "what is made: identity, or hypernetwork")
-    hypernetwork: str = option("", "the hypernetwork's file", names_file=always)
+    init: str = option("", "the hypernetwork's file: what it predicts is the beginning", names_file=always)
     caption: str = option("", "caption of pictures that have none [default: what the hypernetwork was trained with]")
     steps: int = option(40, "steps behind the prediction; 0 writes the predicted LiDB itself", minimum=0, late=True)
-    lr: float = 1e-3
+    lr: float = 1e-4
     rank: int = option(4, "rank of the LoRA that goes on from the prediction", minimum=1)
     format: str = option("kohya", "file format of the result: kohya or peft (with steps=0 it is lidb)")
     clip: str = option("", "folder of the CLIP the hypernetwork was trained with", names_file=always)
-    init: str = fixed("")
     epochs: float | None = fixed(None)
     reference: Sample | None = fixed(None)
 
@@ -156,7 +156,7 @@ def _hypernetwork_size(model: Model, options: HypernetworkOptions) -> Size:
     _check(options)
     layout = _layout(model, options)
     channels = model.places["vae.decoder.conv_in.weight"].shape[1] if options.encoder == "vae" else 0
-    with torch.device("meta"):
+    with torch.device("meta"):  # patches as of 512 pixels: how large pictures are, no header says
         network = Predictor(_predictor_shape(layout, _tokens(options, channels, 64), options))
     count = sum(parameter.numel() for parameter in network.parameters())
     updates = options.identity_steps * options.batch * options.accumulate
@@ -280,7 +280,7 @@ def _save_hypernetwork(result: Result[HypernetworkOptions], path: Path, metadata
         place = path.parent / IDENTITIES / f"{name}.safetensors"
         place.parent.mkdir(exist_ok=True)
         artifact = artifact_of(layout, vector.cpu(), dtype)
-        write_adapter(artifact, backbone.model, place, metadata, format="lidb", overwrite=True)
+        write_adapter(artifact, backbone.model, place, of_kind(metadata, "lora"), format="lidb", overwrite=True)
 
 
 # An identity
@@ -306,12 +306,12 @@ def _described(options: IdentityOptions) -> Description:
     Raises:
         UsageError: there is none.
     """
-    if not options.hypernetwork:
+    if not options.init:
         raise UsageError(
-            "as=identity needs hypernetwork=, a file",
+            "as=identity needs init=, a hypernetwork's file",
             "`sdkit train hyperdreambooth --data FOLDER_OF_IDENTITIES` makes it",
         )
-    with open_weights(options.hypernetwork) as weights:
+    with open_weights(options.init) as weights:
         return describe(weights)
 
 
@@ -342,7 +342,7 @@ def _check_fits(model: Model, layout: Layout, options: IdentityOptions) -> None:
         shape = None if place is None else (place.shape[0], math.prod(place.shape[1:]))
         if shape != (basis.rows, basis.columns):
             raise SdkitError(
-                f"{options.hypernetwork}: changes {basis.module}, {basis.rows} x {basis.columns}, which is "
+                f"{options.init}: changes {basis.module}, {basis.rows} x {basis.columns}, which is "
                 f"{'missing' if shape is None else f'{shape[0]} x {shape[1]}'} in this base",
                 "name the base the hypernetwork was trained on",
             )
@@ -372,7 +372,7 @@ def predicted(backbone: Backbone, options: IdentityOptions) -> tuple[Layout, tor
     from sdkit.runtime.tensors import read_tensors
     from sdkit.training.images import fit, open_picture, pixels
 
-    described, tensors = _described(options), read_tensors(Path(options.hypernetwork))
+    described, tensors = _described(options), read_tensors(Path(options.init))
     layout, side = described.layout, described.side
     assert options.reference is not None, "the method looks at its pictures first"
     picture = pixels(fit(open_picture(options.reference.path, options.background), (side, side)))[None]
@@ -389,7 +389,7 @@ def predicted(backbone: Backbone, options: IdentityOptions) -> tuple[Layout, tor
             predictor = Predictor(_predictor_shape(layout, (seen.shape[1], seen.shape[2]), described))
         predictor.load_state_dict(network, assign=True)
     except RuntimeError as error:
-        raise SdkitError(f"{options.hypernetwork}: its tensors do not fit what it says of itself: {error}") from None
+        raise SdkitError(f"{options.init}: its tensors do not fit what it says of itself: {error}") from None
     with torch.no_grad():
         vector: torch.Tensor = predictor(seen.float(), tensors[START].float())[0]
     return layout, vector
