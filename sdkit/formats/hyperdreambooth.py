@@ -23,6 +23,7 @@ from sdkit.formats.lidb import LARGEST, LARGEST_BASES
 from sdkit.weights import Weights
 
 HOLDS = ("hyperdreambooth",)
+FAMILIES = ("sd1", "sd2", "sdxl")  # those that can be trained
 KEY = "hyperdreambooth"
 OWN_METADATA = re.compile(re.escape(KEY))
 START = "start"

@@ -25,6 +25,7 @@ from sdkit.formats.codec import Dialect, Verdict
 from sdkit.weights import TensorInfo, Weights
 
 CHANGES = ("lidb",)
+FAMILIES = ("sd1", "sd2", "sdxl")  # those that can be trained
 DIALECTS = (Dialect((), says="sdkit's own: convert it to a LoRA for other programs"),)
 KEY = "lidb"
 OWN_METADATA = re.compile(re.escape(KEY))
