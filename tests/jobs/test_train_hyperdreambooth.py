@@ -304,3 +304,14 @@ def test_the_start_changes_nothing_and_can_learn() -> None:
     for up, down in found.values():
         assert up.abs().max() == 0 and down.abs().min() > 0
     assert not torch.equal(found["m"][1], found["n"][1])
+
+
+@pytest.mark.slow
+def test_on_a_base_that_draws_new_identities_are_predicted_better_than_nothing(tmp_path: Path) -> None:
+    """The embedded base, drawn faces: of whom the network has never seen the loss falls, by more than chance."""
+    known = draw_identities(tmp_path / "known", 12, side=64)
+    new = draw_identities(tmp_path / "new", 4, first=12, side=64)
+    settings = {"identity_steps": 50, "steps": 100, "batch": 8, "width": 64, "blocks": 1, "resolution": 32}
+    rates = {"identity_lr": 5e-3, "lr": 1e-3, "caption": "sks"}
+    report = train("tiny", known, tmp_path / "x", **settings, **rates, validation=str(new))
+    assert report.validation_fall is not None and report.validation_fall[0] > 0
