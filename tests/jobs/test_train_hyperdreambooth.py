@@ -261,6 +261,7 @@ def test_a_hypernetwork_that_does_not_fit_is_refused(
     assert "damaged" in refused(init=changed(width="x"))
     assert "do not fit what it says of itself" in refused(init=changed(blocks=2))
     assert "in this base" in refused(tiny_sdxl)
+    assert "format=lycoris: no LoRA is written in it" in refused(format="lycoris")
     with pytest.raises(UsageError, match="does not go with as=identity"):
         train(tiny_base, photo, tmp_path / "x", **{"as": "identity", "init": str(hyper), "beta": 1})
 

@@ -56,22 +56,29 @@ if TYPE_CHECKING:
     from sdkit.training.trainable import Trainable
 
 IDENTITIES = "identities"
+FORMATS = ("kohya", "peft")
+# What both forms say of a key that both have.
+_AS = "what is made: hypernetwork [default], or identity (of somebody new, by a hypernetwork)"
+_STEPS = "optimizer steps in all [default: 12000]; of an identity those behind the prediction, 0 for none [default: 40]"
+_CAPTION = "caption of every picture [default: a TOKEN CLASS; of an identity the hypernetwork's]"
+_RANK = "rank of a LiDB [default: 1]; of an identity that of the LoRA which goes on from it [default: 4]"
+_CLIP = "folder of a CLIP with an image tower, where encoder=clip"
 
 
 @dataclass(frozen=True)
 class HypernetworkOptions(DenoisingOptions):
     """Of ``as=hypernetwork``."""
 
-    as_: str = option("hypernetwork", "what is made: hypernetwork, or identity (of somebody new, by a hypernetwork)")
+    as_: str = option("hypernetwork", _AS)
     token: str = option("sks", "the word every identity is called by: a rare one")
     class_: str = option("face", "what all identities are")
-    caption: str = option("", "caption of every picture [default: a TOKEN CLASS]")
-    steps: int = option(12_000, "optimizer steps in all", minimum=2, late=True)
+    caption: str = option("", _CAPTION)
+    steps: int = option(12_000, _STEPS, minimum=2, late=True)
     identity_steps: int = option(4_000, "of these, how many are for the identities' own LiDBs, at first", minimum=1)
     batch: int = 8
     lr: float = option(1e-4, "learning rate of the hypernetwork", minimum=0.0, late=True)
     identity_lr: float = option(1e-3, "learning rate of the identities' own LiDBs", minimum=0.0, late=True)
-    rank: int = option(1, "rank of a LiDB", minimum=1)
+    rank: int = option(1, _RANK, minimum=1)
     basis_up: int = option(100, "columns of LiDB's frozen basis at a layer's output", minimum=1)
     basis_down: int = option(50, "rows of LiDB's frozen basis at a layer's input", minimum=1)
     text_encoder: bool = option(True, "LiDBs change the text encoder too")
@@ -80,9 +87,10 @@ class HypernetworkOptions(DenoisingOptions):
     width: int = option(256, "of the hypernetwork, a multiple of 32", minimum=32, maximum=4096)
     blocks: int = option(4, "of the hypernetwork", minimum=1, maximum=64)
     encoder: str = option("vae", "what looks at a picture: vae (the base's own) or clip")
-    clip: str = option("", "folder of a CLIP with an image tower, for encoder=clip", names_file=always)
+    clip: str = option("", _CLIP, names_file=always)
     identities: bool = option(False, "write each identity's own LiDB too, to identities/ beside the result")
     caption_dropout: float = fixed(0.0)
+    epochs: float | None = fixed(None)
     mask: str = fixed("")
     init: str = fixed("")
     sample: str = fixed("")
@@ -99,14 +107,14 @@ class HypernetworkOptions(DenoisingOptions):
 class IdentityOptions(DenoisingOptions):
     """Of ``as=identity``."""
 
-    as_: str = option("identity", "what is made: identity, or hypernetwork")
+    as_: str = option("identity", _AS)
     init: str = option("", "the hypernetwork's file: what it predicts is the beginning", names_file=always)
-    caption: str = option("", "caption of pictures that have none [default: what the hypernetwork was trained with]")
-    steps: int = option(40, "steps behind the prediction; 0 writes the predicted LiDB itself", minimum=0, late=True)
+    caption: str = option("", _CAPTION)
+    steps: int = option(40, _STEPS, minimum=0, late=True)
     lr: float = 1e-4
-    rank: int = option(4, "rank of the LoRA that goes on from the prediction", minimum=1)
+    rank: int = option(4, _RANK, minimum=1)
     format: str = option("kohya", "file format of the result: kohya or peft (with steps=0 it is lidb)")
-    clip: str = option("", "folder of the CLIP the hypernetwork was trained with", names_file=always)
+    clip: str = option("", _CLIP, names_file=always)
     epochs: float | None = fixed(None)
     reference: Sample | None = fixed(None)
 
@@ -325,6 +333,8 @@ def _identity_size(model: Model, options: IdentityOptions) -> Size:
     _check_fits(model, layout, options)
     if described.encoder == "clip":
         clip_config(options.clip)
+    if options.format not in FORMATS:
+        raise UsageError(f"format={options.format}: no LoRA is written in it", nearest_hint(options.format, FORMATS))
     if options.steps == 0:
         count = layout.size
     else:
