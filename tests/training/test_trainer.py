@@ -107,6 +107,7 @@ def losses(events: list[Event]) -> list[float]:
         "accumulate",
         "bf16",
         "fp16",
+        "lidb",
         "hypernetwork",
         "embedding",
         "custom-diffusion",
