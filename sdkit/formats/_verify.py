@@ -55,6 +55,8 @@ def verify_rest(meant: Artifact, read: Artifact, path: Path) -> None:
         _verify_trajectory(meant.trajectory, read.trajectory, path)
     if meant.tokens:
         _verify_tokens(meant.tokens, read.tokens, path)
+    if meant.steering:
+        _verify_steering(meant, read, path)
     if not meant.deltas:
         return
     components = {target.component for target in read.deltas}
@@ -74,6 +76,22 @@ def _verify_tokens(meant: tuple[TokenRows, ...], read: tuple[TokenRows, ...], pa
         other = found.get((rows.token, rows.component)) or found.get((path.stem, rows.component))
         if other is None or len(read) != len(meant) or not torch.equal(_rows(rows), _rows(other)):
             raise SdkitError(f"{path}: the word {rows.token} does not read back as it was written", "is it NaN?")
+
+
+def _verify_steering(meant: Artifact, read: Artifact, path: Path) -> None:
+    """Compare vectors bit by bit, and projections where the file can hold them."""
+    import torch
+
+    found = {part.component: part for part in read.steering}
+    for part in meant.steering:
+        other = found.get(part.component) or (read.steering[0] if len(meant.steering) == 1 else None)
+        pairs = [(part.vector, other.vector if other else None)]
+        if other and other.projection and part.projection:
+            pairs.append((part.projection, other.projection))
+        if any(two is None or not torch.equal(one.load().flatten(), two.load().flatten()) for one, two in pairs):
+            raise SdkitError(
+                f"{path}: the {part.component}'s vector does not read back as it was written", "is it NaN?"
+            )
 
 
 def _rows(rows: TokenRows) -> torch.Tensor:

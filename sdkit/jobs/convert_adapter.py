@@ -412,6 +412,7 @@ def _default_output(source: Path, to: str, dialect: Dialect) -> Path:
 def _nbytes(artifact: Artifact) -> int:
     infos = {read.info.name: read.info for delta in artifact.deltas.values() for read in reads(delta)}
     infos |= {f"{rows.token} {rows.component}": rows.info for rows in artifact.tokens}
+    infos |= {f"{part.component} steering": part.vector.info for part in artifact.steering}
     networks = artifact.key_value.networks.values() if artifact.key_value else ()
     stored = [read.info for pair in networks for network in pair for read in network.values()]
     return sum(info.nbytes for info in (*infos.values(), *stored))

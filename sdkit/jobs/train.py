@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from sdkit.core.errors import SdkitError
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from sdkit.training.trainer import Trainer
 
 Watch = Callable[[Event], None]
+PROMPT_SUFFIX = ".txt"  # of results that are words alone, which the registry has no place for
 
 
 def train(
@@ -69,7 +71,8 @@ def train(
     request = read_request(method, base, data, output, options, resume=resume)
     run = _Run(request, watch or (lambda event: None), should_stop or StopRequest())
     report = run.go(resume=resume, force=force, dry_run=dry_run)
-    return recorded(report, [base]) if run.is_main else report
+    is_model = Path(report.output).suffix != PROMPT_SUFFIX
+    return recorded(report, [base]) if run.is_main and is_model else report
 
 
 class _StoppedEarlyError(Exception):

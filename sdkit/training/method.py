@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from sdkit.runtime.backbone import Backbone
+    from sdkit.runtime.cost import StepCost
     from sdkit.runtime.rng import StepRNG
     from sdkit.training.batch import Objective
     from sdkit.training.feed import Feed
@@ -115,7 +116,9 @@ class Method(Generic[Options]):
         beside: the further files it writes beside the result's, given the result's path.
         modelspec: what ModelSpec calls such a file, behind its architecture; empty for a base.
         trains_base: whether the base's own weights are trained, and not something small beside them.
-        component: the component that is run: ``unet`` or ``vae``.
+        component: the component that is run: ``unet``, ``vae`` or ``image_encoder``.
+        cost: what a picture of a width and height costs in a step where that is neither the U-Net's nor the
+            autoencoder's cost.
         held_out: gives the losses of held-out pictures, [pictures, pairs].
         passes: how often a step runs the denoiser on each picture.
         rounds: how many times a step does all that, one after the other.
@@ -138,6 +141,7 @@ class Method(Generic[Options]):
     modelspec: str = "lora"
     trains_base: bool = False
     component: str = "unet"
+    cost: Callable[[Base, Any, tuple[int, int]], StepCost] | None = None
     held_out: Callable[[Options], HeldOutLosses] = lambda options: held_out_losses
     passes: int = 1
     rounds: Callable[[Options], int] = lambda options: 1

@@ -8,12 +8,21 @@ bases behind it declare.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from sdkit.training.options import IsFile, TrainOptions, always, fixed, option
+
+if TYPE_CHECKING:
+    from sdkit.runtime.cost import StepCost
+    from sdkit.training.plan import Base
 
 
 def _is_mask_folder(text: str, is_file: IsFile) -> bool:
     return text not in ("alpha", "files")
+
+
+def _is_one_file(text: str, is_file: IsFile) -> bool:
+    return text != "tiny" and "," not in text
 
 
 @dataclass(frozen=True)
@@ -74,3 +83,31 @@ class LoraOptions(TextEncoderOptions):
     basis_seed: int = option(0, "LiDB's frozen bases follow from it", minimum=0)
     lora_plus: float = option(1.0, "learning rate of up beside that of down (LoRA+: 16)", minimum=0.0)
     format: str = option("kohya", "file format of the result: kohya or peft (lidb of a LiDB)")
+
+
+@dataclass(frozen=True)
+class ImageEncoderOptions:
+    """Of methods that look at pictures with CLIP's image encoder."""
+
+    image_encoder: str = option(
+        "",
+        "CLIP of the base's text encoder: a folder or file, several with commas [default: the base's own]",
+        names_file=_is_one_file,
+    )
+
+    def check_towers(self, base: Base) -> None:
+        """Look for the image encoder before anything is loaded.
+
+        Raises:
+            SdkitError: there is none, or one of another text encoder.
+        """
+        from sdkit.runtime.image_tower import check_towers
+
+        check_towers(self.image_encoder, base.path, base.configs)
+
+    def tower_cost(self, base: Base) -> StepCost:
+        """What a picture costs."""
+        from sdkit.runtime.cost import image_encoder_cost
+        from sdkit.runtime.image_tower import tower_configs
+
+        return image_encoder_cost(tower_configs(self.image_encoder, base.path)[0].vision)

@@ -289,7 +289,9 @@ def _estimate(
     width, height = max(sizes, key=lambda size: size[0] * size[1])
     channels = int(base.configs["unet"]["in_channels"])
     shape = (channels, height // base.pixels_per_latent, width // base.pixels_per_latent)
-    if method.component == "vae":
+    if method.cost is not None:
+        cost, encoding = method.cost(base, options, (width, height)), None
+    elif method.component == "vae":
         cost, encoding = autoencoder_cost(base.configs["vae"], (width, height)), None
     else:
         cost = step_cost(base.configs["unet"], shape, _tokens(base.configs))

@@ -467,12 +467,30 @@ def hypernetwork(mark: Mark, tmp_path: Path) -> None:
 
 
 def aesthetic(mark: Mark, tmp_path: Path) -> None:
-    assert mark.does == "read"
-    vector = normal(768, seed=1)
-    torch.save(vector, tmp_path / "a.pt")
-    with open_weights(tmp_path / "a.pt") as weights:
+    widths = {"text_encoder": 768} | ({"text_encoder_2": 1280} if mark.family == "sdxl" else {})
+    vectors = {name: normal(1, width, seed=1) for name, width in widths.items()}
+    golden = tmp_path / ("a.pt" if mark.dialect == "a1111" else "a.safetensors")
+    if mark.dialect == "a1111":
+        vectors = {"text_encoder": vectors["text_encoder"]}
+        torch.save(vectors["text_encoder"], golden)
+    else:
+        projections = {f"{name}.text_projection": normal(widths[name], 4, seed=2) for name in vectors}
+        save_file({f"{name}.aesthetic": vector for name, vector in vectors.items()} | projections, golden)
+    with open_weights(golden) as weights:
         artifact = read_adapter(weights)
-        assert artifact.steering is not None and torch.equal(artifact.steering.load(), vector)
+        if mark.does == "read":
+            assert {part.component: part.width for part in artifact.steering} == {
+                name: vector.numel() for name, vector in vectors.items()
+            }
+            assert all(torch.equal(part.vector.load(), vectors[part.component]) for part in artifact.steering)
+            return
+        assert mark.does == "write"
+        written = golden.with_stem("written")
+        write_adapter(artifact, None, written, {}, format="aesthetic", dialect=mark.dialect)
+    if mark.dialect == "a1111":
+        assert torch.equal(torch.load(written, weights_only=True), vectors["text_encoder"])
+    else:
+        check_same_tensors(written, golden)
 
 
 def custom_diffusion(mark: Mark, tmp_path: Path) -> None:

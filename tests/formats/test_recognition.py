@@ -44,7 +44,7 @@ def test_aesthetic(pickled):
     weights = pickled({"": (768,)})
     assert recognise(weights)[0] == "aesthetic"
     artifact = read_adapter(weights)
-    assert artifact.kind == "aesthetic" and artifact.steering is not None and artifact.tokens == ()
+    assert artifact.kind == "aesthetic" and artifact.steering[0].width == 768 and artifact.tokens == ()
     assert "steers" in (artifact.not_bakeable or "")
 
 
