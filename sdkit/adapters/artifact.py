@@ -94,6 +94,7 @@ class Change:
 _NOT_BAKEABLE = {
     "textual-inversion": "teaches the tokenizer a word; it changes no weight of the checkpoint",
     "hypernetwork": "transforms what attention reads while a picture is made; no change of the weights equals it",
+    "hyperdreambooth": "predicts adapters from pictures (`sdkit train hyperdreambooth as=identity`); it is none itself",
     "aesthetic": "steers the text embedding while a picture is made; it holds no weights",
     "inversion": "is one picture's way out of noise; it changes no weight of the checkpoint",
 }
@@ -107,7 +108,7 @@ class Artifact:
         source: the opened file, whose tensors the deltas refer to.
         format: the codec that read it (``kohya``, ``peft``, …).
         kind: ``lora`` (every kind of weight change), ``textual-inversion``, ``hypernetwork``, ``aesthetic``,
-            ``custom-diffusion`` or ``inversion``.
+            ``custom-diffusion``, ``inversion`` or ``hyperdreambooth`` (a network that predicts adapters).
         deltas: what it changes.
         tokens: what it teaches the tokenizer.
         key_value: the networks of a hypernetwork.

@@ -18,11 +18,12 @@ from sdkit.adapters.computed import Computed, computed_artifact, times
 from sdkit.adapters.deltas.delta import Delta, is_relative
 from sdkit.adapters.deltas.dora import Dora
 from sdkit.adapters.deltas.full import Full
+from sdkit.adapters.deltas.lightweight import Lightweight
 from sdkit.adapters.deltas.low_rank import LowRank
 from sdkit.adapters.deltas.replacement import Replacement
 from sdkit.adapters.difference import Located, cut_difference
 from sdkit.adapters.ranks import RankRule
-from sdkit.adapters.sums import Cut, cut_sum, widest
+from sdkit.adapters.sums import Cut, cut_sum, exact_sum, widest
 from sdkit.core.errors import SdkitError
 from sdkit.families.family import Model
 from sdkit.formats import Format, check_writable
@@ -127,6 +128,8 @@ class Fitting:
         for target, delta in artifact.deltas.items():
             if _is_held(delta, held):
                 kept[target] = self._shaped(target, delta)
+            elif isinstance(delta, Lightweight) and "lora" in held:  # a LoRA within bases: exactly one without them
+                made[target] = exact_sum([(delta, 1.0)], self._shape(target, delta), lambda norm: None)
             elif target.parameter == "weight" and len(self._shape(target, delta)) > 1:
                 cut = self._cut(artifact, target, delta)
                 made[target] = Computed.of(cut.tensors)

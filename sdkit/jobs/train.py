@@ -104,6 +104,8 @@ class _Run:
             request.folder.check(resume=resume, force=force, beside=request.beside)
         base = look_at_base(request.base)
         pictures = read_pictures(request, base)
+        request = replace(request, options=request.method.look(request.options, pictures.dataset))
+        self._request = request
         plan = make_plan(
             request.name,
             request.method,

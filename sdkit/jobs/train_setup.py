@@ -157,7 +157,8 @@ def _validation(
     if pictures.held_out is None:
         return None
     sizes = buckets(base, request.options)
-    held_out = [feed.held_out(sample, nearest_size(sample.size, sizes)) for sample in pictures.held_out.samples]
+    among = pictures.held_out.samples
+    held_out = [feed.held_out(sample, nearest_size(sample.size, sizes), among) for sample in among]
     losses = request.method.held_out(request.options)
     return lambda: losses(backbone, held_out)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from sdkit.adapters.artifact import Artifact, Target
 from sdkit.adapters.deltas.delta import Delta
+from sdkit.adapters.deltas.lightweight import Lightweight
 from sdkit.adapters.deltas.low_rank import LowRank
 from sdkit.adapters.key_value import Hypernetwork, Tensors, attention_inputs
 from sdkit.core.errors import SdkitError
@@ -128,7 +129,7 @@ def check_installable(artifact: Artifact, backbone: Backbone) -> None:
 def _one(target: Target, delta: Delta, backbone: Backbone, strength: float) -> Iterator[None]:
     place = beneath(backbone, target.module)
     module = backbone.module(place)
-    if isinstance(delta, LowRank) and target.parameter == "weight":
+    if isinstance(delta, (LowRank, Lightweight)) and target.parameter == "weight":
         with replaced(backbone, place, low_rank_layer(delta, module, target.module, strength)):
             yield
         return
@@ -136,7 +137,7 @@ def _one(target: Target, delta: Delta, backbone: Backbone, strength: float) -> I
         yield
 
 
-def low_rank_layer(delta: LowRank, module: nn.Module, name: str, strength: float) -> nn.Module:
+def low_rank_layer(delta: LowRank | Lightweight, module: nn.Module, name: str, strength: float) -> nn.Module:
     """The layer that stands in for `module` and adds `delta`."""
     import torch
 

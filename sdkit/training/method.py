@@ -123,6 +123,7 @@ class Method(Generic[Options]):
         passes: how often a step runs the denoiser on each picture.
         rounds: how many times a step does all that, one after the other.
         settle: fills in options that depend on the result's name.
+        look: fills in fields of the options that are no keys, and depend on the pictures.
         dataset: reads a folder of pictures and gives them the captions they are shown with.
         notes: what a person should know of these options with this base and these pictures.
         prior: the pictures of the class, or of each concept's; none for no prior preservation.
@@ -145,6 +146,7 @@ class Method(Generic[Options]):
     passes: int = 1
     rounds: Callable[[Options], int] = lambda options: 1
     settle: Callable[[Options, str], Options] = lambda options, name: options
+    look: Callable[[Options, Dataset], Options] = lambda options, dataset: options
     dataset: Callable[[Path, Options], Dataset] = read_captioned
     notes: Callable[[Base, Dataset, Options], Sequence[str]] = lambda base, dataset, options: ()
     prior: Callable[[Options], Sequence[Prior]] = lambda options: ()

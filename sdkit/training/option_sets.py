@@ -82,7 +82,7 @@ class PriorOptions:
 class LoraOptions(TextEncoderOptions):
     """Of methods that train a LoRA, by any algorithm."""
 
-    algo: str = option("lora", "what is trained beside a layer: lora, dora, loha or lokr")
+    algo: str = option("lora", "what is trained beside a layer: lora, dora, loha, lokr or lidb")
     rank: int = option(16, "rank of the LoRA", minimum=1)
     network_alpha: float | None = option(None, "scale × rank of the LoRA [default: rank]", minimum=0.0)
     targets: str = option("transformer", "layers: attention, transformer, or a regular expression")
@@ -91,8 +91,11 @@ class LoraOptions(TextEncoderOptions):
     rslora: bool = option(False, "scale by alpha / sqrt(rank)")
     factor: int = option(-1, "size of LoKr's smaller side; -1 makes both sides about equal", minimum=-1)
     decompose_both: bool = option(False, "LoKr's smaller side may be low-rank too")
+    basis_up: int = option(100, "columns of LiDB's frozen basis at a layer's output", minimum=1)
+    basis_down: int = option(50, "rows of LiDB's frozen basis at a layer's input", minimum=1)
+    basis_seed: int = option(0, "LiDB's frozen bases follow from it", minimum=0)
     lora_plus: float = option(1.0, "learning rate of up beside that of down (LoRA+: 16)", minimum=0.0)
-    format: str = option("kohya", "file format of the result: kohya or peft")
+    format: str = option("kohya", "file format of the result: kohya or peft (lidb of a LiDB)")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import a1111
+import numpy as np
 import pytest
 import torch
 from header_files import weights_of
@@ -197,7 +199,10 @@ def close(found: torch.Tensor, meant: torch.Tensor, error: float = 1e-5) -> bool
     return float((found - meant).norm()) <= error * float(meant.norm())
 
 
-@pytest.mark.parametrize("mark", [mark for mark in CHANGES if mark.format != "cloneofsimo"], ids=str)
+OWN_TESTS = ("cloneofsimo", "lidb")  # formats whose files are made below
+
+
+@pytest.mark.parametrize("mark", [mark for mark in CHANGES if mark.format not in OWN_TESTS], ids=str)
 def test_weight_changes(mark: Mark, tmp_path: Path) -> None:
     format = STATED[mark.format]
     assert format.changes is not None, "say which kinds it holds"
@@ -289,6 +294,44 @@ def test_files_addressed_by_position(mark: Mark, tmp_path: Path) -> None:
     check_same_tensors(written, golden)
     with safe_open(written, "pt") as file:
         assert file.metadata().items() >= {"unet:0:rank": "1", "<w>": "<embed>"}.items()
+
+
+# Files whose numbers lie within bases that follow from a seed.
+
+
+def basis(seed: int, module: str, side: str, height: int, width: int) -> torch.Tensor:
+    """As docs/formats.md says: the Q of standard normal numbers with R's diagonal positive."""
+    name = "\0".join(["philox-normal-qr-v1", str(seed), module, side])
+    key = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=16).digest(), "little")
+    normal = np.random.Generator(np.random.Philox(key=key)).standard_normal((height, width))
+    q, r = np.linalg.qr(normal)
+    return torch.from_numpy(q * np.sign(np.diagonal(r)))
+
+
+@pytest.mark.parametrize("mark", [mark for mark in CHANGES if mark.format == "lidb"], ids=str)
+def test_files_within_bases(mark: Mark, tmp_path: Path) -> None:
+    module = LAYERS[mark.family][0][0]
+    rows, columns = module.shape
+    up, down = normal(10, 2, seed=1), normal(2, 6, seed=2)
+    left, right = basis(5, module.hub, "left", rows, 10), basis(5, module.hub, "right", columns, 6).T
+    steps = [(side * 256).round().to(torch.int16).contiguous().numpy().astype("<i2") for side in (left, right)]
+    digest = hashlib.sha256(b"".join(side.tobytes() for side in steps)).hexdigest()
+    fields = {"basis": "philox-normal-qr-v1", "seed": 5, "sizes": {module.hub: [rows, columns]}, "sha256": digest}
+    tensors = {f"{module.hub}.lidb_up": up, f"{module.hub}.lidb_down": down, f"{module.hub}.alpha": torch.tensor(1.0)}
+    golden, written = tmp_path / "golden.safetensors", tmp_path / "written.safetensors"
+    save_file(tensors, golden, {"lidb": json.dumps(fields)})
+    with open_weights(golden) as weights:
+        artifact = read_adapter(weights, reference(mark.family))
+        if mark.does == "read":
+            assert recognise(weights)[0] == "lidb" and artifact.unmatched == ()
+            change = change_of(artifact.deltas[Target(module.hub)], base_weight(module))
+            assert close(change, 0.5 * (left @ up.double()) @ (down.double() @ right), 1e-12)
+            return
+        assert mark.does == "write"
+        write_adapter(artifact, reference(mark.family), written, {}, format="lidb")
+    check_same_tensors(written, golden)
+    with safe_open(written, "pt") as file:
+        assert json.loads(file.metadata()["lidb"]).items() >= fields.items()
 
 
 # What is no change of weights.
@@ -586,6 +629,26 @@ def custom_diffusion_folder(mark: Mark, tmp_path: Path) -> None:
     assert mark.does == "read"
 
 
+def hyperdreambooth(mark: Mark, tmp_path: Path) -> None:
+    assert mark.does == "read"
+    layer = LAYERS[mark.family][0][0]
+    fields = {
+        "base_id": "b",
+        "base_name": "base",
+        "prompt": "a sks face",
+        "encoder": "vae",
+        "encoder_id": "",
+        "side": 64,
+    }
+    fields |= {"width": 32, "blocks": 1, "iterations": 1, "rank": 1, "seed": 0, "basis": "philox-normal-qr-v1"}
+    fields |= {"layers": [[layer.hub, *layer.shape, 10, 6]], "sha256": "0" * 64}
+    save_file({"start": normal(16, seed=1)}, tmp_path / "h.safetensors", {"hyperdreambooth": json.dumps(fields)})
+    with open_weights(tmp_path / "h.safetensors") as weights:
+        assert recognise(weights)[0] == "hyperdreambooth"
+        artifact = read_adapter(weights, reference(mark.family))
+        assert artifact.kind == "hyperdreambooth" and "16 numbers for the base base" in artifact.notes[0]
+
+
 def inversion(mark: Mark, tmp_path: Path) -> None:
     width = {"sd1": 768, "sd2": 1024, "sdxl": 2048}[mark.family]
     tensors = {"latents": normal(1, 4, 64, 64, seed=1), "uncond": normal(2, 1, 77, width, seed=2)}
@@ -619,6 +682,7 @@ EXERCISES: dict[str, Callable[[Mark, Path], None]] = {
     "custom-diffusion-compressed": custom_diffusion_pickle,
     "custom-diffusion-delta": custom_diffusion_pickle,
     "custom-diffusion-folder": custom_diffusion_folder,
+    "hyperdreambooth": hyperdreambooth,
     "inversion": inversion,
 }
 
