@@ -347,7 +347,7 @@ class _Run:
         order = self._asked.order(self._material, contestant, self._base_id)
         before, found = base.measured(), order.measured()
         assert before is not None and found is not None, "both are measured"
-        return row(contestant.label, contestant.method, before, found)
+        return row(contestant.label, contestant.method, contestant.folder, before, found)
 
     def _write(self, base: Order, rows: Sequence[Row]) -> None:
         """The page and the figures of what is measured so far."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sdkit.core.errors import UsageError
@@ -23,33 +23,35 @@ class Contestant:
     """A method with its options.
 
     Attributes:
-        label: as it was asked for: ``lora:rank=8``.
+        word: as it was asked for: ``lora:rank=8``.
+        label: the same with no more than it takes to tell it from the others.
         method: the method's name.
         options: keys and values, those for all included.
         phrase: what stands in captions and prompts where the thing is named; empty where nothing says.
-        word: a word that must be in every caption and prompt; empty for methods that learn none.
+        token: a word that must be in every caption and prompt; empty for methods that learn none.
     """
 
+    word: str
     label: str
     method: str
     options: Mapping[str, Any]
     phrase: str
-    word: str
+    token: str
 
     @property
     def folder(self) -> str:
-        """The label as a folder's name."""
-        return re.sub(r"[^\w]+", "-", self.label).strip("-")
+        """The word as a folder's name."""
+        return re.sub(r"\W+", "-", self.word).strip("-")
 
     def naming(self, text: str) -> str:
         """A caption or prompt with the thing called as this method calls it."""
-        return named(text, self.phrase, self.word)
+        return named(text, self.phrase, self.token)
 
 
-def named(text: str, phrase: str, word: str = "") -> str:
-    """A text with `phrase` in the place of ``{}``, and with `word` in front where it must be there and is not."""
+def named(text: str, phrase: str, token: str = "") -> str:
+    """A text with `phrase` in the place of ``{}``, and with `token` in front where it must be there and is not."""
     said = text.replace(PLACE, phrase)
-    return said if not word or mentions(said, word) else f"{word}, {said}"
+    return said if not token or mentions(said, token) else f"{token}, {said}"
 
 
 def read_contestants(words: Sequence[str], common: Mapping[str, Any], subject: str, steps: int) -> list[Contestant]:
@@ -75,8 +77,16 @@ def read_contestants(words: Sequence[str], common: Mapping[str, Any], subject: s
     folders = [contestant.folder for contestant in contestants]
     alike = next((each for each in contestants if folders.count(each.folder) > 1), None)
     if alike is not None:
-        raise UsageError(f"{alike.label} is given twice", f"say what differs: {alike.method}:seed=1")
-    return contestants
+        raise UsageError(f"{alike.word} is given twice", f"say what differs: {alike.method}:seed=1")
+    return [replace(each, label=_label(each.word, words)) for each in contestants]
+
+
+def _label(word: str, words: Sequence[str]) -> str:
+    """A word without the settings that all words of its method have."""
+    name, *settings = _SETTING.split(word)
+    alike = [set(others) for method, *others in map(_SETTING.split, words) if method == name]
+    shared = set.intersection(*alike)
+    return ":".join([name, *(setting for setting in settings if setting not in shared)])
 
 
 def _read(word: str, common: Mapping[str, Any], subject: str, steps: int) -> tuple[Contestant, Mapping[str, Any]]:
@@ -94,7 +104,8 @@ def _read(word: str, common: Mapping[str, Any], subject: str, steps: int) -> tup
     token = str(options.get("token", WORD))
     learns = learns_word(kind)
     phrase = token if learns and "class" not in kind.keys else f"{token} {subject}"
-    return Contestant(word, name, options, phrase if subject else "", token if learns else ""), kind.keys
+    contestant = Contestant(word, word, name, options, phrase if subject else "", token if learns else "")
+    return contestant, kind.keys
 
 
 def _usual(kind: Method[Any], subject: str, steps: int) -> dict[str, Any]:

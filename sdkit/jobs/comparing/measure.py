@@ -148,8 +148,8 @@ def likeness(order: Order, drawn: Sequence[Image], tower: Any = None) -> dict[st
     how many the nearest picture, of those trained on and of what the base draws of the same class, is one trained on
     (``nearest``: hits and pictures, see `sdkit.report.nearest`).
     """
-    shown = [open_picture(Path(picture.path)) for picture in order.shown]
-    known = [open_picture(Path(picture.path)) for picture in prior_pictures(order)]
+    shown = [fit(open_picture(Path(picture.path)), drawn[0].size) for picture in order.shown]
+    known = [fit(open_picture(Path(picture.path)), drawn[0].size) for picture in prior_pictures(order)]
     hits = sum(by_distance(picture, [*shown, *known])[0] < len(shown) for picture in drawn)
     found: dict[str, Any] = {"nearest": [hits, len(drawn)]}
     if tower is not None:

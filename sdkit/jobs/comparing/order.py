@@ -12,8 +12,8 @@ from typing import Any
 from sdkit.weights.atomic import write_file
 
 MEASURED = "measured.json"
-# Where things lie does not make another comparison of it.
-_PLACES = ("base", "folder", "prior_folder")
+# Where things lie, and what people call them, does not make another comparison of it.
+_ELSEWHERE = ("base", "folder", "prior_folder", "label")
 
 Measured = Mapping[str, Any]
 
@@ -97,7 +97,7 @@ class Order:
     @property
     def digest(self) -> str:
         """Two orders of the same digest lead to the same result."""
-        said = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in _PLACES}
+        said = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in _ELSEWHERE}
         said |= {name: [(each.id, each.caption) for each in said[name]] for name in ("held_out", "shown")}
         return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:32]
 

@@ -35,6 +35,7 @@ class Row:
         parameters: numbers trained.
         output_bytes: of all files it wrote.
         files: their names.
+        folder: where they lie, beside the page.
     """
 
     label: str
@@ -54,6 +55,7 @@ class Row:
     parameters: int
     output_bytes: int
     files: tuple[str, ...]
+    folder: str
 
     @property
     def learnt(self) -> bool:
@@ -61,7 +63,7 @@ class Row:
         return self.fall_interval[0] > 0
 
 
-def row(label: str, method: str, base: Measured, found: Measured) -> Row:
+def row(label: str, method: str, folder: str, base: Measured, found: Measured) -> Row:
     """The figures of one method beside the base's."""
     before, loss, fall, fall_interval = _change(base, found, "held_out")
     known, _, known_fall, known_interval = _change(base, found, "prior")
@@ -79,6 +81,7 @@ def row(label: str, method: str, base: Measured, found: Measured) -> Row:
         nearest=hits / pictures,
         output_bytes=found["bytes"],
         files=tuple(found["files"]),
+        folder=folder,
         **{name: found[name] for name in ("steps", "seconds", "memory_mib", "device_memory_mib", "parameters")},
     )
 
