@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sdkit.core.errors import SdkitError, UsageError
-from sdkit.core.events import Event, Step
+from sdkit.core.events import Event, Note, Step
 from sdkit.core.hashing import quick_id
 from sdkit.core.human import human_seconds
 from sdkit.core.report import Report
@@ -211,6 +211,8 @@ class _Run:
         self._asked, self._material, self._contestants = asked, material, contestants
         self._say, self._watch, self._should_stop = say, watch, should_stop
         self._left_out: dict[str, str] = {}
+        self._planned_notes: frozenset[str] = frozenset()
+        self._common_notes: list[str] = []
         self._began = time.perf_counter()
         with open_weights(asked.base) as weights:
             self._base_id = quick_id(*weights.files)
@@ -263,6 +265,9 @@ class _Run:
         if not plans:
             label, reason = next(iter(self._left_out.items()))
             raise SdkitError(f"none of the methods can be compared on these pictures; {label}: {reason}")
+        said = [plan.notes for plan in plans.values()]
+        self._planned_notes = frozenset(note for notes in said for note in notes)
+        self._common_notes = [note for note in said[0] if all(note in notes for notes in said)]
         return plans
 
     def _plan(self, contestant: Contestant, folder: Path) -> Plan:
@@ -304,7 +309,12 @@ class _Run:
             self._say(f"{what}: measured already")
             return True
         self._say(f"{what}: {'training and measuring' if order.method else 'drawing and measuring'}")
-        return carry_out(order, self._watch, self._should_stop)
+        return carry_out(order, self._told, self._should_stop)
+
+    def _told(self, event: Event) -> None:
+        """Pass on what happens, but for what the plans have said already."""
+        if not isinstance(event, Note) or event.text not in self._planned_notes:
+            self._watch(event)
 
     def _tried(self, order: Order) -> bool:
         """Find out how many steps fit into a time, and keep that: a comparison that goes on does not ask again."""
@@ -382,7 +392,7 @@ class _Run:
         )
 
     def _notes(self) -> list[str]:
-        notes = [*self._material.trained.notes]
+        notes = [*self._material.trained.notes, *self._common_notes]
         for contestant in self._contestants:
             _, method = load_method(contestant.method)
             kind, options = method.resolve(contestant.method, contestant.options)
