@@ -122,7 +122,9 @@ def _axes(chart: Scatter, scale: _Scale) -> list[str]:
 
 
 def _decades(scale: _Scale) -> list[float]:
-    """Round numbers of the horizontal axis: powers of ten, with twos and fives where there are few of them."""
+    """Round numbers of the horizontal axis: powers of ten, with twos and fives, or all, where there are few of them."""
+    if scale.right - scale.left < 1:
+        return ticks(10**scale.left, 10**scale.right, 6)
     factors = (1, 2, 5) if scale.right - scale.left < 2.5 else (1,)
     powers = range(math.floor(scale.left), math.ceil(scale.right) + 1)
     values = [factor * 10.0**power for power in powers for factor in factors]
@@ -138,6 +140,7 @@ def _spots(chart: Scatter, scale: _Scale) -> list[str]:
             f'<line class="span" x1="{x:.1f}" x2="{x:.1f}" y1="{scale.y(spot.low):.1f}" y2="{scale.y(spot.high):.1f}"/>'
         )
         taken.append((x - 5, scale.y(spot.y) - 5, x + 5, scale.y(spot.y) + 5))
+        taken.append((x - 1, scale.y(spot.high), x + 1, scale.y(spot.low)))
         parts.append(
             f'<circle class="spot" cx="{x:.1f}" cy="{scale.y(spot.y):.1f}" r="4.5">'
             f"<title>{escape(spot.label)}: {spot.y:.4g}</title></circle>"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sdkit.core.events import Drawing, Event
 from sdkit.generation.prompt import Tag, literal
@@ -22,12 +22,27 @@ from sdkit.training.method import Method
 from sdkit.weights.atomic import write_file
 
 if TYPE_CHECKING:
+    import torch
     from PIL.Image import Image
 
     from sdkit.runtime.backbone import Backbone
     from sdkit.runtime.losses import HeldOut
 
 Watch = Callable[[Event], None]
+
+
+class Tower(Protocol):
+    """What sees pictures and reads texts as vectors of one space."""
+
+    def images(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Vectors [n, d] of pictures [n, 3, h, w] in −1 … 1."""
+        ...
+
+    def texts(self, prompts: Sequence[str]) -> torch.Tensor:
+        """Vectors [n, d] of texts."""
+        ...
+
+
 PRIOR_PICTURES = 8
 
 
@@ -140,26 +155,28 @@ def _keep(folder: Path, pictures: Sequence[Image]) -> None:
         write_file(folder / f"{number}.png", data.getvalue(), overwrite=True)
 
 
-def likeness(order: Order, drawn: Sequence[Image], tower: Any = None) -> dict[str, Any]:
+def likeness(order: Order, drawn: Sequence[Image], tower: Tower | None = None) -> dict[str, Any]:
     """How far the drawn pictures show what was trained on, and what was asked for.
 
     With a tower of images and texts: the mean cosine between drawn pictures and those trained on (``similarity``,
-    CLIP-I of arXiv:2208.12242) and between drawn pictures and their prompts (``following``, CLIP-T there). Always: of
-    how many the nearest picture, of those trained on and of what the base draws of the same class, is one trained on
-    (``nearest``: hits and pictures, see `sdkit.report.nearest`).
+    CLIP-I of arXiv:2208.12242) and between drawn pictures and their prompts (``following``, CLIP-T there). Without one,
+    something rougher: of how many the nearest picture, of those trained on and of what the base draws of what it knows,
+    is one trained on (``nearest``: hits and pictures, see `sdkit.report.nearest`).
     """
     shown = [fit(open_picture(Path(picture.path)), drawn[0].size) for picture in order.shown]
+    if tower is not None:
+        return _cosines(order, drawn, shown, tower)
     known = [fit(open_picture(Path(picture.path)), drawn[0].size) for picture in prior_pictures(order)]
     hits = sum(by_distance(picture, [*shown, *known])[0] < len(shown) for picture in drawn)
-    found: dict[str, Any] = {"nearest": [hits, len(drawn)]}
-    if tower is not None:
-        found |= _cosines(order, drawn, shown, tower)
-    return found
+    return {"nearest": [hits, len(drawn)]}
 
 
-def _cosines(order: Order, drawn: Sequence[Image], shown: Sequence[Image], tower: Any) -> dict[str, float]:
+def _cosines(order: Order, drawn: Sequence[Image], shown: Sequence[Image], tower: Tower) -> dict[str, float]:
+    import torch
     from torch.nn.functional import normalize
 
-    made, real = (normalize(tower.images(list(images)).float(), dim=1) for images in (drawn, shown))
-    asked = normalize(tower.texts(list(order.texts)).float(), dim=1)
+    made, real = (
+        normalize(tower.images(torch.stack([*map(pixels, images)])).float(), dim=1) for images in (drawn, shown)
+    )
+    asked = normalize(tower.texts(order.texts).float(), dim=1)
     return {"similarity": float((made @ real.T).mean()), "following": float((made * asked).sum(1).mean())}

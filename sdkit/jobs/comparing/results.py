@@ -27,7 +27,7 @@ class Row:
         drift_interval: 95 % of that.
         similarity: mean cosine between drawn pictures and those trained on; None without an image encoder.
         following: mean cosine between drawn pictures and their prompts; None without an image encoder.
-        nearest: share of the drawn pictures that are nearest to one trained on.
+        nearest: share of the drawn pictures that are nearest to one trained on; None with an image encoder.
         steps: of the training.
         seconds: wall time of the training's processes.
         memory_mib: their largest resident memory; None where the system does not tell.
@@ -47,7 +47,7 @@ class Row:
     drift_interval: tuple[float, float]
     similarity: float | None
     following: float | None
-    nearest: float
+    nearest: float | None
     steps: int
     seconds: float
     memory_mib: float | None
@@ -67,7 +67,6 @@ def row(label: str, method: str, folder: str, base: Measured, found: Measured) -
     """The figures of one method beside the base's."""
     before, loss, fall, fall_interval = _change(base, found, "held_out")
     known, _, known_fall, known_interval = _change(base, found, "prior")
-    hits, pictures = found["nearest"]
     return Row(
         label,
         method,
@@ -78,7 +77,7 @@ def row(label: str, method: str, folder: str, base: Measured, found: Measured) -
         drift_interval=(-known_interval[1] / known, -known_interval[0] / known),
         similarity=found.get("similarity"),
         following=found.get("following"),
-        nearest=hits / pictures,
+        nearest=_share(found),
         output_bytes=found["bytes"],
         files=tuple(found["files"]),
         folder=folder,
@@ -175,7 +174,7 @@ def _cells(entry: Row) -> list[str]:
         f"{_signed(entry.fall)} ({_signed(low)} … {_signed(high)})",
         f"{100 * entry.drift:.0f} %".replace("-0 ", "0 ").replace("-", "−"),
         *("" if value is None else f"{value:.3f}" for value in (entry.similarity, entry.following)),
-        f"{entry.nearest:.0%}",
+        "" if entry.nearest is None else f"{entry.nearest:.0%}",
         f"{entry.parameters:,}",
         human_bytes(entry.output_bytes),
         human_seconds(entry.seconds),
@@ -184,9 +183,13 @@ def _cells(entry: Row) -> list[str]:
 
 
 def _likeness(base: Measured) -> list[str]:
-    hits, pictures = base["nearest"]
-    cosines = (base.get("similarity"), base.get("following"))
-    return [*("" if value is None else f"{value:.3f}" for value in cosines), f"{hits / pictures:.0%}"]
+    cosines, share = (base.get("similarity"), base.get("following")), _share(base)
+    return [*("" if value is None else f"{value:.3f}" for value in cosines), "" if share is None else f"{share:.0%}"]
+
+
+def _share(found: Measured) -> float | None:
+    """Drawn pictures that are nearest to one trained on, as a share."""
+    return found["nearest"][0] / found["nearest"][1] if "nearest" in found else None
 
 
 def _signed(value: float) -> str:
