@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -180,14 +181,22 @@ def measure(cases: Sequence[Case], data: Path, out: Path, rounds: int, mecha: st
                 entry.copy.add(
                     ["sh", "-c", 'cp "$1" "$2" && sync "$2"', "sh", data / f"{case.beside}.safetensors", out]
                 )
-                out.unlink(missing_ok=True)
+                remove(out)
             entry.sdkit.add(case.command(files, out))
-            out.unlink(missing_ok=True)
+            remove(out)
             if entry.mecha is not None and case.mecha and mecha:
                 entry.mecha.add([mecha, HERE / "mecha_ties.py", case.mecha, *files.values(), out])
-                out.unlink(missing_ok=True)
+                remove(out)
             print(f"round {number + 1} of {rounds}: {case.name}", file=sys.stderr)
     return measured
+
+
+def remove(out: Path) -> None:
+    """Remove an output, a file or a folder."""
+    if out.is_dir():
+        shutil.rmtree(out)
+    else:
+        out.unlink(missing_ok=True)
 
 
 def table(measured: Sequence[Measured]) -> list[str]:
@@ -264,9 +273,14 @@ def main() -> None:
     if not cases:
         sys.exit(f"--only: there is no {chosen.only}")
     prepare(chosen.data, cases)
+    show(chosen, cases)
+
+
+def show(chosen: argparse.Namespace, cases: Sequence[Case]) -> None:
+    """Measure the cases as the command line says, and print Markdown."""
     print(f"{machine()}. {chosen.rounds} rounds.\n")
     with output_in(chosen.data) as out:
-        measured = measure(cases, chosen.data, out, chosen.rounds, chosen.mecha)
+        measured = measure(cases, chosen.data, out, chosen.rounds, getattr(chosen, "mecha", None))
     print("\n".join(table(measured)))
     if chosen.json is not None:
         record: dict[str, Any] = {"machine": machine(), "rounds": chosen.rounds}

@@ -17,6 +17,8 @@ from sdkit.weights import DType, Weights
 if TYPE_CHECKING:
     import torch
 
+ROWS = 256  # how many are looked at together: copies of whole weights would be the largest things in memory
+
 
 @dataclass(frozen=True, slots=True)
 class Located:
@@ -57,15 +59,30 @@ def difference(tuned: Located, base: Located) -> torch.Tensor | None:
 
     other = base.load()
     one = tuned.load().reshape(other.shape)
-    if tuned.scale == base.scale == 1.0:
-        coarser = max((one.dtype, other.dtype), key=lambda dtype: torch.finfo(dtype).eps)
-        if torch.equal(one.to(coarser), other.to(coarser)):
-            return None
+    if not _differ(tuned, one, base, other):
+        return None
     delta = one.to(torch.float32, copy=True).mul_(tuned.scale)
-    delta.sub_(other.float(), alpha=base.scale)
-    if not bool(torch.isfinite(delta).all()):
-        raise SdkitError(f"{tuned.place.key}: a checkpoint holds NaN or infinity there", "repair or exclude it")
+    for rows, stored in zip(torch.split(delta, ROWS), torch.split(other, ROWS), strict=True):
+        rows.sub_(stored.float(), alpha=base.scale)
+        if not bool(torch.isfinite(rows).all()):
+            raise SdkitError(f"{tuned.place.key}: a checkpoint holds NaN or infinity there", "repair or exclude it")
     return delta
+
+
+def differs(tuned: Located, base: Located) -> bool:
+    """Whether `difference` would find one; it is not computed, so this takes little memory."""
+    other = base.load()
+    return _differ(tuned, tuned.load().reshape(other.shape), base, other)
+
+
+def _differ(tuned: Located, one: torch.Tensor, base: Located, other: torch.Tensor) -> bool:
+    import torch
+
+    if not tuned.scale == base.scale == 1.0:
+        return True
+    coarser = max((one.dtype, other.dtype), key=lambda dtype: torch.finfo(dtype).eps)
+    pairs = zip(torch.split(one, ROWS), torch.split(other, ROWS), strict=True)
+    return not all(torch.equal(rows.to(coarser), stored.to(coarser)) for rows, stored in pairs)
 
 
 def cut_difference(delta: torch.Tensor, rule: RankRule, dtype: DType, *, tucker: bool = False) -> Cut:

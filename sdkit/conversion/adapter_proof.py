@@ -14,6 +14,7 @@ from pathlib import Path
 from sdkit.adapters.artifact import Artifact
 from sdkit.adapters.compare import relative_error
 from sdkit.adapters.deltas.delta import is_relative
+from sdkit.adapters.recast import rounding
 from sdkit.core.errors import SdkitError
 from sdkit.formats import ROUNDING, verify_rest
 
@@ -42,7 +43,13 @@ class AdapterProof:
 
 
 def prove_adapter(
-    source: Artifact, meant: Artifact, written: Artifact, path: Path, approximated: Mapping[str, float]
+    source: Artifact,
+    meant: Artifact,
+    written: Artifact,
+    path: Path,
+    approximated: Mapping[str, float],
+    *,
+    recast: bool = False,
 ) -> AdapterProof:
     """Compare what was read back with the source.
 
@@ -52,6 +59,7 @@ def prove_adapter(
         written: read back.
         path: the output, for messages.
         approximated: hub parameters that may differ from the source, and by how much; they must be what was meant.
+        recast: whether all may differ by a rounding to another type; what was meant has been rounded.
 
     Raises:
         SdkitError: something differs; it is named.
@@ -59,13 +67,15 @@ def prove_adapter(
     began, errors = time.perf_counter(), dict[str, float]()
     verify_rest(meant, written, path)
     for target, delta in written.deltas.items():
-        wanted = meant.deltas[target] if target.name in approximated else source.deltas[target]
+        wanted = meant.deltas[target] if recast or target.name in approximated else source.deltas[target]
         error = relative_error(wanted, delta)
         if error > ROUNDING:
             raise SdkitError(f"{path}: the change of {target.name} reads back {error:.2g} off", "please report this")
         errors[target.name] = approximated.get(target.name, error)
-        if target.name in approximated and not is_relative(source.deltas[target]):
+        if not is_relative(source.deltas[target]) and (recast or target.name in approximated):
             errors[target.name] = relative_error(source.deltas[target], delta)
+        elif recast and target.name not in approximated:
+            errors[target.name] = rounding(source.deltas[target], delta)
     worst = max(errors, key=errors.__getitem__, default="")
     networks = 2 * len(written.key_value.networks) if written.key_value else 0
     return AdapterProof(

@@ -9,7 +9,7 @@ from typing import Any
 from sdkit.core.errors import SdkitError, UsageError
 from sdkit.core.plugins import nearest_hint
 from sdkit.families import identify
-from sdkit.families.assemble import EMA_PREFIX
+from sdkit.families.assemble import anonymous_components
 from sdkit.families.clip import TextLayout
 from sdkit.families.configs import layout_of, stated_configs
 from sdkit.families.family import Model, Place
@@ -17,7 +17,6 @@ from sdkit.families.identify import FAMILIES
 from sdkit.families.parts import Layout, Part, find_parts
 from sdkit.families.rules import Family
 from sdkit.families.spell import parts_in
-from sdkit.families.vae import VaeLayout
 from sdkit.weights import Weights
 from sdkit.weights.reader import Container
 
@@ -39,7 +38,7 @@ class Checkpoint:
     Attributes:
         weights: the opened file or folder.
         model: what it was recognised as.
-        family: its rules; None for an autoencoder on its own, which several families share.
+        family: its rules; None for an autoencoder or a text encoder on its own, which several families share.
         parts: the components to convert, as they are named in it.
         located: every parameter of them by its hub name.
         configs: the configurations stated beside the weights, by component; some or all may be missing.
@@ -75,13 +74,20 @@ class Checkpoint:
         return len(self.parts) == 1
 
     @property
+    def draws(self) -> bool:
+        """Whether it holds what predicts pictures: a U-Net, or a transformer in its place."""
+        return "unet" in self.parts or "transformer" in self.parts
+
+    @property
     def used(self) -> set[str]:
         """The names of its own tensors that hold the located parameters."""
         return {where.place.key for where in self.located.values() if where.weights is self.weights}
 
     def title(self) -> str:
         """What people call its kind."""
-        return f"{self.family.title} {self.model.variant}" if self.family else "an autoencoder"
+        if self.family is not None:
+            return f"{self.family.title} {self.model.variant}"
+        return "an autoencoder" if "vae" in self.parts else "a text encoder"
 
 
 def read_checkpoint(
@@ -90,7 +96,7 @@ def read_checkpoint(
     """Recognise opened weights as a checkpoint whose every parameter is there.
 
     Args:
-        family: whose autoencoder this is, where the file holds nothing else.
+        family: whose autoencoder or text encoder this is, where the file holds nothing else.
         configs: configurations that count instead of those beside the weights.
 
     Raises:
@@ -98,17 +104,11 @@ def read_checkpoint(
     """
     model = identify(weights)
     rules = _family(model, family)
-    if rules is not None and rules.flow:
-        raise SdkitError(
-            f"{weights.path}: checkpoints of {rules.title} cannot be converted yet",
-            "adapters of it can, and be merged into it as it is",
-        )
-    parts = parts_in(weights, rules) if rules and model.family != "unknown" else _autoencoder(weights, model)
+    parts = parts_in(weights, rules) if rules and model.family != "unknown" else _alone(weights, model)
     if not parts:
         raise SdkitError(f"{weights.path}: no checkpoint sdkit can convert: {_reasons(model)}", _inspect(weights))
     if model.faults:
         raise SdkitError(f"{weights.path}: cannot be converted: {model.faults[0]}", _inspect(weights))
-    _check_unquantised(weights)
     located = {hub: Located(weights, place) for hub, place in model.places.items() if hub.partition(".")[0] in parts}
     stated = {**_stated(weights, parts), **(configs or {})}
     checkpoint = Checkpoint(weights, model, rules, parts, located, stated, leftovers)
@@ -125,9 +125,11 @@ def _family(model: Model, name: str | None) -> Family | None:
     return known.get(name or model.family)
 
 
-def _autoencoder(weights: Weights, model: Model) -> dict[str, Part]:
+def _alone(weights: Weights, model: Model) -> dict[str, Part]:
+    """The one component of a file or folder of its own."""
     found = find_parts({name: info.shape for name, info in weights.tensors.items()})
-    return {"vae": found.vae} if found.vae and set(model.components) == {"vae"} else {}
+    parts = {component.name: component.part for component in anonymous_components(found)}
+    return parts if len(parts) == 1 and set(model.components) == set(parts) else {}
 
 
 def _reasons(model: Model) -> str:
@@ -136,14 +138,6 @@ def _reasons(model: Model) -> str:
 
 def _inspect(weights: Weights) -> str:
     return f"`sdkit inspect {weights.path}` shows what it is"
-
-
-def _check_unquantised(weights: Weights) -> None:
-    if any(name == "scaled_fp8" or name.endswith((".scale_weight", ".comfy_quant")) for name in weights.tensors):
-        raise SdkitError(
-            f"{weights.path}: holds quantised weights and their scales, which only its own layout has a place for",
-            "convert the unquantised file",
-        )
 
 
 def _stated(weights: Weights, parts: Mapping[str, Part]) -> Configs:
@@ -160,75 +154,21 @@ def _check_configs(checkpoint: Checkpoint) -> None:
         config = checkpoint.configs.get(name)
         if config is None:
             continue
-        try:
-            layout: Layout | None = layout_of(name, config)
-        except (KeyError, TypeError, ValueError, IndexError):
-            layout = None
-        if layout is None or _comparable(layout) != _comparable(part.layout):
+        if not describes(name, config, part.layout):
             raise SdkitError(
                 f"{checkpoint.weights.path}: the configuration of its {name} describes other tensors than it holds",
                 "name a folder with the right configurations: --configs FOLDER",
             )
 
 
+def describes(component: str, config: Mapping[str, Any], layout: Layout) -> bool:
+    """Whether a configuration is one of such a component."""
+    try:
+        return _comparable(layout_of(component, config)) == _comparable(layout)
+    except (KeyError, TypeError, ValueError, IndexError):
+        return False
+
+
 def _comparable(layout: Layout) -> Layout:
     """What a configuration reliably says: not whether a text encoder projects, which lies in its class."""
     return replace(layout, projection=0) if isinstance(layout, TextLayout) else layout
-
-
-def one_component(checkpoint: Checkpoint, component: str) -> Checkpoint:
-    """One component of it.
-
-    Raises:
-        UsageError: it has no such component.
-    """
-    if component not in checkpoint.parts:
-        raise UsageError(
-            f"{checkpoint.weights.path}: has no component {component!r}", f"it has {', '.join(checkpoint.parts)}"
-        )
-    located = {hub: where for hub, where in checkpoint.located.items() if hub.startswith(f"{component}.")}
-    return replace(checkpoint, parts={component: checkpoint.parts[component]}, located=located, leftovers=None)
-
-
-def with_ema(checkpoint: Checkpoint) -> Checkpoint:
-    """The averaged copy of the U-Net's weights in place of the last ones.
-
-    Raises:
-        SdkitError: there is no complete copy.
-    """
-    tensors, located = checkpoint.weights.tensors, dict(checkpoint.located)
-    if not checkpoint.model.ema:
-        raise SdkitError(f"{checkpoint.weights.path}: holds no EMA copy", "leave out --ema")
-    for hub, where in checkpoint.located.items():
-        if not hub.startswith("unet."):
-            continue
-        # LitEma registers its buffers under the parameter's name without dots, and without the outermost module.
-        key = EMA_PREFIX + "".join(where.place.key.split(".")[1:])
-        if key not in tensors or tensors[key].shape != tensors[where.place.key].shape:
-            raise SdkitError(f"{checkpoint.weights.path}: its EMA copy lacks {where.place.key}", "leave out --ema")
-        located[hub] = replace(where, place=replace(where.place, key=key))
-    return replace(checkpoint, located=located)
-
-
-def with_vae(checkpoint: Checkpoint, vae: Checkpoint) -> Checkpoint:
-    """Another model's autoencoder in place of its own.
-
-    Raises:
-        SdkitError: it has none, or one for latents of other channels.
-    """
-    part = vae.parts.get("vae")
-    if part is None or not isinstance(part.layout, VaeLayout):
-        raise SdkitError(f"{vae.weights.path}: holds no autoencoder", "--bake-vae takes a file or folder with one")
-    own = checkpoint.parts.get("vae")
-    latents = own.layout.latent_channels if own and isinstance(own.layout, VaeLayout) else 4
-    if part.layout.latent_channels != latents:
-        raise SdkitError(f"{vae.weights.path}: its latents have {part.layout.latent_channels} channels, not {latents}")
-    located = {hub: where for hub, where in checkpoint.located.items() if not hub.startswith("vae.")}
-    located |= {hub: where for hub, where in vae.located.items() if hub.startswith("vae.")}
-    configs = dict(checkpoint.configs)
-    if "vae" in vae.configs:
-        configs["vae"] = vae.configs["vae"]
-    elif own is None or own.layout != part.layout:
-        configs.pop("vae", None)
-    here = replace(own, layout=part.layout) if own else part
-    return replace(checkpoint, parts={**checkpoint.parts, "vae": here}, located=located, configs=configs)

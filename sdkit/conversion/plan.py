@@ -26,6 +26,9 @@ class Settings:
         prune: leave out what no pipeline reads.
         prediction: what the model predicts, where it does not say so or says it wrongly.
         configs: a folder whose configurations and tokenizers count.
+        tokenizer: a folder with T5's tokenizer.
+        variant: of the names of a folder's weights (``fp16``); None for the plain names.
+        shard_bytes: at most so many bytes of tensors in a file of a folder; None for one file a component.
     """
 
     only: str | None = None
@@ -33,6 +36,9 @@ class Settings:
     prune: bool = False
     prediction: str | None = None
     configs: Path | None = None
+    tokenizer: Path | None = None
+    variant: str | None = None
+    shard_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

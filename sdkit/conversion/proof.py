@@ -2,7 +2,7 @@
 
 The comparison goes by parameter, not by tensor: each parameter is found in the written file by the family's rules, as
 any reader would find it, and its numbers must be those of the source. So a wrong name, a wrong order of fused rows or a
-forgotten transposition cannot pass. It reads both sides once more, in small pieces.
+forgotten transposition cannot pass. It reads both sides once more, in small pieces, a parameter per thread.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,14 @@ from sdkit.core.errors import SdkitError
 from sdkit.families import identify
 from sdkit.families.family import Place
 from sdkit.families.spell import spellings
+from sdkit.streaming.engine import default_threads
 from sdkit.streaming.expression import Read, torch_dtype
-from sdkit.weights import DType, open_weights
+from sdkit.streaming.quantised import quantisation_scale
+from sdkit.weights import DType, Weights, open_weights
 from sdkit.weights.reader import open_file
 
 _PIECE_ELEMENTS = 1 << 20
+Piece = bytearray
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +40,8 @@ class Proof:
         parameters: how many were compared by name.
         tensors: how many others: kept, laid beside, position ids.
         exact: whether every number is the source's; False where a coarser type rounded some, each to the nearest.
-        sha256: of all parameters as they were read back, in the order of their names: equal for two models of equal
-            weights, whatever their layout.
+        sha256: of all parameters' names and sha256, as they were read back: equal for two models of equal weights,
+            whatever their layout.
         seconds: wall time it took.
     """
 
@@ -48,26 +52,52 @@ class Proof:
     seconds: float
 
 
-def prove(checkpoint: Checkpoint, plan: Plan, path: Path, advance: Callable[[int], None]) -> Proof:
+def prove(
+    checkpoint: Checkpoint, plan: Plan, path: Path, advance: Callable[[int], None], *, threads: int | None = None
+) -> Proof:
     """Compare what was written at `path` with the source.
 
     Raises:
         SdkitError: something differs; it is named.
     """
     began, digest, exact = time.perf_counter(), hashlib.sha256(), True
-    with open_weights(path) as written:
-        places = identify(written).places
-        for hub in sorted(checkpoint.located):
-            source = checkpoint.located[hub]
-            place = places.get(hub) or (_alone(places, hub) if len(plan.parts) == 1 else None)
-            if place is None or place.shape != source.place.shape:
-                raise _differs(path, hub)
-            digest.update(hub.encode() + b"\0")
-            found, where = Located(written, place), _Where(path, hub, digest.update)
-            exact &= _compare(_pieces(source), _pieces(found), _type(source), _type(found), where)
-            advance(_type(found).nbytes(math.prod(place.shape)))
+    hubs = sorted(checkpoint.located)
+    with open_weights(path) as written, ThreadPoolExecutor(threads or default_threads()) as pool:
+        compare = _Compare(checkpoint, written, identify(written).places, len(plan.parts) == 1, advance)
+        try:
+            for hub, (same, content) in zip(hubs, pool.map(compare, hubs), strict=True):
+                digest.update(hub.encode() + b"\0" + content)
+                exact &= same
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
     others = sum(_compare_others(plan, file, path, advance) for file in plan.files)
-    return Proof(len(checkpoint.located), others, exact, digest.hexdigest(), time.perf_counter() - began)
+    return Proof(len(hubs), others, exact, digest.hexdigest(), time.perf_counter() - began)
+
+
+@dataclass(frozen=True, slots=True)
+class _Compare:
+    """The comparison of one parameter, by its hub name: whether its numbers are the source's, and their sha256."""
+
+    checkpoint: Checkpoint
+    written: Weights
+    places: Mapping[str, Place]
+    alone: bool
+    advance: Callable[[int], None]
+
+    def __call__(self, hub: str) -> tuple[bool, bytes]:
+        source = self.checkpoint.located[hub]
+        place = self.places.get(hub) or (_alone(self.places, hub) if self.alone else None)
+        if place is None or place.shape != source.place.shape:
+            raise _differs(self.written.path, hub)
+        found, content = Located(self.written, place), hashlib.sha256()
+        scale = quantisation_scale(source.weights, source.place.key)
+        halved = source.place.swapped or place.swapped
+        before, after = (_pieces(side, halved=halved) for side in (source, found))
+        where = _Where(self.written.path, hub, content.update, scale)
+        same = _compare(before, after, _type(source), _type(found), where)
+        self.advance(_type(found).nbytes(math.prod(place.shape)))
+        return same, content.digest()
 
 
 def _differs(path: Path, name: str) -> SdkitError:
@@ -78,11 +108,12 @@ def _differs(path: Path, name: str) -> SdkitError:
 
 @dataclass(frozen=True, slots=True)
 class _Where:
-    """What is being compared, for messages, and what takes its bytes."""
+    """What is being compared, for messages, what takes its bytes, and what the source's numbers are multiplied with."""
 
     path: Path
     name: str
-    update: Callable[[bytes], None]
+    update: Callable[[Piece], None]
+    scale: float = 1.0
 
 
 def _alone(places: Mapping[str, Place], hub: str) -> Place | None:
@@ -91,7 +122,7 @@ def _alone(places: Mapping[str, Place], hub: str) -> Place | None:
     return places.get(f"{components.pop()}.{hub.partition('.')[2]}") if len(components) == 1 else None
 
 
-def _compare(before: Iterator[bytes], after: Iterator[bytes], was: DType, now: DType, where: _Where) -> bool:
+def _compare(before: Iterator[Piece], after: Iterator[Piece], was: DType, now: DType, where: _Where) -> bool:
     """Whether every number is exactly what it was; an error where one is not even its rounding."""
     exact = True
     for one, other in zip(before, after, strict=True):
@@ -103,37 +134,49 @@ def _compare(before: Iterator[bytes], after: Iterator[bytes], was: DType, now: D
     return exact
 
 
-def _is_exact(before: bytes, after: bytes, was: DType, now: DType, where: _Where) -> bool:
+def _is_exact(before: Piece, after: Piece, was: DType, now: DType, where: _Where) -> bool:
     import torch
 
-    one = torch.frombuffer(bytearray(before), dtype=torch_dtype(was))
-    other = torch.frombuffer(bytearray(after), dtype=torch_dtype(now))
+    one = torch.frombuffer(before, dtype=torch_dtype(was))
+    other = torch.frombuffer(after, dtype=torch_dtype(now))
     wide = torch.float64 if now.name == "F64" else torch.float32
-    if not torch.equal(one.to(wide).to(other.dtype).double(), other.double()):
+    rounded = (one.to(wide) * where.scale).to(other.dtype)
+    if not torch.equal(rounded.double(), other.double()):
         raise _differs(where.path, where.name)
-    return torch.equal(one.double(), other.double())
+    return torch.equal(one.double() * where.scale, other.double())
 
 
 def _type(where: Located) -> DType:
     return where.weights.tensors[where.place.key].dtype
 
 
-def _pieces(where: Located) -> Iterator[bytes]:
-    """The bytes of a parameter in its own row-major order, piece by piece; a transposed one at once."""
+def _pieces(where: Located, *, halved: bool) -> Iterator[Piece]:
+    """The bytes of a parameter in its own row-major order, piece by piece; a transposed one at once.
+
+    Args:
+        halved: whether no piece may cross the middle, because one side of the comparison has the halves swapped.
+    """
     info, shape = where.weights.tensors[where.place.key], where.place.shape
     if where.place.transposed:
         matrix = Read(where.weights, info).load().T.contiguous()
-        yield matrix.flatten().view(_uint8()).numpy().tobytes()
+        yield bytearray(matrix.flatten().view(_uint8()).numpy())
         return
-    first = where.place.rows[0] * math.prod(shape[1:]) if where.place.rows else 0
-    yield from _stretch(Read(where.weights, info), first, math.prod(shape))
+    first, half = where.place.rows[0] * math.prod(shape[1:]) if where.place.rows else 0, math.prod(shape) // 2
+    spans = [(first, math.prod(shape))]
+    if halved:
+        spans = [(half, half), (0, half)] if where.place.swapped else [(0, half), (half, half)]
+    for start, count in spans:
+        yield from _stretch(Read(where.weights, info), start, count)
 
 
-def _stretch(read: Read, first: int, count: int) -> Iterator[bytes]:
+def _stretch(read: Read, first: int, count: int) -> Iterator[Piece]:
+    """Elements from `first` on, piece by piece; pieces of one length lie in the same memory, one after the other."""
+    data = bytearray()
     for start in range(0, count, _PIECE_ELEMENTS):
-        data = bytearray(read.dtype.nbytes(min(_PIECE_ELEMENTS, count - start)))
+        size = read.dtype.nbytes(min(_PIECE_ELEMENTS, count - start))
+        data = data if len(data) == size else bytearray(size)
         read.weights.read_into(read.info, memoryview(data), read.dtype.nbytes(first + start))
-        yield bytes(data)
+        yield data
 
 
 def _uint8() -> Any:

@@ -14,16 +14,20 @@ from sdkit.conversion.checkpoint import Checkpoint
 from sdkit.core.errors import SdkitError
 from sdkit.families.assemble import BUFFER_SUFFIX, EMA_PREFIX, MARKERS
 from sdkit.families.parts import Part
+from sdkit.streaming.quantised import is_quantisation
 from sdkit.weights import TensorInfo
 
 LEFTOVERS = "leftovers.safetensors"
 # Parts of a single file that its layout knows and a pipeline does not use: constants of the noise schedule, the
-# losses an autoencoder was trained with, OpenCLIP's temperature and mask, and the layers behind the last one read.
+# losses an autoencoder was trained with, OpenCLIP's temperature and mask, the layers behind the last one read, FLUX.1's
+# unread projection of the pooled text, and T5's table of tokens under its second name.
 _KNOWN = re.compile(
     r"(betas|alphas_cumprod(_prev)?|sqrt_\w+|log_one_minus_alphas_cumprod|posterior_\w+|logvar|lvlb_weights"
     r"|scale_factor|denoiser\.sigmas|first_stage_model\.loss\..+"
     r"|(cond_stage_model|conditioner\.embedders\.\d)\.(model\.(logit_scale|attn_mask|text_projection"
-    r"|transformer\.resblocks\.\d+\..+)|logit_scale))"
+    r"|transformer\.resblocks\.\d+\..+)|logit_scale)"
+    r"|model\.model_sampling\.\w+|(text_encoders\.\w+\.(transformer\.)?)?(logit_scale|text_projection\.weight"
+    r"|encoder\.embed_tokens\.weight))"
 )
 Fate = tuple[str, str]  # what becomes of a tensor, and why
 KEPT, BESIDE, DROPPED, STRANGE = "kept", "beside", "dropped", "strange"
@@ -76,26 +80,31 @@ def sort_rest(
     Raises:
         SdkitError: there are tensors that no rule explains, and they would be lost.
     """
-    rest, reasons, strange = Rest(), dict[str, list[TensorInfo]](), list[str]()
     components = {where.place.key: hub.partition(".")[0] for hub, where in whole.located.items()}
     used, positions = chosen.used, _positions(chosen, target)
+
+    def decide(name: str, info: TensorInfo) -> Fate:
+        if name in components:
+            return DROPPED, _unchosen(components[name], chosen)
+        if is_quantisation(name):
+            return DROPPED, "scales, worked into the weights they belong to"
+        if name.endswith(BUFFER_SUFFIX):
+            return _position_fate(info, positions)
+        if len(chosen.parts) < len(whole.parts):
+            return DROPPED, "not asked for"
+        what, why = fate(name)
+        if prune and what != DROPPED and not _is_read(name, what, chosen):
+            return DROPPED, "pruned: no pipeline reads them"
+        return what, why
+
+    rest, reasons, strange = Rest(), dict[str, list[TensorInfo]](), list[str]()
     for name, info in chosen.weights.tensors.items():
         if name in used:
             continue
-        if name in components:
-            what, why = DROPPED, _unchosen(components[name], chosen)
-        elif name.endswith(BUFFER_SUFFIX):
-            what, why = _position_fate(info, positions)
-            if what == KEPT:
-                rest.positions[positions[name]] = info
-                continue
-        elif len(chosen.parts) < len(whole.parts):
-            what, why = DROPPED, "not asked for"
-        else:
-            what, why = fate(name)
-            if prune and what != DROPPED and not _is_read(name, what, chosen):
-                what, why = DROPPED, "pruned: no pipeline reads them"
-        if what == KEPT:
+        what, why = decide(name, info)
+        if what == KEPT and name in positions:
+            rest.positions[positions[name]] = info
+        elif what == KEPT:
             rest.kept.append(info)
         elif what == BESIDE:
             rest.beside.append(info)
@@ -116,7 +125,9 @@ def _is_read(name: str, fate: str, checkpoint: Checkpoint) -> bool:
 def _unchosen(component: str, chosen: Checkpoint) -> str:
     if component not in chosen.parts:
         return "not asked for"
-    return "the EMA copy takes their place" if component == "unet" else "another autoencoder takes their place"
+    if component == "unet":
+        return "the EMA copy takes their place"
+    return f"another {'autoencoder' if component == 'vae' else component} takes their place"
 
 
 def _positions(chosen: Checkpoint, target: dict[str, Part]) -> dict[str, str]:

@@ -4,7 +4,8 @@
     prediction_type                 modelspec.prediction_type; for a velocity also the empty tensor ``v_pred``
     rescale_betas_zero_snr          the empty tensor ``ztsnr``
 
-ComfyUI and the web UIs look for the markers. (SD2 needs none: these programs tell its two kinds by other means.)
+ComfyUI and the web UIs look for the markers. (SD2 needs none: these programs tell its two kinds by other means.) All
+models of SD3 and FLUX.1 predict a flow; how it is followed, the folder's scheduler says.
 """
 
 from __future__ import annotations
@@ -29,6 +30,13 @@ _ARCHITECTURES = {
     ("sdxl", "v_prediction"): "stable-diffusion-xl-v1-base",
     ("sdxl-refiner", "epsilon"): "stable-diffusion-xl-v1-refiner",
 }
+_FLOW_ARCHITECTURES = {  # sd-scripts' words, by variant: ModelSpec has none
+    "dev": "flux-1-dev",
+    "schnell": "flux-1-schnell",
+    "medium": "stable-diffusion-3-m",
+    "3.5-medium": "stable-diffusion-3-5-medium",
+    "3.5-large": "stable-diffusion-3-5-large",
+}
 # Schedulers that know `rescale_betas_zero_snr`; others are replaced by DDIM where the last step must hold no signal.
 _ZERO_SNR = {"DDIMScheduler", "DDPMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler"}
 _ZERO_SNR |= {"DPMSolverMultistepScheduler", "LCMScheduler", "TCDScheduler", "UniPCMultistepScheduler"}
@@ -40,7 +48,7 @@ class Sampling:
     """What must be known to draw with a model beside its weights.
 
     Attributes:
-        prediction: ``epsilon`` or ``v_prediction``.
+        prediction: ``epsilon``, ``v_prediction`` or ``flow``.
         zero_snr: whether the last timestep holds no signal.
         scheduler: the configuration of a scheduler of diffusers that does so.
     """
@@ -65,6 +73,10 @@ def sampling_of(checkpoint: Checkpoint, prediction: str | None = None) -> Sampli
         raise SdkitError(f"{checkpoint.weights.path}: is trained in the EDM way, which no folder here can describe")
     stated = checkpoint.configs.get("scheduler")
     scheduler = dict(stated or published_config(published_folder(family, checkpoint.model.variant), "scheduler"))
+    if family.flow and prediction is not None:
+        raise UsageError(f"a model of {family.title} predicts a flow and nothing else", "leave out --prediction")
+    if family.flow:
+        return Sampling("flow", False, scheduler)
     said = prediction or checkpoint.model.prediction or (stated or {}).get("prediction_type")
     if said is None and family.name == "sd2" and not stated:
         raise SdkitError(
@@ -97,6 +109,9 @@ def _scheduler(config: Mapping[str, Any], prediction: str, zero_snr: bool) -> di
 def sampling_metadata(checkpoint: Checkpoint, sampling: Sampling) -> dict[str, str]:
     """What a single file says of it in ModelSpec's words."""
     assert checkpoint.family is not None
+    if sampling.prediction == "flow":
+        known = _FLOW_ARCHITECTURES.get(checkpoint.model.variant)
+        return {"modelspec.architecture": known} if known else {}
     said = {"modelspec.prediction_type": "v" if sampling.prediction == "v_prediction" else "epsilon"}
     architecture = _ARCHITECTURES.get((checkpoint.family.name, sampling.prediction))
     if architecture and checkpoint.model.variant == "base":

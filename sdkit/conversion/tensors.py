@@ -1,7 +1,7 @@
 """Tensors under other names: renamed, divided, put together, transposed, as expressions over the files they lie in.
 
 Where the bytes stay as they are (everywhere but in a transposed projection, and where the type changes) the engine
-copies them, so what is written is bit for bit what was read.
+copies them, halves in another order too, so what is written is bit for bit what was read.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from sdkit.conversion.checkpoint import Located
+from sdkit.core.errors import SdkitError
 from sdkit.families.spell import Spelling
 from sdkit.streaming import Cat, Output, Read, Reshape, Transpose
 from sdkit.streaming.expression import Expression, reshaped, rows_of
+from sdkit.streaming.quantised import Times, quantisation_scale
 from sdkit.weights import DTYPES, DType
 
 
@@ -20,11 +22,27 @@ def converted(located: Mapping[str, Located], spellings: Iterable[Spelling], dty
 
     Args:
         dtype: element type of all; None leaves each its own.
+
+    Raises:
+        SdkitError: scaled fp8 weights are to stay what they are: only their own layout has a place for the scales.
     """
+    _check_scales(located.values(), dtype)
     by_key: dict[str, list[Spelling]] = {}
     for spelling in spellings:
         by_key.setdefault(spelling.key, []).append(spelling)
     return [_output(key, group, [located[one.hub] for one in group], dtype) for key, group in by_key.items()]
+
+
+def _check_scales(located: Iterable[Located], dtype: DType | None) -> None:
+    if dtype is not None and dtype.itemsize > 1:
+        return
+    for source in located:
+        if quantisation_scale(source.weights, source.place.key) != 1.0:
+            raise SdkitError(
+                f"{source.weights.path}: holds fp8 weights with scales beside them, which its own layout alone has a "
+                "place for",
+                "--dtype bf16 (or fp16, fp32) works them out",
+            )
 
 
 def _output(key: str, group: list[Spelling], sources: list[Located], dtype: DType | None) -> Output:
@@ -44,8 +62,11 @@ def _common_type(types: list[DType]) -> DType:
 
 def _is_stored_alike(group: list[Spelling], sources: list[Located]) -> bool:
     """Whether one tensor holds the same parameters in the same way already."""
+    first = sources[0]
+    if quantisation_scale(first.weights, first.place.key) != 1.0:
+        return False
     return len({(id(source.weights), source.place.key) for source in sources}) == 1 and all(
-        (one.rows, one.transposed) == (source.place.rows, source.place.transposed)
+        (one.rows, one.transposed, one.swapped) == (source.place.rows, source.place.transposed, source.place.swapped)
         for one, source in zip(group, sources, strict=True)
     )
 
@@ -54,8 +75,14 @@ def _piece(spelling: Spelling, source: Located) -> Expression:
     place = source.place
     read = Read(source.weights, source.weights.tensors[place.key])
     stored = rows_of(read, *place.rows) if place.rows else read
+    if place.swapped != spelling.swapped:
+        rows = place.shape[0]
+        stored = Cat((rows_of(read, rows // 2, rows), rows_of(read, 0, rows // 2)))
     if place.transposed != spelling.transposed:
         stored = Transpose(stored)
+    scale = quantisation_scale(source.weights, place.key)
+    if scale != 1.0:
+        stored = Times(stored, scale)
     return _in_shape(stored, spelling.shape)
 
 

@@ -18,7 +18,7 @@ from sdkit.weights import TensorInfo
 MARKERS = ("v_pred", "ztsnr", "edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min")
 EMA_PREFIX = "model_ema."
 BUFFER_SUFFIX = "embeddings.position_ids"  # 0, 1, 2, …: some files hold it, as integers; it is nothing to merge
-# Beside weights quantised in ways nothing here can compute with. (`.scale_weight`, of scaled fp8, is only a factor.)
+# Beside weights quantised in ways nothing here can compute with; unless they are fp8 times one number.
 _SCALE_SUFFIXES = (".weight_scale", ".comfy_quant", ".absmax")
 
 
@@ -88,6 +88,7 @@ def claim(tensors: Mapping[str, TensorInfo], components: Iterable[Component]) ->
     """Match the components' parameters with the tensors of a checkpoint."""
     claims = Claims()
     scaled = {key.rpartition(".")[0] for key in tensors if key.endswith(_SCALE_SUFFIXES)}
+    scaled = {layer for layer in scaled if not _is_scaled_fp8(tensors, layer)}
     for component in components:
         for parameter in component.parameters:
             key = component.part.key(parameter)
@@ -101,6 +102,11 @@ def claim(tensors: Mapping[str, TensorInfo], components: Iterable[Component]) ->
             else:
                 claims.places[f"{component.name}.{parameter.hub}"] = place
     return claims
+
+
+def _is_scaled_fp8(tensors: Mapping[str, TensorInfo], layer: str) -> bool:
+    weight, scale = tensors.get(f"{layer}.weight"), tensors.get(f"{layer}.weight_scale")
+    return bool(weight and scale and weight.dtype.name.startswith("F8_E") and scale.numel == 1)
 
 
 def _place(key: str, info: TensorInfo, parameter: Parameter) -> Place | None:

@@ -7,15 +7,19 @@ says that it did.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from sdkit.core.errors import SdkitError
 from sdkit.families.clip import TextLayout
 from sdkit.families.configs import layout_of, unet_layout
+from sdkit.families.flux_transformer import FluxLayout
 from sdkit.families.parts import Layout
 from sdkit.families.reference import published_config
 from sdkit.families.rules import Family
+from sdkit.families.sd3_transformer import Sd3Layout
+from sdkit.families.t5 import T5Layout
 from sdkit.families.tokenizers import known_tokenizer, vocabulary_of
 from sdkit.families.unet import UNetLayout
 from sdkit.families.vae import VaeLayout
@@ -36,7 +40,7 @@ class UnknownSetting(SdkitError):
 
 def published_folder(family: Family, variant: str) -> str:
     """The folder of assets that describes a variant best."""
-    return family.configs.get(variant) or family.configs["base"]
+    return family.configs.get(variant, family.configs[family.usual])
 
 
 def describe(family: Family, variant: str, layouts: Mapping[str, Layout]) -> tuple[Described, list[str]]:
@@ -55,6 +59,21 @@ def describe(family: Family, variant: str, layouts: Mapping[str, Layout]) -> tup
     return configs, notes
 
 
+def published_encoders(family: Family) -> dict[str, dict[str, Any]]:
+    """The published configuration of each text encoder by its hub name."""
+    folder = published_folder(family, family.usual)
+    return {encoder.component: published_config(folder, encoder.published) for encoder in family.text_encoders}
+
+
+def encoder_like(family: Family, layout: Layout) -> str | None:
+    """Which of the family's text encoders one of this layout is: that of its width, or the only one of its kind."""
+    layouts = {name: layout_of(name, config) for name, config in published_encoders(family).items()}
+    kin = {name: other for name, other in layouts.items() if type(other) is type(layout)}
+    alike = [name for name, other in kin.items() if getattr(other, "width", 0) == getattr(layout, "width", 0)]
+    found = alike or list(kin)
+    return found[0] if len(found) == 1 else None
+
+
 def describe_component(
     component: str, layout: Layout, published: Mapping[str, Any], family: Family, notes: list[str]
 ) -> dict[str, Any]:
@@ -68,6 +87,12 @@ def describe_component(
         config |= _vae_settings(layout, published)
     elif isinstance(layout, TextLayout):
         config |= _text_settings(component, layout, published, notes)
+    elif isinstance(layout, FluxLayout):
+        config |= _flux_settings(layout, published)
+    elif isinstance(layout, Sd3Layout):
+        config |= _sd3_settings(layout, published, notes)
+    elif isinstance(layout, T5Layout):
+        config |= _t5_settings(layout)
     if layout_of(component, config) != layout:
         raise UnknownSetting(f"no configuration of diffusers describes its {component}")
     return config
@@ -134,6 +159,8 @@ def _check_groups(component: str, channels: tuple[int, ...], published: Mapping[
 
 def _vae_settings(layout: VaeLayout, published: Mapping[str, Any]) -> dict[str, Any]:
     levels = len(layout.channels)
+    if layout.latent_channels != published["latent_channels"]:
+        raise UnknownSetting(f"how latents of {layout.latent_channels} channels are scaled is not known")
     _check_groups("vae", layout.channels, published)
     settings = {
         "block_out_channels": list(layout.channels),
@@ -170,6 +197,55 @@ def _text_settings(
         settings |= {"bos_token_id": ids["<|startoftext|>"], "eos_token_id": ids["<|endoftext|>"]}
         settings["pad_token_id"] = ids["<|endoftext|>"]
     return settings
+
+
+def _flux_settings(layout: FluxLayout, published: Mapping[str, Any]) -> dict[str, Any]:
+    if layout.head != published["attention_head_dim"]:
+        raise UnknownSetting(f"how attention heads {layout.head} wide divide among the axes of a picture is not known")
+    settings = {
+        "attention_head_dim": layout.head,
+        "guidance_embeds": layout.guidance,
+        "in_channels": layout.in_channels,
+        "joint_attention_dim": layout.text_dim,
+        "num_attention_heads": layout.width // layout.head,
+        "num_layers": layout.double,
+        "num_single_layers": layout.single,
+        "pooled_projection_dim": layout.pooled_dim,
+    }
+    return settings | ({"out_channels": layout.out_channels} if layout.out_channels != layout.in_channels else {})
+
+
+def _sd3_settings(layout: Sd3Layout, published: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
+    head = layout.head or published["attention_head_dim"]
+    if not layout.head and layout.width != head * published["num_attention_heads"]:
+        notes.append(f"the file does not say how wide its transformer's attention heads are: {head}, as published")
+    settings = {
+        "attention_head_dim": head,
+        "caption_projection_dim": layout.width,
+        "in_channels": layout.in_channels,
+        "joint_attention_dim": layout.text_dim,
+        "num_attention_heads": layout.width // head,
+        "num_layers": layout.depth,
+        "out_channels": layout.out_rows // layout.patch**2,
+        "patch_size": layout.patch,
+        "pooled_projection_dim": layout.pooled_dim,
+        "pos_embed_max_size": math.isqrt(layout.positions),
+    }
+    if layout.second:
+        settings["dual_attention_layers"] = list(range(layout.second))
+    return settings | ({"qk_norm": "rms_norm"} if layout.head else {})
+
+
+def _t5_settings(layout: T5Layout) -> dict[str, Any]:
+    return {
+        "d_ff": layout.inner,
+        "d_kv": layout.attention // layout.heads,
+        "d_model": layout.width,
+        "num_heads": layout.heads,
+        "num_layers": layout.layers,
+        "relative_attention_num_buckets": layout.buckets,
+        "vocab_size": layout.vocabulary,
+    }
 
 
 def _one_or_all(counts: list[Any]) -> Any:

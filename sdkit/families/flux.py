@@ -28,4 +28,5 @@ FAMILY = Family(
     objection=_objection,
     configs={"dev": "flux/dev", "schnell": "flux/schnell"},
     flow=True,
+    vae_prefix="vae.",
 )

@@ -55,6 +55,7 @@ class Family:
         sizes: variant → fields of its published layout that are not the usual variant's, where no configuration of it
             is there; by default those of `variants`.
         flow: whether it predicts a flow (straight from noise to picture), not the noise or the velocity.
+        vae_prefix: what stands before the autoencoder's names in a single file.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Family:
     configs: Mapping[str, str] = field(default_factory=dict)
     sizes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     flow: bool = False
+    vae_prefix: str = "first_stage_model."
 
     @property
     def usual(self) -> str:

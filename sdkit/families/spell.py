@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sdkit.families.assemble import components_of
+from sdkit.families.clip import TextLayout
 from sdkit.families.parameter import Parameter, Shape
 from sdkit.families.parts import Layout, Part, find_parts
 from sdkit.families.rules import Family
@@ -16,7 +17,6 @@ _PREFIXES = {
     "ldm": {
         "unet": "model.diffusion_model.",
         "transformer": "model.diffusion_model.",
-        "vae": "first_stage_model.",
     },
     "diffusers": {"unet": "unet/", "transformer": "transformer/", "vae": "vae/"},
 }
@@ -32,6 +32,7 @@ class Spelling:
         shape: the tensor's shape; that of the parameter's own rows, where several share the tensor.
         rows: first and last row in a shared tensor.
         transposed: the tensor is the parameter's transpose.
+        swapped: the tensor has the second half of the parameter's rows first.
     """
 
     hub: str
@@ -39,6 +40,7 @@ class Spelling:
     shape: Shape
     rows: tuple[int, int] | None = None
     transposed: bool = False
+    swapped: bool = False
 
 
 def parts_in(weights: Weights, family: Family) -> dict[str, Part]:
@@ -58,7 +60,7 @@ def spelled(family: Family, layouts: Mapping[str, Layout], naming: str) -> dict[
     Args:
         naming: ``diffusers`` for a folder, ``ldm`` for a single file.
     """
-    prefixes = _PREFIXES[naming].items()
+    prefixes = {"vae": family.vae_prefix, **_PREFIXES[naming]}.items()
     parts = {name: Part(naming, prefix, layouts[name]) for name, prefix in prefixes if name in layouts}
     for encoder in family.text_encoders:
         if encoder.component in layouts:
@@ -75,14 +77,14 @@ def spelled_alone(component: str, layout: Layout, naming: str) -> Part:
     Programs that load text encoders from files of their own want transformers' names.
     """
     if component.startswith("text_encoder"):
-        return Part("hf", "", layout)
+        return Part("hf" if isinstance(layout, TextLayout) else "t5", "", layout)
     return Part(naming, _PREFIXES["ldm"]["unet"] if (component, naming) == ("unet", "ldm") else "", layout)
 
 
 def spellings(parts: Mapping[str, Part]) -> list[Spelling]:
     """Every parameter of the components, in the order of their rules."""
     return [
-        Spelling(f"{name}.{row.hub}", part.key(row), _stored(name, part, row), row.rows, row.transposed)
+        Spelling(f"{name}.{row.hub}", part.key(row), _stored(name, part, row), row.rows, row.transposed, row.swapped)
         for name, part in parts.items()
         for row in part.parameters()
     ]

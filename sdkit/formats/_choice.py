@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from types import ModuleType
 
 from sdkit.core.errors import SdkitError, UsageError
 from sdkit.core.plugins import Plugin, canonical, nearest_hint
-from sdkit.formats._programs import APPLIED, PROGRAMS, canonical_program
+from sdkit.formats._programs import PROGRAMS, canonical_program, objection
 from sdkit.formats.codec import Dialect
 
 EVERY_KIND = ("lora",)
@@ -23,8 +22,10 @@ class Format:
         summary: first line of its documentation.
         holds: kinds of artifact.
         changes: kinds of weight change; None for all there are.
+        families: model families it has names for; None for all.
         words: whether it holds words beside weight changes.
-        programs: those that read it, in any dialect.
+        programs: those shown to read it, in any dialect.
+        said: further ones that say they do.
         dialects: how it is written; none for a format that is only read.
     """
 
@@ -32,21 +33,33 @@ class Format:
     summary: str
     holds: tuple[str, ...]
     changes: tuple[str, ...] | None
+    families: tuple[str, ...] | None
     words: bool
     programs: tuple[str, ...]
+    said: tuple[str, ...]
     dialects: tuple[Dialect, ...]
 
-    def loaders(self, kinds: Iterable[str], *, pickled: bool) -> tuple[str, ...]:
-        """The programs that read a file of this format and apply all it holds.
+    def readers(self, kinds: Iterable[str], family: str, *, pickled: bool) -> dict[str, str]:
+        """Each program that reads a file of this format → why it would not apply all the file holds, else nothing.
 
         Args:
             kinds: kinds of weight change in it.
+            family: of the model it was made for; empty or ``unknown`` where nothing tells.
             pickled: whether it is a pickle.
         """
-        wanted = set(kinds)
         spoken = [entry for entry in self.dialects if not entry.suffix or pickled == (entry.suffix == ".pt")]
-        programs = dict.fromkeys(name for entry in spoken for name in entry.programs) or self.programs
-        return tuple(name for name in programs if wanted <= APPLIED.get(name, wanted))
+        narrower: dict[str, list[tuple[str, ...] | None]] = {}
+        for entry in spoken:
+            for name in (*entry.programs, *entry.said):
+                narrower.setdefault(name, []).append(entry.families.get(name))
+        if not narrower:
+            narrower = {name: [None] for name in (*self.programs, *self.said)}
+        found: dict[str, str] = {}
+        for name, families in narrower.items():
+            # A header rarely tells a format's dialects apart, so what is read in any of them counts.
+            reasons = [objection(name, frozenset(kinds), family, known) for known in families]
+            found[name] = "" if "" in reasons else reasons[0]
+        return found
 
     @property
     def writes(self) -> bool:
@@ -59,19 +72,18 @@ def described(plugin: Plugin) -> Format:
     module = plugin.load()
     dialects = getattr(module, "DIALECTS", (Dialect(()),)) if hasattr(module, "write") else ()
     spoken = dict.fromkeys(program for dialect in dialects for program in dialect.programs)
+    said = dict.fromkeys(program for dialect in dialects for program in dialect.said if program not in spoken)
     return Format(
         plugin.name,
         plugin.summary,
         getattr(module, "HOLDS", EVERY_KIND),
         getattr(module, "CHANGES", None),
+        getattr(module, "FAMILIES", None),
         getattr(module, "WORDS", False),
-        tuple(spoken) or _programs(module),
+        tuple(spoken) or tuple(getattr(module, "PROGRAMS", ())),
+        tuple(said) or (() if spoken else tuple(getattr(module, "SAID", ()))),
         tuple(dialects),
     )
-
-
-def _programs(module: ModuleType) -> tuple[str, ...]:
-    return tuple(getattr(module, "PROGRAMS", ()))
 
 
 def choose_format(word: str, kind: str, known: dict[str, Plugin]) -> tuple[Format, Dialect]:
@@ -88,7 +100,7 @@ def choose_format(word: str, kind: str, known: dict[str, Plugin]) -> tuple[Forma
     program = canonical_program(wanted)
     formats = [format for plugin in known.values() if (format := described(plugin)).writes]
     fitting = [(format, dialect) for format in formats if kind in format.holds for dialect in format.dialects]
-    fitting.sort(key=lambda pair: -len(pair[1].programs))
+    fitting.sort(key=lambda pair: -len(_program_names(*pair)))
     for names in (_full_names, _format_names, _dialect_names, _program_names):
         for format, dialect in fitting:
             if wanted in names(format, dialect) or program in names(format, dialect):
@@ -113,7 +125,7 @@ def _dialect_names(format: Format, dialect: Dialect) -> tuple[str, ...]:
 
 
 def _program_names(format: Format, dialect: Dialect) -> tuple[str, ...]:
-    return dialect.programs
+    return (*dialect.programs, *dialect.said)
 
 
 def _all_names(format: Format) -> Iterator[str]:

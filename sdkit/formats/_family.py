@@ -17,10 +17,15 @@ _INPUT_SIDE = re.compile(
 _NETWORK = re.compile(r"(768|1024|2048)\.[01kv]\.linear.*")  # widths of text alone: 1280 is in every U-Net too
 _POSITION_DOWN = re.compile(r"unet:\d+:down")
 _DEEP_BLOCK = re.compile(r".*transformer_blocks[._](?:[1-9]\d*)[._].*")
-_UNET = re.compile(r"(?:lora_unet|lycoris|unet)[._]|(?:down|up|mid)_blocks?\.")
+_UNET = re.compile(r"(?:lora_unet|oft_unet|lycoris|unet)[._]|(?:down|up|mid)_blocks?\.")
 _TEXT_KEY = re.compile(
     r"(?:lora_te|text_encoder)[._:].*self_attn.*\.(?:lora_down|lora_A|down|lora_linear_layer\.down).*"
 )
+_T5 = re.compile(
+    r"lora_te[23]_encoder_block_|text_encoder_[23]\.encoder\.block\.|(?:text_encoders\.t5xxl\.transformer|t5)\.encoder\."
+)
+_CLIP_L = re.compile(r"lora_te1_text_model_|text_encoder\.text_model\.|(?:text_encoders\.)?clip_l\.")
+_CLIP_G = re.compile(r"lora_te2_text_model_|text_encoder_2\.text_model\.|(?:text_encoders\.)?clip_g\.")
 # The prefix of a module → its family.
 _FOREIGN = {
     "lora_unet_double_blocks": "flux",
@@ -30,6 +35,9 @@ _FOREIGN = {
     "diffusion_model.double_blocks": "flux",
     "diffusion_model.single_blocks": "flux",
     "diffusion_model.joint_blocks": "sd3",
+    "transformer.double_blocks": "flux",
+    "transformer.single_blocks": "flux",
+    "transformer.joint_blocks": "sd3",
     "single_blocks.": "flux",
     "base_model.model.double_blocks": "flux",
     "base_model.model.single_blocks": "flux",
@@ -116,11 +124,22 @@ def _from_transformers(weights: Weights) -> Iterator[tuple[str, str]]:
 
 
 def _from_names(weights: Weights) -> Iterator[tuple[str, str]]:
+    yield from _from_t5(weights)
     for name in weights.tensors:
         if name.startswith(("lora_te2_", "text_encoder_2.")):
             yield "sdxl", f"{name} belongs to a second text encoder"
         if _UNET.match(name) and _DEEP_BLOCK.fullmatch(name):
             yield "sdxl", f"{name} lies in a second transformer block, which SD1 and SD2 do not have"
+
+
+def _from_t5(weights: Weights) -> Iterator[tuple[str, str]]:
+    """T5 stands beside two CLIPs in SD3, beside one in FLUX.1, whatever its number."""
+    t5 = next((name for name in weights.tensors if _T5.match(name)), None)
+    large = next((name for name in weights.tensors if _CLIP_G.match(name)), None)
+    if t5 is not None and large is not None:
+        yield "sd3", f"{t5} belongs to T5, and {large} to a second CLIP beside it"
+    elif t5 is not None and any(_CLIP_L.match(name) for name in weights.tensors):
+        yield "flux", f"{t5} belongs to T5, and there is one CLIP beside it"
 
 
 def _from_tokens(weights: Weights) -> Iterator[tuple[str, str]]:

@@ -6,6 +6,7 @@ out silently is a picture that is silently wrong.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from sdkit.adapters.deltas.dora import Dora
 from sdkit.adapters.deltas.full import Full
 from sdkit.adapters.deltas.glora import Glora
 from sdkit.adapters.deltas.hadamard import Hadamard
+from sdkit.adapters.deltas.input_rotation import InputRotation
 from sdkit.adapters.deltas.kronecker import Kronecker, Side
 from sdkit.adapters.deltas.low_rank import LowRank
 from sdkit.adapters.deltas.rotation import Rotation
@@ -30,6 +32,8 @@ Scale = Callable[[int | None], float]
 LORA = ("lora_up.weight", "lora_down.weight", "lora_mid.weight")
 LOHA = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")
 LOKR = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")
+# Kinds of change (`Delta.kind`; a DoRA of the input features apart) that there are roles for.
+KINDS = ("lora", "locon", "tucker", "loha", "lokr", "dora", "dora-in", "glora", "ia3", "oft", "boft", "oftv2", "full")
 FULL = {"diff": "weight", "diff_b": "bias", "w_norm": "weight", "b_norm": "bias"}
 
 # Role → the kind of adapter it belongs to, for the kinds that cannot be applied yet.
@@ -37,7 +41,6 @@ REFUSED = {
     "lora_magnitude_vector": "DoRA",
     "lora_magnitude_vector.weight": "DoRA",
     "oft_diag": "an OFT of whole rotations",
-    "oft_R.weight": "OFT",
     "scalar": "a LyCORIS scalar",
     "bias_indices": "a sparse bias",
     "bias_values": "a sparse bias",
@@ -49,7 +52,9 @@ DORA = "dora_scale"
 GLORA = ("a1.weight", "a2.weight", "b1.weight", "b2.weight", "bm.weight")
 IA3 = ("weight", "on_input")
 OFT = ("oft_blocks", "rescale")
-ROLES = frozenset([*LORA, *LOHA, *LOKR, *GLORA, *IA3, *OFT, *FULL, *REFUSED, DORA, "alpha"])
+SCRIPTS_OFT = "oft_unet_"  # the prefix of sd-scripts' own OFT
+OFT_V2 = ("oft_R.weight", "oft_R.scaled_oft")
+ROLES = frozenset([*LORA, *LOHA, *LOKR, *GLORA, *IA3, *OFT, *OFT_V2, *FULL, *REFUSED, DORA, "alpha"])
 
 
 def refuse(weights: Weights, name: str, kind: str) -> SdkitError:
@@ -181,10 +186,35 @@ def _ia3(source: _Source) -> Scaling:
 def _oft(source: _Source) -> Rotation:
     (blocks,) = source.needed(OFT[0])
     count = blocks.shape[-3] * blocks.shape[-1] if len(blocks.shape) > 2 else 0
-    return Rotation(blocks, source.optional(OFT[1]), source.number("alpha", 0.0), source.shape or (count, 1))
+    limit = source.number("alpha", 0.0)
+    if source.module.startswith(SCRIPTS_OFT):
+        # sd-scripts' limit holds at 0 too, where LyCORIS has none: the adapter does as good as nothing then.
+        limit = max(limit, 1e-8 / max(count, 1))
+    return Rotation(blocks, source.optional(OFT[1]), limit, source.shape or (count, 1))
 
 
-_READERS = ((LORA, _lora), (LOHA, _loha), (LOKR, _lokr), (GLORA, _glora), (IA3, _ia3), (OFT, _oft))
+def _oft_v2(source: _Source) -> InputRotation:
+    """OneTrainer's. Whether blocks were held near the identity in training is not in the file, nor does it matter."""
+    (triangles,) = source.needed(OFT_V2[0])
+    source.builder.note("an OFT of the input features does not say its series: the usual one of 5 terms is taken")
+    shape = source.shape or (1, triangles.shape[0] * block_size(triangles))
+    return InputRotation(triangles, shape, damped=OFT_V2[1] in source.parts)
+
+
+def block_size(triangles: Read) -> int:
+    """b of upper triangles stored as [n, b (b − 1) / 2]; 0 for anything else."""
+    return (1 + math.isqrt(1 + 8 * triangles.shape[-1])) // 2 if len(triangles.shape) == 2 else 0
+
+
+_READERS = (
+    (LORA, _lora),
+    (LOHA, _loha),
+    (LOKR, _lokr),
+    (GLORA, _glora),
+    (IA3, _ia3),
+    (OFT, _oft),
+    (OFT_V2, _oft_v2),
+)
 
 
 def _dora(builder: ArtifactBuilder, change: Delta, info: TensorInfo) -> Dora:

@@ -11,16 +11,18 @@ from sdkit.adapters.deltas.dora import Dora
 from sdkit.adapters.deltas.full import Full
 from sdkit.adapters.deltas.glora import Glora
 from sdkit.adapters.deltas.hadamard import Hadamard
+from sdkit.adapters.deltas.input_rotation import InputRotation
 from sdkit.adapters.deltas.kronecker import Kronecker
 from sdkit.adapters.deltas.low_rank import LowRank
 from sdkit.adapters.deltas.rotation import Rotation
 from sdkit.adapters.deltas.scaling import Scaling
 from sdkit.core.errors import SdkitError
 from sdkit.families.family import Model
-from sdkit.formats._lycoris import DORA, GLORA, IA3, LOHA, LOKR, LORA, OFT
+from sdkit.formats._lycoris import DORA, GLORA, IA3, LOHA, LOKR, LORA, OFT, OFT_V2
 from sdkit.formats._write import Content
 from sdkit.streaming.expression import Read, reshaped
 
+_SERIES = 5  # the only one that can be told from nothing
 _FULL = {("weight", False): "diff", ("bias", False): "diff_b", ("weight", True): "w_norm", ("bias", True): "b_norm"}
 
 
@@ -63,6 +65,8 @@ def parts(delta: Delta, parameter: str, module: str, *, norm: bool = False) -> I
         roles, found = GLORA, (delta.a1, delta.a2, delta.change.up, delta.change.down, delta.change.mid)
     elif isinstance(delta, Rotation):
         roles, found = OFT, (delta.blocks, delta.rescale)
+    elif isinstance(delta, InputRotation) and delta.terms == _SERIES:
+        roles, found = OFT_V2[:1], (delta.triangles,)
     elif isinstance(delta, Scaling):
         roles, found = IA3[:1], (delta.factors,)
     elif isinstance(delta, Full) and delta.scale == 1.0:
@@ -82,6 +86,8 @@ def numbers(delta: Delta) -> dict[str, float]:
     """The numbers that stand beside the tensors of a change, by role."""
     if isinstance(delta, Scaling):
         return {IA3[1]: float(delta.by_input)}
+    if isinstance(delta, InputRotation):
+        return {OFT_V2[1]: 1.0} if delta.damped else {}
     beside = alpha(delta)
     return {} if beside is None else {"alpha": beside}
 

@@ -1,4 +1,4 @@
-"""From the changes of one component to PEFT's tensors and configuration: LoRA, DoRA, LoHa and LoKr.
+"""From the changes of one component to PEFT's tensors and configuration: LoRA, DoRA, LoHa, LoKr and OFT.
 
 PEFT keeps one kind of change per component, and says the shapes of a LoKr's sides by a rule instead of storing them.
 """
@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from sdkit.adapters.deltas.delta import Delta
 from sdkit.adapters.deltas.dora import Dora
 from sdkit.adapters.deltas.hadamard import Hadamard
+from sdkit.adapters.deltas.input_rotation import InputRotation
 from sdkit.adapters.deltas.kronecker import Kronecker, factorization
 from sdkit.adapters.deltas.low_rank import LowRank
 from sdkit.core.errors import SdkitError
@@ -54,6 +55,8 @@ def _kind(name: str, delta: Delta) -> str:
         return "DoRA" if isinstance(delta, Dora) else "LoRA"
     if core is None and change is delta and isinstance(change, (Hadamard, Kronecker)):
         return "LoHa" if isinstance(change, Hadamard) else "LoKr"
+    if isinstance(delta, InputRotation) and not delta.damped:
+        return "OFT"
     raise SdkitError(f"{name}: a change of the kind {delta.kind} cannot be written in PEFT's format", _WHOLE)
 
 
@@ -64,10 +67,14 @@ def _parts(name: str, delta: Delta) -> dict[str, Content]:
         return {**_parts(name, delta.change), "lora_magnitude_vector": reshaped(delta.lengths, shape)}
     if isinstance(delta, LowRank):
         return {"lora_A.weight": delta.down, "lora_B.weight": delta.up}
+    if isinstance(delta, InputRotation):
+        return {"oft_R.weight": delta.triangles}
     return dict(_lycoris_write.parts(delta, "weight", name))
 
 
 def _config(kind: str, modules: Mapping[str, Delta], weights: Mapping[str, Shape]) -> dict[str, object]:
+    if kind == "OFT":
+        return {**_about(modules), **_rotations(modules)}
     ranks = {name: delta.rank or _rank_of_whole(delta) for name, delta in modules.items()}
     alphas = {name: delta.scale * ranks[name] for name, delta in modules.items()}
     rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
@@ -75,15 +82,33 @@ def _config(kind: str, modules: Mapping[str, Delta], weights: Mapping[str, Shape
         "r": rank,
         "rank_pattern": {_pattern(name, modules): value for name, value in ranks.items() if value != rank},
         "alpha_pattern": {_pattern(name, modules): value for name, value in alphas.items() if value != alpha},
-        "target_modules": sorted(modules),
-        "base_model_name_or_path": None,
-        "inference_mode": True,
-        "task_type": None,
+        **_about(modules),
     }
     if kind in ("LoRA", "DoRA"):
         dora = {"use_dora": True} if kind == "DoRA" else {}
         return {**config, **dora, "peft_type": "LORA", "lora_alpha": alpha, "bias": "none"}
     return {**config, **_sides(modules, ranks, weights), "peft_type": kind.upper(), "alpha": alpha}
+
+
+def _about(modules: Iterable[str]) -> dict[str, object]:
+    about = {"base_model_name_or_path": None, "inference_mode": True, "task_type": None}
+    return {"target_modules": sorted(modules), **about}
+
+
+def _rotations(modules: Mapping[str, Delta]) -> dict[str, object]:
+    """PEFT's settings of these rotations.
+
+    Raises:
+        SdkitError: PEFT has no settings for all of them together.
+    """
+    deltas = [delta for delta in modules.values() if isinstance(delta, InputRotation)]
+    kinds = {(delta.block_size, delta.terms) for delta in deltas}
+    shared = {delta.shared for delta in deltas if delta.triangles.shape[0] == 1}
+    if len(kinds) > 1 or len(shared) > 1 or (shared == {True} and any(d.triangles.shape[0] > 1 for d in deltas)):
+        raise SdkitError("PEFT has one size of blocks for all OFTs of a component, and these have several", _WHOLE)
+    ((size, terms),) = kinds
+    series = {"use_cayley_neumann": terms > 0, "num_cayley_neumann_terms": terms or 5}
+    return {"peft_type": "OFT", "r": 0, "oft_block_size": size, "block_share": shared == {True}, **series}
 
 
 def _pattern(name: str, modules: Iterable[str]) -> str:

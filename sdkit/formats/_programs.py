@@ -1,35 +1,62 @@
-"""The programs that read and write adapters, by the names people call them."""
+"""The programs that read and write adapters: what people call them, and what of an adapter each applies."""
 
 from __future__ import annotations
 
-# Name → what people also call it.
-PROGRAMS = {
-    "a1111": ("automatic1111", "webui"),
-    "comfyui": ("comfy",),
-    "diffusers": (),
-    "forge": ("webui-forge",),
-    "invokeai": ("invoke",),
-    "lora-diffusion": (),
-    "loralib": (),
-    "lycoris": ("lycoris-lora",),
-    "onetrainer": (),
-    "peft": (),
-    "sd-next": ("sdnext",),
-    "sd-scripts": ("kohya-ss",),
-}
+from dataclasses import dataclass
 
-_COMMON = frozenset({"lora", "locon", "tucker", "loha", "lokr", "full", "dora"})
-# What of a file it reads a program applies: kinds of change; those not named here apply every kind.
-APPLIED = {
-    "comfyui": _COMMON | {"glora", "oft", "boft"},
-    "diffusers": frozenset({"lora", "locon"}),
-    "forge": _COMMON | {"glora", "oft", "boft"},
-    "invokeai": _COMMON | {"ia3"},
-    "onetrainer": frozenset({"lora", "locon", "loha", "dora"}),
-    "sd-scripts": frozenset({"lora", "locon"}),
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What is known of a program's reader.
+
+    Attributes:
+        also: what people also call it.
+        applies: the kinds of change it applies, of a file that it reads; None for every kind. A DoRA whose lengths
+            belong to the input features is ``dora-in``.
+        families: the model families it applies adapters to; None for all.
+    """
+
+    also: tuple[str, ...] = ()
+    applies: frozenset[str] | None = None
+    families: frozenset[str] | None = None
+
+
+_COMMON = frozenset({"lora", "locon", "tucker", "loha", "lokr", "full"})
+_DORA = frozenset({"dora", "dora-in"})  # by output features, and by input features as LyCORIS had them first
+_PLAIN = frozenset({"lora", "locon"})
+_UNETS = frozenset({"sd1", "sd2", "sdxl"})
+PROGRAMS = {
+    "a1111": Program(("automatic1111", "webui"), _COMMON | {"dora-in", "glora", "ia3", "oft", "boft"}, _UNETS),
+    "comfyui": Program(("comfy",), _COMMON | _DORA | {"glora", "oft", "boft"}),
+    "diffusers": Program((), _PLAIN),
+    "forge": Program(("webui-forge",), _COMMON | _DORA | {"glora", "oft", "boft"}, _UNETS | {"flux"}),
+    "invokeai": Program(("invoke",), _COMMON | {"dora-in", "ia3"}, _UNETS | {"flux"}),
+    "lora-diffusion": Program(),
+    "loralib": Program(),
+    "lycoris": Program(("lycoris-lora",), _COMMON | {"dora", "glora", "oft", "boft"}),
+    "onetrainer": Program((), _PLAIN | _DORA | {"loha", "oftv2"}),
+    "peft": Program(),
+    "sd-next": Program(("sdnext",)),
+    "sd-scripts": Program(("kohya-ss",), _PLAIN, _UNETS | {"sd3", "flux"}),
 }
 
 
 def canonical_program(name: str) -> str:
     """The name used here of a program, whatever it was called; any other word as it is."""
-    return next((program for program, others in PROGRAMS.items() if name in others), name)
+    return next((program for program, facts in PROGRAMS.items() if name in facts.also), name)
+
+
+def objection(program: str, kinds: frozenset[str], family: str, families: tuple[str, ...] | None) -> str:
+    """Why a program that reads a format would not apply all of a file; empty where it would.
+
+    Args:
+        kinds: kinds of change in the file.
+        family: the file's; empty or ``unknown`` where nothing tells it.
+        families: those it reads in this format, where they are known to be fewer than it knows.
+    """
+    facts = PROGRAMS.get(program, Program())
+    known = families if families is not None else facts.families
+    if family and family != "unknown" and known is not None and family not in known:
+        return f"it takes no adapters of {family} in this format" if families else f"it does not know {family}"
+    missing = sorted(kinds - facts.applies) if facts.applies is not None else []
+    return f"it leaves out {' and '.join(missing)}" if missing else ""

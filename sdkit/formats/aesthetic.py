@@ -16,7 +16,8 @@ from sdkit.formats.codec import Verdict
 from sdkit.weights import Weights
 
 HOLDS = ("aesthetic",)
-PROGRAMS = ("a1111",)
+FAMILIES = ("sd1",)
+SAID = ("a1111",)
 BARE = frozenset(["", "tensor", "data", "value"])  # what a tensor without a name may be called
 _WIDTHS = (512, 768, 1024, 1280)
 

@@ -30,8 +30,9 @@ from sdkit.streaming.expression import Read, reshaped
 from sdkit.weights import DTYPES, TensorInfo, Weights
 
 CHANGES = ("lora",)
+FAMILIES = ("sd1", "sd2")
 WORDS = True
-DIALECTS = (Dialect(("lora-diffusion",), says="every layer it counts must be there; no alpha"),)
+DIALECTS = (Dialect((), says="every layer it counts must be there; no alpha", said=("lora-diffusion",)),)
 OWN_METADATA = re.compile(r"unet|text_encoder|(?:unet|text_encoder):\d+:rank|<[^<>]+>")
 _KEY = re.compile(r"(unet|text_encoder):(0|[1-9]\d{0,3}):(up|down)")
 _BLOCK = re.compile(

@@ -7,7 +7,7 @@ begin with an underscore are helpers.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -21,16 +21,21 @@ class Dialect:
     """One way of writing a format.
 
     Attributes:
-        programs: those that read it, as `formats._programs` calls them; `sdkit convert --to` takes each for a name.
+        programs: those shown to read it (by their own code, or by the rules of their names, in tests/formats), as
+            `formats._programs` calls them; `sdkit convert --to` takes each for a name.
         name: what tells it from the format's other dialects; empty for the usual one.
         suffix: of its files; empty for a folder.
         says: what is special about it, a few words.
+        said: programs whose documentation says that they read it, which nothing here shows.
+        families: program → the families it reads this way, where that is fewer than the program and the format know.
     """
 
     programs: tuple[str, ...]
     name: str = ""
     suffix: str = ".safetensors"
     says: str = ""
+    said: tuple[str, ...] = ()
+    families: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +53,9 @@ class Codec(Protocol):
 
         HOLDS      kinds of artifact (`Artifact.kind`); missing: ``("lora",)``
         CHANGES    kinds of weight change (`Delta.kind`) it can say; missing: all
+        FAMILIES   model families it has names for; missing: all
         WORDS      whether it holds words beside weight changes; missing: no
-        PROGRAMS   those that write or read the format, where it is only read here
+        PROGRAMS   those shown to write or read the format, where it is only read here; SAID: those that say so
         DIALECTS   how it is written, the usual one first; needed by a codec that writes
         OWN_METADATA  pattern of the metadata by which this format alone says what its tensors mean
     """

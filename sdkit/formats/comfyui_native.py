@@ -10,21 +10,20 @@ newer trainers; only ComfyUI and Forge read them for these families, diffusers f
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
 from sdkit.adapters.artifact import Artifact
-from sdkit.adapters.builder import ArtifactBuilder
-from sdkit.core.errors import SdkitError
 from sdkit.families.family import Model
 from sdkit.formats import _lycoris_write
-from sdkit.formats._lycoris import LORA, ROLES, changes
+from sdkit.formats._lycoris import KINDS, LORA, ROLES
+from sdkit.formats._named import named_contents, read_named
 from sdkit.formats._stacks import single_file_changes
-from sdkit.formats._write import Content, write_adapter_file
+from sdkit.formats._write import write_adapter_file
 from sdkit.formats.codec import Dialect, Verdict
-from sdkit.weights import TensorInfo, Weights
+from sdkit.weights import Weights
 
+CHANGES = KINDS
 DIALECTS = (Dialect(("comfyui",)),)
 _PEFT_ROLES = {"lora_A.weight": LORA[1], "lora_B.weight": LORA[0], "lora_A": LORA[1], "lora_B": LORA[0]}
 _KEY = re.compile(
@@ -48,20 +47,8 @@ def detect(weights: Weights) -> Verdict:
 
 def read(weights: Weights, model: Model | None) -> Artifact:
     """See `Codec.read`."""
-    builder = ArtifactBuilder(weights, model, "comfyui-native")
-    modules: dict[str, dict[str, TensorInfo]] = defaultdict(dict)
-    for name, info in weights.tensors.items():
-        split = _split(name)
-        if split is None:
-            builder.leave(name)
-        else:
-            modules[split[0]][split[1]] = info
     names = _hub_names(model)
-    for spelled, parts in modules.items():
-        module = _readable(spelled) if model is None else names.get(spelled)
-        for parameter, delta in changes(builder, spelled, parts, hub=module):
-            builder.add(module, spelled, delta, parameter, stated="alpha" in parts)
-    return builder.build()
+    return read_named(weights, model, "comfyui-native", _split, _readable if model is None else names.get)
 
 
 def write(
@@ -69,11 +56,7 @@ def write(
 ) -> None:
     """See `formats.write_adapter`."""
     names = artifact.spelled if model is None else {hub: spelled for spelled, hub in _hub_names(model).items()}
-    contents: dict[str, Content] = {}
-    for target, delta in single_file_changes(artifact, model):
-        if target.module not in names:
-            raise SdkitError(f"{target.module} has no name in ComfyUI's models", "write it as kohya's")
-        contents |= _lycoris_write.contents(target, delta, names[target.module], model)
+    contents = named_contents(single_file_changes(artifact, model), names, model, "ComfyUI's models")
     metadata = {**metadata, **_lycoris_write.network_metadata(artifact.deltas.values())}
     write_adapter_file(path, contents, metadata, overwrite=overwrite)
 

@@ -31,7 +31,8 @@ from sdkit.weights.memory import MemoryWeights
 
 HOLDS = ("custom-diffusion",)
 CHANGES = ("replacement",)
-DIALECTS = (Dialect(("diffusers",), says="words in files beside it"),)
+FAMILIES = ("sd1", "sd2", "sdxl")
+DIALECTS = (Dialect(("diffusers",), says="words in files beside it", families={"diffusers": ("sd1",)}),)
 _REPOSITORY = re.compile(r"unet\.(?P<module>.+\.attn[12]\.to_(?:k|v|q|out\.0))\.(?P<parameter>weight|bias)")
 _DIFFUSERS = re.compile(
     r"(?:unet\.)?(?P<module>.+\.attn[12])\.processor\.(?P<slot>to_(?:k|v|q|out))_custom_diffusion"

@@ -43,6 +43,7 @@ _SIDES = {"down": "A", "up": "B"}
 _TEXT_SLOTS = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 _COMPONENT = re.compile(r"(?:unet|text_encoder(?:_\d)?|transformer(?:_\d)?|prior|controlnet)\.")
 _UNET_START = ("down_blocks.", "mid_block.", "up_blocks.", "conv_in.", "conv_out.", "time_embedding.", "add_embedding.")
+_T5 = re.compile(r"text_encoder_\d\.encoder\.block\.")
 _DORA = ("lora_magnitude_vector", "dora_scale")
 
 Parts = dict[str, TensorInfo]
@@ -88,6 +89,7 @@ def write(
     Raises:
         SdkitError: also when a change is no plain LoRA.
     """
+    check(artifact, model)
     contents: dict[str, Content] = {}
     settings: dict[str, object] = {}
     for component, modules in by_component(artifact, "diffusers").items():
@@ -98,6 +100,13 @@ def write(
         contents |= {name.replace("base_model.model", component, 1): part for name, part in tensors.items()}
     header = json.dumps(settings, sort_keys=True)
     write_adapter_file(path, contents, {**metadata, HEADER_KEY: header}, overwrite=overwrite)
+
+
+def check(artifact: Artifact, model: Model | None) -> None:
+    """Refuse what diffusers would leave aside without a word: changes of T5."""
+    t5 = next((target.name for target in artifact.deltas if _T5.match(target.module)), None)
+    if t5 is not None:
+        raise SdkitError(f"{t5}: diffusers loads no LoRA of T5", "write it as kohya's or comfyui-native")
 
 
 def _sorted_out(builder: ArtifactBuilder) -> tuple[dict[str, Parts], Parts]:

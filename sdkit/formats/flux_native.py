@@ -23,6 +23,7 @@ from sdkit.formats.codec import Verdict
 from sdkit.weights import TensorInfo, Weights
 
 CHANGES = ("lora",)
+FAMILIES = ("flux",)
 PROGRAMS = ("diffusers",)
 _START = r"(?:(?:double|single)_blocks\.\d+|(?:time|vector|guidance)_in\.(?:in|out)_layer|(?:img|txt)_in|final_layer)"
 _PEFT = re.compile(

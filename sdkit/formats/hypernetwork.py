@@ -36,7 +36,8 @@ from sdkit.formats.codec import Dialect, Verdict
 from sdkit.weights import TensorInfo, Weights
 
 HOLDS = ("hypernetwork",)
-DIALECTS = (Dialect(("a1111", "comfyui", "forge", "sd-next"), suffix=".pt", says="a pickle"),)
+FAMILIES = ("sd1", "sd2", "sdxl")
+DIALECTS = (Dialect(("a1111",), suffix=".pt", says="a pickle", said=("comfyui", "forge", "sd-next")),)
 _KEY = re.compile(r"(\d{1,6})\.([01kv])\.linear([12]|\.\d+)\.(weight|bias)")
 _SIDES = {"0": 0, "k": 0, "1": 1, "v": 1}
 _CALLED = ("keys", "values")

@@ -2,8 +2,9 @@
 
 Writers: sd-scripts, LyCORIS, and nearly every trainer's export; readers: A1111, Forge, ComfyUI, diffusers.
 A key is ``<prefix>_<module with underscores>.<role>``. The prefix is ``lora_unet``, ``lora_te`` (one text encoder),
-``lora_te1`` and ``lora_te2`` (SDXL's two), or ``lycoris`` (LyCORIS' wrapper, relative to the wrapped model); the roles
-are those of `_lycoris`. The underscores lose information, so modules are looked up in a table of the model's own.
+``lora_te1`` and ``lora_te2`` (SDXL's two), ``oft_unet`` (sd-scripts' own OFT, whose alpha limits it at 0 too), or
+``lycoris`` (LyCORIS' wrapper, relative to the wrapped model); the roles are those of `_lycoris`.
+The underscores lose information, so modules are looked up in a table of the model's own.
 SDXL's U-Net is spelled as sgm (``input_blocks_4_1_…``) or diffusers (``down_blocks_1_…``) do; some files hold both.
 SD3's and FLUX.1's transformer is ``lora_unet`` with its makers' names, where q, k and v are one layer
 (``lora_unet_double_blocks_0_img_attn_qkv``), or OneTrainer's ``lora_transformer`` with diffusers'; T5 is ``lora_te3``.
@@ -14,40 +15,44 @@ web UI's bundle carries along.
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
 from sdkit.adapters.artifact import Artifact, TokenRows
-from sdkit.adapters.builder import ArtifactBuilder
-from sdkit.core.errors import SdkitError
 from sdkit.families.family import Model
 from sdkit.formats import _lycoris_write
-from sdkit.formats._lycoris import ROLES, changes
+from sdkit.formats._lycoris import KINDS, ROLES, SCRIPTS_OFT
+from sdkit.formats._named import named_contents, read_named
 from sdkit.formats._stacks import single_file_changes
-from sdkit.formats._write import Content, write_adapter_file
+from sdkit.formats._write import write_adapter_file
 from sdkit.formats.codec import Dialect, Verdict
-from sdkit.formats.textual_inversion import encoder_of
+from sdkit.formats.textual_inversion import BUNDLE
 from sdkit.streaming.expression import Read
-from sdkit.weights import TensorInfo, Weights
+from sdkit.weights import Weights
 
+CHANGES = KINDS
 WORDS = True
+_DIFFUSERS = {"diffusers": ("sd1", "sd2", "sdxl", "flux")}  # it has no rules for SD3's
 DIALECTS = (
     Dialect(
-        ("a1111", "comfyui", "diffusers", "forge", "invokeai", "lycoris", "onetrainer", "sd-next", "sd-scripts"),
+        ("a1111", "comfyui", "diffusers", "forge", "lycoris", "sd-scripts"),
         says="SDXL's U-Net, SD3's and FLUX.1's transformer as in the single file",
+        said=("invokeai", "onetrainer", "sd-next"),
+        families={**_DIFFUSERS, "lycoris": ("sd1", "sd2")},
     ),
     Dialect(
-        ("a1111", "comfyui", "diffusers", "forge", "onetrainer"),
+        ("a1111", "comfyui", "diffusers", "forge", "lycoris"),
         name="diffusers-names",
         says="SDXL's U-Net, SD3's and FLUX.1's transformer in diffusers' names",
+        said=("onetrainer",),
+        families={**_DIFFUSERS, "lycoris": ("sd1", "sd2", "sdxl")},
     ),
 )
 
-_MODULE = re.compile(r"(lora_(?:unet|te[123]?|transformer|prior)|lycoris)_[^.]+")
+_MODULE = re.compile(r"(lora_(?:unet|te[123]?|transformer|prior)|lycoris|oft_unet)_[^.]+")
 _COMPONENTS = {"lora_unet": "unet", "lora_te": "text_encoder", "lora_te1": "text_encoder", "lora_te2": "text_encoder_2"}
-_COMPONENTS |= {"lora_te3": "text_encoder_3", "lora_transformer": "transformer"}
-_BUNDLE = "bundle_emb."
+_COMPONENTS |= {"lora_te3": "text_encoder_3", "lora_transformer": "transformer", "oft_unet": "unet"}
 
 
 def detect(weights: Weights) -> Verdict:
@@ -60,23 +65,8 @@ def detect(weights: Weights) -> Verdict:
 
 def read(weights: Weights, model: Model | None) -> Artifact:
     """See `Codec.read`."""
-    builder = ArtifactBuilder(weights, model, "kohya")
-    modules: dict[str, dict[str, TensorInfo]] = defaultdict(dict)
-    for name, info in weights.tensors.items():
-        split = _split(name)
-        if split is not None:
-            modules[split[0]][split[1]] = info
-        elif name.startswith(_BUNDLE) and name.count(".") >= 2:
-            _, token, key = name.split(".", 2)
-            builder.add_tokens(token, encoder_of(key, info), info)
-        else:
-            builder.leave(name)
-    one_encoder = not any(spelled.startswith("lora_te2_") for spelled in modules)
-    for spelled, parts in modules.items():
-        module = _resolve(model, spelled, one_encoder)
-        for parameter, delta in changes(builder, spelled, parts, hub=module):
-            builder.add(module, spelled, delta, parameter, stated="alpha" in parts)
-    return builder.build()
+    one_encoder = not any(name.startswith("lora_te2_") for name in weights.tensors)
+    return read_named(weights, model, "kohya", _split, lambda spelled: _resolve(model, spelled, one_encoder))
 
 
 def write(
@@ -95,12 +85,8 @@ def write(
             kohya's scripts do.
     """
     names = artifact.spelled if model is None else _written_names(model, dialect)
-    contents: dict[str, Content] = {}
     whole = artifact.deltas.items() if dialect else single_file_changes(artifact, model)
-    for target, delta in whole:
-        if target.module not in names:
-            raise SdkitError(f"{target.module} has no name in kohya's format", "write it as peft or diffusers")
-        contents |= _lycoris_write.contents(target, delta, names[target.module], model)
+    contents = named_contents(whole, names, model, "kohya's format")
     several = Counter(rows.token for rows in artifact.tokens)
     contents |= {_token_name(rows, several[rows.token]): Read(rows.weights, rows.info) for rows in artifact.tokens}
     metadata = {**metadata, **_lycoris_write.network_metadata(artifact.deltas.values())}
@@ -109,10 +95,10 @@ def write(
 
 def _token_name(rows: TokenRows, encoders: int) -> str:
     """The name of a token's rows in a bundle, as the web UIs read it: with two text encoders both by name."""
-    if rows.info.name.startswith(_BUNDLE):
+    if rows.info.name.startswith(BUNDLE):
         return rows.info.name
     name = "clip_g" if rows.component == "text_encoder_2" else "clip_l" if encoders > 1 else "string_to_param.*"
-    return f"{_BUNDLE}{rows.token}.{name}"
+    return f"{BUNDLE}{rows.token}.{name}"
 
 
 def _written_names(model: Model, dialect: str = "") -> dict[str, str]:
@@ -145,7 +131,11 @@ def _spellings(spelled: str, one_encoder: bool) -> list[str]:
     """The names under which the model's table may know a module."""
     if spelled.startswith("lycoris_"):
         rest = spelled.removeprefix("lycoris_")
-        return [f"{prefix}_{rest}" for prefix in _COMPONENTS]
+        return [f"{prefix}_{rest}" for prefix in _COMPONENTS if prefix != SCRIPTS_OFT[:-1]]
+    if spelled.startswith(SCRIPTS_OFT):
+        return ["lora_unet_" + spelled.removeprefix(SCRIPTS_OFT)]
+    if spelled.startswith("lora_te2_encoder_block_"):  # OneTrainer once numbered FLUX.1's T5 so
+        return [spelled, "lora_te3_" + spelled.removeprefix("lora_te2_")]
     if spelled.startswith("lora_te1_") and one_encoder:  # diffusers' own kohya export numbers SD1's only encoder
         return [spelled, "lora_te_" + spelled.removeprefix("lora_te1_")]
     return [spelled]

@@ -1,11 +1,11 @@
-"""Folders of PEFT (LoRA, DoRA, LoHa, LoKr): adapter_config.json beside adapter_model.safetensors.
+"""Folders of PEFT (LoRA, DoRA, LoHa, LoKr, OFT): adapter_config.json beside adapter_model.safetensors.
 
 Keys are ``base_model.model.<module>.lora_A.weight`` (down) and ``lora_B.weight`` (up), one folder per component, which
 only the module names tell. Rank and alpha are in the JSON alone: ``r`` and ``lora_alpha``, overridden per module by the
 regular expressions of ``rank_pattern`` and ``alpha_pattern``; the scale is alpha / r, or alpha / √r with
 ``use_rslora``. LoHa and LoKr have LyCORIS' roles (``hada_w1_a``, ``lokr_w2``) and the scale ``alpha`` / r, which PEFT
-applies to a LoKr of two whole sides too. Initialisations such as PiSSA also change the base, so that the file alone is
-not the whole change.
+applies to a LoKr of two whole sides too. OFT has ``oft_R.weight``, and its series in the JSON. Initialisations such as
+PiSSA also change the base, so that the file alone is not the whole change.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 import math
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,10 +25,11 @@ from sdkit.adapters.builder import ArtifactBuilder, same_weight
 from sdkit.adapters.deltas.delta import Delta
 from sdkit.adapters.deltas.dora import Dora
 from sdkit.adapters.deltas.full import Full
+from sdkit.adapters.deltas.input_rotation import InputRotation
 from sdkit.adapters.deltas.low_rank import LowRank
 from sdkit.core.errors import SdkitError
 from sdkit.families.family import Model
-from sdkit.formats._lycoris import LOHA, LOKR, changes, refuse
+from sdkit.formats._lycoris import LOHA, LOKR, block_size, changes, refuse
 from sdkit.formats._peft_write import component_files
 from sdkit.formats._write import Content, write_adapter_file
 from sdkit.formats.codec import Dialect, Verdict
@@ -36,14 +37,15 @@ from sdkit.weights import TensorInfo, Weights
 from sdkit.weights.atomic import write_file
 from sdkit.weights.atomic_folder import AtomicFolder
 
-CHANGES = ("lora", "locon", "dora", "loha", "lokr")
+CHANGES = ("lora", "locon", "dora", "loha", "lokr", "oftv2")
 DIALECTS = (Dialect(("peft",), suffix="", says="a folder, with one folder in it for each component"),)
 CONFIG = "adapter_config"
 TEXT_MODEL = "text_model."
 _KEY = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<side>A|B)(?:\.default)?\.(?P<part>weight|bias)")
 _LENGTHS = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_magnitude_vector(?:\.default)?(?:\.weight)?")
 _LYCORIS = re.compile(rf"(?:base_model\.model\.)?(?P<module>.+)\.(?P<role>{'|'.join((*LOHA, *LOKR))})(?:\.default)?")
-_KINDS = ("LORA", "LOHA", "LOKR")
+_OFT = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.oft_R(?:\.default)?\.weight")
+_KINDS = ("LORA", "LOHA", "LOKR", "OFT")
 _SIGNS = (f"{CONFIG}.json", f"*/{CONFIG}.json")  # of one component, or of several
 _COMPONENTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
 
@@ -63,6 +65,7 @@ _BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 # Patterns come from strangers, and Python's matcher can be made to run for years. A pattern within these limits cannot:
 # no repeated group, and few of what makes it try again (at most so many of each character).
+_MOST_TERMS = 64
 _MAX_PATTERN_LENGTH = 1024
 _REPEATED_GROUP = re.compile(r"\)[*+{]")
 _MAX_COUNTS = {"*": 2, "+": 3, "{": 2, "?": 4, "(": 4, "|": 16}
@@ -170,6 +173,9 @@ def _read_component(builder: ArtifactBuilder, component: str, config: Mapping[st
     """Take the tensors below a component's folder, or all."""
     weights, prefix = builder.weights, f"{component}/" if component else ""
     tensors = {n.removeprefix(prefix): info for n, info in weights.tensors.items() if n.startswith(prefix)}
+    if config["peft_type"] == "OFT":
+        _read_oft(builder, config, tensors, component)
+        return
     if config["peft_type"] != "LORA":
         settings = LoraSettings.parse({**config, "lora_alpha": config.get("alpha")}, weights.path)
         _read_lycoris(builder, settings, tensors, component)
@@ -327,6 +333,47 @@ def _read_lycoris(
     component = component or fitting_component(builder, {spelled: delta.shape for spelled, delta in found.items()})
     for spelled, delta in found.items():
         builder.add(builder.resolve(*candidates(component, spelled)), spelled, delta)
+
+
+def _read_oft(
+    builder: ArtifactBuilder, config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], component: str
+) -> None:
+    """Take an OFT, which turns the input features.
+
+    Raises:
+        SdkitError: also when the rotations are held near the identity, which PEFT does anew whenever it uses them.
+    """
+    where = builder.weights.path
+    if config.get("coft"):
+        raise refuse(builder.weights, "adapter_config.json, coft", "an OFT that is held near the identity")
+    terms = config.get("num_cayley_neumann_terms", 5) if config.get("use_cayley_neumann", True) else 0
+    if not isinstance(terms, int) or not 0 <= terms <= _MOST_TERMS:
+        raise _bad(where, "num_cayley_neumann_terms", terms)
+    modules = {}
+    for name, info in tensors.items():
+        match = _OFT.fullmatch(name)
+        if match is None:
+            builder.leave(name)
+        else:
+            modules[match["module"]] = info
+    component = component or _component_of_names(builder, modules)
+    for spelled, info in modules.items():
+        hub = builder.resolve(*candidates(component, spelled))
+        read = builder.read(info)
+        turned = builder.shape_of(hub) or (1, info.shape[0] * block_size(read))
+        builder.add(hub, spelled, InputRotation(read, turned, terms))
+
+
+def _component_of_names(builder: ArtifactBuilder, modules: Collection[str]) -> str:
+    """The component that has most of these modules; OFT's tensors tell no shapes of weights."""
+    if builder.model is None:
+        return fitting_component(builder, dict.fromkeys(modules))
+    model = builder.model
+    known = {
+        name: sum(any(f"{hub}.weight" in model.places for hub in candidates(name, module)) for module in modules)
+        for name in _COMPONENTS
+    }
+    return max(_COMPONENTS, key=lambda name: known[name])
 
 
 def fitting_component(builder: ArtifactBuilder, shapes: Mapping[str, tuple[int, ...] | None]) -> str:

@@ -31,14 +31,31 @@ from sdkit.weights import TensorInfo, Weights
 from sdkit.weights.metadata import read_recipe
 
 HOLDS = ("textual-inversion",)
+_UNETS = ("sd1", "sd2", "sdxl")
+# Of SDXL's diffusers takes each text encoder's rows on their own.
+_FEWER = {"diffusers": ("sd1", "sd2"), "forge": _UNETS, "sd-scripts": _UNETS}
 DIALECTS = (
     Dialect(
-        ("a1111", "comfyui", "diffusers", "forge", "invokeai", "sd-next"),
+        ("a1111", "comfyui", "diffusers", "forge"),
         name="diffusers",
         says="the word itself; SDXL: clip_l and clip_g",
+        said=("invokeai", "sd-next"),
+        families=_FEWER,
     ),
-    Dialect(("a1111", "comfyui", "forge", "sd-scripts"), name="kohya", says="emb_params; SDXL: clip_l and clip_g"),
-    Dialect(("a1111", "comfyui", "diffusers", "forge", "invokeai"), name="a1111", suffix=".pt", says="a pickle"),
+    Dialect(
+        ("a1111", "comfyui", "forge", "sd-scripts"),
+        name="kohya",
+        says="emb_params; SDXL: clip_l and clip_g",
+        families=_FEWER,
+    ),
+    Dialect(
+        ("a1111", "comfyui", "diffusers", "forge"),
+        name="a1111",
+        suffix=".pt",
+        says="a pickle",
+        said=("invokeai",),
+        families=_FEWER,
+    ),
 )
 SUFFIXES = {"diffusers": ".safetensors", "kohya": ".safetensors", "a1111": ".pt"}  # dialect → of its files
 _BY_KEY = {"clip_l": "text_encoder", "clip_g": "text_encoder_2", "t5": "text_encoder_3", "t5xxl": "text_encoder_3"}
@@ -49,6 +66,7 @@ _NAMELESS = {_KOHYA, "emp_params", "*", *_BY_KEY}
 _OUTPUT = "_out"
 _MAX_TOKENS = 64  # a file with more tensors is something else
 _MAX_ROWS = 1024
+BUNDLE = "bundle_emb."
 _A1111 = "string_to_param"
 _A1111_ID = 265  # what A1111 says the word's place-holder "*" is in CLIP's vocabulary
 
@@ -66,6 +84,15 @@ def file_beside(path: Path, token: str) -> Path:
 def encoder_of(key: str, info: TensorInfo) -> str:
     """The text encoder whose token table `info` extends: named by the key, else told by the width."""
     return _BY_KEY.get(key) or _BY_WIDTH.get(info.shape[-1] if info.shape else 0, "text_encoder")
+
+
+def add_bundled(builder: ArtifactBuilder, name: str, info: TensorInfo) -> None:
+    """Take rows that lie in another adapter's file, as ``bundle_emb.<word>.<key>``."""
+    if name.count(".") < 2:
+        builder.leave(name)
+        return
+    _, token, key = name.split(".", 2)
+    builder.add_tokens(token, encoder_of(key, info), info)
 
 
 def detect(weights: Weights) -> Verdict:

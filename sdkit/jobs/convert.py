@@ -10,15 +10,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sdkit.conversion.checkpoint import Checkpoint, one_component, read_checkpoint, with_ema, with_vae
+from sdkit.conversion.changes import one_component, with_ema, with_part, with_vae
+from sdkit.conversion.checkpoint import Checkpoint, read_checkpoint
 from sdkit.conversion.plan import Plan, PlannedFile, Settings, load_target, target_file
 from sdkit.conversion.proof import Proof, prove
 from sdkit.conversion.rest import LEFTOVERS, Dropped
+from sdkit.conversion.shards import check_variant, parse_size
 from sdkit.conversion.targets.diffusers import read_configs
 from sdkit.core.errors import UsageError
 from sdkit.core.memory import peak_memory_mib
 from sdkit.core.progress import NoProgress, Progress
 from sdkit.core.report import Report
+from sdkit.families import identify
 from sdkit.families.configs import CONFIG_KEY
 from sdkit.families.spell import spellings
 from sdkit.jobs.convert_adapter import AdapterConversion, AdapterOptions, convert_adapter
@@ -55,7 +58,8 @@ class ConvertReport(Report):
         kept_beside: tensors laid beside the components of a folder, for the way back.
         dropped: what was not written, and why.
         unmatched: tensors nothing explains; there are none, as they are an error unless pruned.
-        prediction: what the model predicts, as the output says it; None where it says nothing.
+        prediction: what the model predicts, as the output says it: ``epsilon``, ``v_prediction`` or ``flow``; None
+            where it says nothing.
         proof: what reading back has shown; None where that was not asked for.
         parents: what went in, by name and quick id.
         warnings: what a person should see.
@@ -96,9 +100,13 @@ def convert(
     prune: bool = False,
     ema: bool = False,
     bake_vae: PathLike | None = None,
+    parts: Sequence[PathLike] = (),
     prediction: str | None = None,
     family: str | None = None,
     configs: PathLike | None = None,
+    tokenizer: PathLike | None = None,
+    variant: str | None = None,
+    shard_size: str | None = None,
     base: PathLike | None = None,
     network_alpha: float | None = None,
     rank: int | None = None,
@@ -121,15 +129,22 @@ def convert(
         to: a layout (``single``, ``diffusers``) or an adapter's format (``kohya``, ``peft``, ``diffusers``, …), or a
             program that reads it (``comfyui``, ``a1111``, ``invokeai``, …).
         output: the file or folder to write; default: the source's name in the current directory.
-        only: one component: ``unet``, ``vae``, ``text_encoder`` or ``text_encoder_2``.
-        dtype: element type of all weights (``fp16``, ``bf16``, ``fp32``, …); default: each keeps its own.
+        only: one component: ``unet`` or ``transformer``, ``vae``, ``text_encoder``, ``text_encoder_2``, ….
+        dtype: element type of all weights (``fp16``, ``bf16``, ``fp32``, …), of an adapter's factors and words;
+            default: each keeps its own.
         prune: leave out what no pipeline reads: the EMA copy, schedule constants, what a trainer left; of an adapter
             what belongs to no module.
         ema: take the EMA copy of the U-Net in place of its weights.
         bake_vae: a file or folder whose autoencoder takes the place of the checkpoint's.
+        parts: files with one component each (an autoencoder, a text encoder) to put into the checkpoint, in place of
+            its own where it has one.
         prediction: ``epsilon`` or ``v_prediction``, where the checkpoint does not say so or says it wrongly.
         family: whose autoencoder it is, for one on its own; an adapter's, where its header does not tell.
         configs: a diffusers folder with the right configurations and tokenizers, where the checkpoint has none.
+        tokenizer: a folder with T5's tokenizer, for a folder of SD3 or FLUX.1; default: a copy in the cache of Hugging
+            Face.
+        variant: what the names of a folder's weights say (``fp16``); their type is `dtype`'s to say.
+        shard_size: the most a file of a folder holds (``10GB``); larger components are divided, with an index.
         base: for adapters: the model it was made for, if that has unusual sizes, or a change depends on its weights.
         network_alpha: for adapters: alpha, where the file does not state it.
         rank: for adapters: of what stands in for changes the format cannot hold; default: the smallest, up to 128,
@@ -157,10 +172,13 @@ def convert(
         allow_lossy,
         keep_training_metadata,
         prune,
+        parse_dtype(dtype),
     )
-    for_checkpoints = {"only": only, "dtype": dtype, "ema": ema, "bake_vae": bake_vae, "prediction": prediction}
+    folders = {"configs": configs, "tokenizer": tokenizer}
+    for_checkpoints = {"only": only, "ema": ema, "bake_vae": bake_vae, "prediction": prediction}
+    for_checkpoints |= {"part": bool(parts), "variant": variant, "shard_size": shard_size}
     if is_adapter(Path(source)):
-        _check_unused({**for_checkpoints, "configs": configs}, "a checkpoint")
+        _check_unused({**for_checkpoints, **folders}, "a checkpoint")
         place = Path(output) if output is not None else None
         with open_weights(Path(source)) as opened:
             return convert_adapter(
@@ -168,27 +186,28 @@ def convert(
             )
     _check_unused({name: value for name, value in asdict(for_adapters).items() if name in _ADAPTERS_ONLY}, "an adapter")
     name, target = load_target(to)
-    settings = Settings(only, parse_dtype(dtype), prune, prediction, Path(configs) if configs is not None else None)
+    only = only.replace("-", "_") if only else None
+    named = {key: Path(folder) for key, folder in folders.items() if folder is not None}
+    check_variant(variant)
+    settings = Settings(
+        only, parse_dtype(dtype), prune, prediction, **named, variant=variant, shard_bytes=parse_size(shard_size)
+    )
     with ExitStack() as stack:
         path = Path(source)
         weights = stack.enter_context(open_weights(path))
         given = read_configs(settings.configs) if settings.configs else None
         whole = read_checkpoint(weights, family=family, configs=given, leftovers=_leftovers(stack, weights))
-        chosen = with_ema(whole) if ema else whole
-        parents = [parent_of(weights, role="source")]
-        if bake_vae is not None:
-            vae = stack.enter_context(open_weights(Path(bake_vae)))
-            chosen = with_vae(chosen, read_checkpoint(vae, family=chosen.family.name if chosen.family else None))
-            parents.append(parent_of(vae, role="vae"))
+        chosen, others = _put_in(stack, with_ema(whole) if ema else whole, bake_vae, parts)
+        parents = [parent_of(weights, role="source"), *(parent_of(part, role=role) for part, role in others)]
+        inputs = [path, *(part.path for part, _ in others)]
         if only is not None:
             chosen = one_component(chosen, only)
         plan = target.plan(whole, chosen, settings)
         place = Path(output) if output is not None else _default_output(path, settings, folder=plan.folder)
-        inputs = [path, *([Path(bake_vae)] if bake_vae is not None else [])]
         _check_output(place, inputs, plan, force=force)
         recipe = {"verb": "convert", "to": name, "parents": parents, **_options(settings, ema=ema)}
         proofs: list[Proof] = []
-        proving = _Proving(chosen, plan, proofs, progress or NoProgress()) if verify else _nothing
+        proving = _Proving(chosen, plan, proofs, threads, progress or NoProgress()) if verify else _nothing
         if not dry_run:
             writer = _Writer(plan, place, _metadata(weights, recipe), threads, progress or NoProgress())
             writer.write(proving, force=force)
@@ -212,11 +231,12 @@ class _Proving:
     chosen: Checkpoint
     plan: Plan
     proofs: list[Proof]
+    threads: int | None
     progress: Progress
 
     def __call__(self, path: Path) -> None:
         self.progress.start("reading back", self.plan.nbytes)
-        self.proofs.append(prove(self.chosen, self.plan, path, self.progress.advance))
+        self.proofs.append(prove(self.chosen, self.plan, path, self.progress.advance, threads=self.threads))
 
 
 def _nothing(path: Path) -> None:
@@ -228,6 +248,29 @@ def _check_unused(options: Mapping[str, object], what: str) -> None:
     given = [name for name, value in options.items() if value not in (None, False)]
     if given:
         raise UsageError(f"{given[0].replace('_', '-')} concerns {what}, which this is not", "leave it out")
+
+
+def _put_in(
+    stack: ExitStack, chosen: Checkpoint, vae: PathLike | None, parts: Sequence[PathLike]
+) -> tuple[Checkpoint, list[tuple[Weights, str]]]:
+    """The checkpoint with the parts of other files in it; these files, and what each is for."""
+    others: list[tuple[Weights, str]] = []
+    if vae is not None:
+        other = _other(stack, Path(vae), chosen)
+        chosen = with_vae(chosen, other)
+        others.append((other.weights, "vae"))
+    for part in parts:
+        other = _other(stack, Path(part), chosen)
+        chosen, role = with_part(chosen, other)
+        others.append((other.weights, role))
+    return chosen, others
+
+
+def _other(stack: ExitStack, path: Path, chosen: Checkpoint) -> Checkpoint:
+    """The file of a part, read as one of the same family."""
+    weights = stack.enter_context(open_weights(path))
+    name = chosen.family.name if chosen.family and identify(weights).family == "unknown" else None
+    return read_checkpoint(weights, family=name)
 
 
 def _leftovers(stack: ExitStack, weights: Weights) -> Weights | None:
@@ -262,6 +305,7 @@ def _options(settings: Settings, *, ema: bool) -> dict[str, object]:
         "dtype": settings.dtype.name if settings.dtype else None,
         "prune": settings.prune or None,
         "prediction": settings.prediction,
+        "variant": settings.variant,
         "ema": ema or None,
     }
     return {name: value for name, value in options.items() if value is not None}

@@ -13,6 +13,7 @@ from sdkit.adapters.artifact import Artifact
 from sdkit.adapters.builder import reads
 from sdkit.adapters.difference import Located
 from sdkit.adapters.ranks import RankRule
+from sdkit.adapters.recast import recast
 from sdkit.conversion.adapter import USUAL_RULE, Approximation, Fitted, Fitting
 from sdkit.conversion.adapter_proof import AdapterProof, prove_adapter
 from sdkit.conversion.rest import Dropped
@@ -38,9 +39,9 @@ from sdkit.jobs.algebra import described, one_thread
 from sdkit.jobs.inputs import parent_of
 from sdkit.jobs.merge_checks import check_is_not_input, family_error, known_model
 from sdkit.jobs.record import recorded
-from sdkit.merging.bake import quantisation_scale
 from sdkit.merging.tokens import token_paths
-from sdkit.weights import Weights, open_weights
+from sdkit.streaming.quantised import quantisation_scale
+from sdkit.weights import DType, Weights, open_weights
 from sdkit.weights.atomic import check_target
 from sdkit.weights.atomic_folder import check_folder_target
 from sdkit.weights.metadata import converted_metadata, public_metadata
@@ -55,6 +56,7 @@ class AdapterOptions:
         family: the adapter's, where its header does not tell.
         network_alpha: alpha of the modules whose alpha the file does not state.
         rank: of approximations, see `Fitting`.
+        dtype: element type of all tensors; None to keep each one's.
         allow_lossy: whether changes the format cannot hold may become the nearest it can.
         keep_training_metadata: whether captions, folders and paths stay among the metadata.
         prune: leave out what belongs to no module.
@@ -67,6 +69,7 @@ class AdapterOptions:
     allow_lossy: bool = False
     keep_training_metadata: bool = False
     prune: bool = False
+    dtype: DType | None = None
 
 
 _FAMILIES = frozenset(family.name for family in FAMILIES)
@@ -148,8 +151,8 @@ def convert_adapter(
         place = output if output is not None else _default_output(weights.path, dialect.name or format.name, dialect)
         told.start("fitting", len(source.deltas))
         held = source if format.words or not source.deltas else replace(source, tokens=())
-        fitted = _fitted(held, model, base, format, options)
-        words = token_paths(source.tokens, place) if held is not source else []
+        fitted = _fitted(_recast(held, options.dtype), model, base, format, options)
+        words = token_paths(_recast(source, options.dtype).tokens, place) if held is not source else []
         _check_output(
             place, [path for path, _ in words], weights.path, options.base, folder=not dialect.suffix, force=force
         )
@@ -187,10 +190,19 @@ def convert_adapter(
                 word = replace(source, deltas={}, tokens=rows, kind="textual-inversion")
                 write_adapter(word, None, path, {}, format="textual-inversion", overwrite=force)
             told.start("writing and reading back", len(fitted.artifact.deltas))
-            proof, renamed = writer.write(source, fitted, verify=verify)
+            proof, renamed = writer.write(source, fitted, recast=options.dtype is not None, verify=verify)
             seconds = time.perf_counter() - began
             report = replace(report, proof=proof, renamed=renamed, seconds=seconds, peak_memory_mib=peak_memory_mib())
         return recorded(report, [weights.path, options.base])
+
+
+def _recast(artifact: Artifact, dtype: DType | None) -> Artifact:
+    if dtype is not None and not artifact.deltas and not artifact.tokens:
+        path = artifact.source.path
+        raise UsageError(
+            f"{path}: dtype concerns changes of weights and words, this is a {artifact.kind}", "leave it out"
+        )
+    return recast(artifact, dtype) if dtype is not None else artifact
 
 
 def _format(to: str, source: Artifact) -> tuple[Format, Dialect]:
@@ -326,9 +338,11 @@ def _dropped(source: Artifact, fitted: Fitted) -> Iterator[Dropped]:
 def _recipe(report: AdapterConversion, options: AdapterOptions, fitted: Fitted) -> dict[str, object]:
     chosen = {
         name: value
-        for name, value in asdict(options).items()
+        for name, value in asdict(replace(options, dtype=None)).items()
         if value not in (None, False) and name not in ("base", "keep_training_metadata")
     }
+    if options.dtype is not None:
+        chosen["dtype"] = options.dtype.name
     lossy = {"lossy": fitted.summary()} if fitted.approximations else {}
     return {"verb": "convert", "to": report.to, "parents": list(report.parents), **chosen, **lossy}
 
@@ -354,8 +368,12 @@ class _Writer:
     metadata: dict[str, str]
     force: bool
 
-    def write(self, source: Artifact, fitted: Fitted, *, verify: bool) -> tuple[AdapterProof | None, int]:
-        """The proof, and how many of the tensors written have new names."""
+    def write(self, source: Artifact, fitted: Fitted, *, recast: bool, verify: bool) -> tuple[AdapterProof | None, int]:
+        """The proof, and how many of the tensors written have new names.
+
+        Args:
+            recast: whether numbers were rounded to another type.
+        """
         codec = writing_codec(self.format)
         chosen = {"dialect": self.dialect} if self.dialect else {}
         codec.write(fitted.artifact, self.model, self.path, self.metadata, overwrite=self.force, **chosen)
@@ -366,7 +384,7 @@ class _Writer:
                     return None, renamed
                 errors = {entry.name: entry.error for entry in fitted.approximations}
                 read = without_idle(fitted.artifact, codec.read(written, self.model))
-                return prove_adapter(source, fitted.artifact, read, self.path, errors), renamed
+                return prove_adapter(source, fitted.artifact, read, self.path, errors, recast=recast), renamed
         except BaseException:
             _remove(self.path)
             raise

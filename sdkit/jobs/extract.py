@@ -13,7 +13,7 @@ from pathlib import Path
 from sdkit.adapters.artifact import Target
 from sdkit.adapters.builder import same_weight
 from sdkit.adapters.computed import Computed, computed_artifact
-from sdkit.adapters.difference import Located, cut_difference, difference
+from sdkit.adapters.difference import Located, cut_difference, difference, differs
 from sdkit.adapters.ranks import RankRule
 from sdkit.adapters.sums import Cut
 from sdkit.core.errors import SdkitError, UsageError
@@ -33,8 +33,8 @@ from sdkit.jobs.algebra import (
 from sdkit.jobs.inputs import parent_of
 from sdkit.jobs.merge_checks import check_is_not_input, known_model
 from sdkit.jobs.record import recorded
-from sdkit.merging.bake import quantisation_scale
 from sdkit.streaming.expression import torch_dtype
+from sdkit.streaming.quantised import quantisation_scale
 from sdkit.weights import Weights, open_weights
 from sdkit.weights.dtypes import parse_dtype
 from sdkit.weights.metadata import merged_metadata
@@ -231,7 +231,7 @@ class _Extract:
 
     def _warnings(self, plan: _Plan, modules: Sequence[ModuleReport]) -> Iterator[str]:
         for reason, parts in plan.excluded.items():
-            changed = sum(difference(part.tuned, part.base) is not None for part in parts if _comparable(part))
+            changed = sum(differs(part.tuned, part.base) for part in parts if _comparable(part))
             changed += sum(not _comparable(part) for part in parts)
             if changed:
                 yield f"{changed} changed parameters are left out: {reason}"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from sdkit.core.report import Report
-from sdkit.formats import Format, described
+from sdkit.formats import Dialect, Format, described
 from sdkit.formats import formats as known_formats
 
 
@@ -20,25 +21,39 @@ class FormatsReport(Report):
     formats: tuple[Format, ...]
 
     def table(self) -> list[tuple[str, ...]]:
-        """The matrix in cells, its heading first: format, holds, kinds of change, words, read, written, programs."""
-        rows: list[tuple[str, ...]] = [
-            ("format", "holds", "changes", "words", "read", "written as (--to)", "programs that read it")
-        ]
-        for format in self.formats:
-            names = [f"{format.name}:{dialect.name}" if dialect.name else format.name for dialect in format.dialects]
-            weights = "lora" in format.holds
-            rows.append(
-                (
-                    format.name,
-                    ", ".join("weight changes" if kind == "lora" else kind for kind in format.holds),
-                    ("every kind" if format.changes is None else ", ".join(format.changes)) if weights else "",
-                    "yes" if format.words or "textual-inversion" in format.holds else "",
-                    "yes",
-                    ", ".join(names),
-                    ", ".join(format.programs),
-                )
-            )
-        return rows
+        """The matrix in cells, its heading first; a row for each way a format is written.
+
+        ``✓`` and a program's bare name are claims that the tests exercise (tests/formats/test_matrix.py); ``*`` behind
+        a name means that the program's documentation says so.
+        """
+        heading = ("format (--to)", "holds", "changes", "families", "words", "read", "written", "programs that read it")
+        return [heading, *(row for format in self.formats for row in _rows(format))]
+
+
+NOTE = "* on the word of its documentation; everything else is tried by the tests"
+
+
+def _rows(format: Format) -> Iterator[tuple[str, ...]]:
+    weights = "lora" in format.holds
+    for dialect in format.dialects or (None,):
+        yield (
+            f"{format.name}:{dialect.name}" if dialect and dialect.name else format.name,
+            ", ".join("weight changes" if kind == "lora" else kind for kind in format.holds),
+            ", ".join(format.changes or ("every kind",)) if weights else "",
+            ", ".join(format.families or ("every",)),
+            "✓" if format.words or "textual-inversion" in format.holds else "",
+            "✓",
+            "✓" if dialect else "",
+            ", ".join(_programs(format, dialect)),
+        )
+
+
+def _programs(format: Format, dialect: Dialect | None) -> Iterator[str]:
+    """Program by program, with its families where those are fewer than the program has elsewhere."""
+    families = dialect.families if dialect else {}
+    for program in dialect.programs if dialect else format.programs:
+        yield f"{program} ({' '.join(families[program])})" if program in families else program
+    yield from (f"{program}*" for program in (dialect.said if dialect else format.said))
 
 
 def formats() -> FormatsReport:

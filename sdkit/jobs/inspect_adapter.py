@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from sdkit.adapters.artifact import Artifact, TokenRows
+from sdkit.conversion.adapter import kind_of
 from sdkit.core.errors import SdkitError
 from sdkit.families import FAMILIES, reference
 from sdkit.families.family import Model
@@ -79,7 +80,7 @@ def describe(weights: Weights, format: str) -> Description:
         facts = _unread_facts(weights, format, reason)
         kind = _KIND_OF_FORMAT.get(format, "lora")
         return Description(kind, family, facts, (evidence,), tuple(_problems(facts, family)))
-    facts = _facts(artifact, published)
+    facts = _facts(artifact, published, family)
     notes = (*artifact.notes, *([f"it does not fit the published {family}: {misfit}"] if misfit else []))
     return Description(artifact.kind, family, facts, _reasons(evidence, facts), tuple(_problems(facts, family)), notes)
 
@@ -95,7 +96,8 @@ def _read(weights: Weights, model: Model | None) -> tuple[Artifact | None, str]:
     return artifact, ""
 
 
-def _facts(artifact: Artifact, model: Model | None) -> AdapterFacts:
+def _facts(artifact: Artifact, model: Model | None, family: str) -> AdapterFacts:
+    readers = _readers(artifact, family)
     return AdapterFacts(
         changes=artifact.changes,
         modules=artifact.modules,
@@ -105,15 +107,17 @@ def _facts(artifact: Artifact, model: Model | None) -> AdapterFacts:
         layout=model.family if model is not None else "",
         unmatched=artifact.unmatched,
         structure=artifact.key_value.structure if artifact.key_value else None,
-        loaders=_loaders(artifact),
+        loaders=tuple(program for program, reason in readers.items() if not reason),
+        refusing={program: reason for program, reason in readers.items() if reason},
         advice=_advice(artifact),
     )
 
 
-def _loaders(artifact: Artifact) -> tuple[str, ...]:
-    """The programs that would load it whole."""
-    kinds = {change.kind for change in artifact.changes}
-    return described(formats()[artifact.format]).loaders(kinds, pickled=artifact.source.container is Container.PICKLE)
+def _readers(artifact: Artifact, family: str) -> dict[str, str]:
+    """The programs that read its format → why they would not load it whole; empty where they would."""
+    kinds = {kind_of(delta) for delta in artifact.deltas.values()}
+    pickled = artifact.source.container is Container.PICKLE
+    return described(formats()[artifact.format]).readers(kinds, family, pickled=pickled)
 
 
 def _advice(artifact: Artifact) -> str:

@@ -80,6 +80,7 @@ class AdapterFacts:
         refused: the kinds of change in it that this version cannot apply (``DoRA``, ``GLoRA``, …).
         structure: how the networks of a hypernetwork are built.
         loaders: the programs that read this format and apply every kind of change in it.
+        refusing: those that read it and would not, with the reason.
         advice: what to convert it to where few programs do; empty elsewhere.
     """
 
@@ -94,6 +95,7 @@ class AdapterFacts:
     refused: tuple[str, ...] = ()
     structure: Structure | None = None
     loaders: tuple[str, ...] = ()
+    refusing: Mapping[str, str] = field(default_factory=dict)
     advice: str = ""
 
 

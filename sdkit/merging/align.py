@@ -6,47 +6,16 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 from sdkit.families.assemble import BUFFER_SUFFIX, EMA_PREFIX
 from sdkit.families.family import Model, Place
-from sdkit.merging.bake import quantisation_scale
 from sdkit.streaming import Cat, Reshape, Slice, Transpose
-from sdkit.streaming.expression import Context, Expression, TileFunction
+from sdkit.streaming.expression import Expression
 from sdkit.streaming.lazy import stored
+from sdkit.streaming.quantised import Times, quantisation_scale
 from sdkit.weights import Weights
 
-if TYPE_CHECKING:
-    import torch
-
 Hubs = tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Times:
-    """A tensor times a number: stored fp8 weights times the scale that belongs to them."""
-
-    source: Expression
-    factor: float
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The source's."""
-        return self.source.shape
-
-    @property
-    def unit(self) -> int:
-        """The source's."""
-        return self.source.unit
-
-    def bind(self, context: Context) -> TileFunction:
-        """Multiply in place."""
-        tile = self.source.bind(context)
-
-        def scaled(start: int, stop: int) -> torch.Tensor:
-            return tile(start, stop).mul_(self.factor)
-
-        return scaled
 
 
 @dataclass(frozen=True)

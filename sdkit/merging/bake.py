@@ -16,8 +16,8 @@ from sdkit.families.family import Model, Place
 from sdkit.merging.strengths import Strengths
 from sdkit.streaming import AddDelta, Addend, Output, Rounding
 from sdkit.streaming.lazy import stored
+from sdkit.streaming.quantised import quantisation_scale
 from sdkit.weights import DType, Weights
-from sdkit.weights.header import DamagedFileError
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,20 +106,3 @@ def _regions(target: Target, delta: Delta, place: Place, base: Weights) -> Itera
         yield (0, columns, False), rows_of_change(delta, half, 2 * half)
     else:
         yield (first_row, columns, place.transposed), delta
-
-
-def quantisation_scale(base: Weights, key: str) -> float:
-    """The number a scaled fp8 weight is multiplied with when it is used; 1 for every other weight.
-
-    The stored numbers are weight / scale, so a change must be divided by it too.
-
-    Raises:
-        DamagedFileError: it is zero or no finite number.
-    """
-    name = key.removesuffix(".weight") + ".scale_weight"
-    if name not in base.tensors:
-        return 1.0
-    scale = base.scalar(name)
-    if scale == 0.0 or not math.isfinite(scale):
-        raise DamagedFileError(base.path, f"{name} is {scale}, which no weight can be scaled with")
-    return scale

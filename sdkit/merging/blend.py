@@ -12,8 +12,7 @@ from typing import Literal
 from sdkit.core.errors import SdkitError
 from sdkit.families.configs import stated_configs
 from sdkit.merging.agree import check_families, check_prediction, check_stored_types, check_variants
-from sdkit.merging.align import Hubs, Source, Times, as_stored, ema_key, is_buffer, like_shape
-from sdkit.merging.bake import quantisation_scale
+from sdkit.merging.align import Hubs, Source, as_stored, ema_key, is_buffer, like_shape
 from sdkit.merging.blended import Wholes, blended
 from sdkit.merging.channels import Narrowed, Widened
 from sdkit.merging.method import Method, Value
@@ -22,6 +21,7 @@ from sdkit.merging.whole import Survey, Whole
 from sdkit.streaming import Cat, Output, Rounding, Slice
 from sdkit.streaming.expression import Context, Expression, TileFunction
 from sdkit.streaming.lazy import stored
+from sdkit.streaming.quantised import Times, quantisation_scale
 from sdkit.weights import DTYPES, DType, TensorInfo
 
 Missing = Literal["error", "from-a", "skip"]

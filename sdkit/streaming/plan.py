@@ -41,11 +41,12 @@ class Output:
     def pieces(self) -> tuple[Read, ...]:
         """The tensors whose bytes, one behind the other, are this one's; empty where something must be computed.
 
-        Tensors put together are taken for such only where all of them lie in files: what lies in memory has no bytes
-        that a system call could copy.
+        They are taken for such only where all of them lie in files: what lies in memory has no bytes that a system
+        call could copy. (An empty tensor needs none.)
         """
-        if self.copied is not None:
-            return (self.copied,)
+        read = self.copied
+        if read is not None:
+            return (read,) if read.weights.files or not read.info.nbytes else ()
         if not isinstance(self.expression, Cat):
             return ()
         reads = tuple(read for read in self.expression.sources if isinstance(read, Read))

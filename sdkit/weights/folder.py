@@ -17,8 +17,9 @@ MAX_CONFIG_BYTES = 10_000_000
 # The names diffusers and transformers save a component's weights under, the preferred one first.
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 ADAPTER_STEMS = ("adapter_model", "pytorch_lora_weights")
-ADAPTER_COMPONENTS = ("unet", "text_encoder", "text_encoder_2", "transformer")  # each with a PEFT adapter of its own
-VARIANTS = ("", ".fp16", ".non_ema")
+# Each with a PEFT adapter of its own.
+ADAPTER_COMPONENTS = ("unet", "text_encoder", "text_encoder_2", "text_encoder_3", "transformer")
+VARIANTS = ("", ".fp16", ".bf16", ".non_ema")
 SUFFIXES = ("safetensors", "bin")
 
 

@@ -16,6 +16,8 @@ from sdkit.families import reference
 from sdkit.weights import TensorInfo, Weights
 from sdkit.weights.reader import Container
 
+FILES = [("sd1-ldm", "sd1"), ("sdxl-sgm", "sdxl"), ("sd3-comfyui", "sd3"), ("flux-bfl", "flux")]
+
 
 def planned(weights: Weights, to: str, leftovers: Weights | None = None, **settings: Any) -> Plan:
     _, target = load_target(to)
@@ -41,10 +43,18 @@ def as_written(plan: Plan) -> tuple[Weights, Weights]:
     return folder, Weights(path, Container.SAFETENSORS, [path], beside, {})
 
 
-@pytest.mark.parametrize(("name", "family"), [("sd1-ldm", "sd1"), ("sdxl-sgm", "sdxl")])
-def test_every_key_has_its_place_in_a_folder_and_comes_back(name: str, family: str) -> None:
+@pytest.fixture
+def tokenizer(tmp_path: Path) -> Path:
+    """As many tokens as T5 has."""
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"vocab": [["a", 0.0]] * 32100}}))
+    return tmp_path
+
+
+@pytest.mark.parametrize(("name", "family"), FILES)
+def test_every_key_has_its_place_in_a_folder_and_comes_back(name: str, family: str, tokenizer: Path) -> None:
     single = real_header(name)
-    plan = planned(single, "diffusers")
+    t5 = {"tokenizer": tokenizer} if family in ("sd3", "flux") else {}
+    plan = planned(single, "diffusers", **t5)
     folder, beside = as_written(plan)
 
     weights = {key.replace("/", "."): info.shape for key, info in folder.tensors.items() if "position_ids" not in key}
@@ -58,12 +68,12 @@ def test_every_key_has_its_place_in_a_folder_and_comes_back(name: str, family: s
     assert back.rest.dropped == []
 
 
-@pytest.mark.parametrize(("name", "family"), [("sd1-ldm", "sd1"), ("sdxl-sgm", "sdxl")])
+@pytest.mark.parametrize(("name", "family"), FILES)
 def test_the_configurations_of_published_files_are_the_published_ones(
-    name: str, family: str, published: Callable[[str, str], dict[str, Any]]
+    name: str, family: str, published: Callable[[str, str], dict[str, Any]], tokenizer: Path
 ) -> None:
-    plan = planned(real_header(name), "diffusers")
-    for component in ("unet", "vae", "text_encoder"):
+    plan = planned(real_header(name), "diffusers", **({"tokenizer": tokenizer} if family in ("sd3", "flux") else {}))
+    for component in plan.parts:
         assert json.loads(plan.side_files[f"{component}/config.json"]) == published(family, component)
     # The file holds every marker there is, one for noise levels that a scheduler cannot say; nothing is supposed.
     assert len(plan.warnings) == (family == "sdxl") and all("edm_vpred" in warning for warning in plan.warnings)
@@ -72,7 +82,8 @@ def test_the_configurations_of_published_files_are_the_published_ones(
 @pytest.fixture
 def published(test_data: Path) -> Callable[[str, str], dict[str, Any]]:
     """A configuration as the published repository has it."""
-    folders = {"sd1": "stable-diffusion-v1-5", "sdxl": "stable-diffusion-xl-base-1.0"}
+    folders = {"sd1": "stable-diffusion-v1-5", "sdxl": "stable-diffusion-xl-base-1.0", "flux": "FLUX.1-dev"}
+    folders["sd3"] = "stable-diffusion-3-medium-diffusers"
 
     def read(family: str, component: str) -> dict[str, Any]:
         file = test_data / "data" / "models" / folders[family] / component / "config.json"

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from sdkit.adapters.artifact import Change, Target
+from sdkit.conversion.adapter import relative_change
 from sdkit.core.errors import SdkitError
 from sdkit.formats import read_adapter, recognise
 
@@ -103,6 +104,39 @@ def test_lycoris_wrapper_names(save, model, dense):
     flat = FLAT_Q.replace("lora_unet_", "lycoris_")
     tensors = pair(flat, 8, 2, 6)
     assert torch.allclose(dense(read_adapter(save(tensors), model), Q), product(tensors, flat))
+
+
+@pytest.mark.parametrize(("alpha", "norm"), [(1e-2, 0.08), (100.0, None), (0.0, 0.0)])
+def test_the_oft_of_kohyas_scripts(save, model, alpha, norm):
+    """Their limit is alpha · out, and holds at 0 too; W' = Rᵀ W as in LyCORIS."""
+    flat = FLAT_Q.replace("lora_unet_", "oft_unet_")
+    blocks, weight = normal(2, 4, 4).double(), normal(8, 6, seed=1).double()
+    weights = save({f"{flat}.oft_blocks": blocks.float(), f"{flat}.alpha": torch.tensor(alpha)})
+    assert recognise(weights)[0] == "kohya" and read_adapter(weights).modules == (
+        Q.replace(".", "_").replace("_", ".", 1),
+    )
+    (delta,) = read_adapter(weights, model).deltas.values()
+    skew = blocks - blocks.mT
+    skew = skew if norm is None else skew * (norm / skew.norm())
+    turn = torch.linalg.solve(torch.eye(4) - skew, torch.eye(4) + skew, left=False)
+    assert torch.allclose(relative_change(delta, weight), torch.block_diag(*turn).T @ weight - weight, atol=1e-6)
+
+
+@pytest.mark.parametrize("damped", [False, True])
+def test_onetrainers_oft(save, model, damped):
+    """Its numbers may be divided by the root of how many a block has; the series has five terms."""
+    triangles, weight = normal(2, 3), normal(8, 6, seed=1).double()
+    mark = {f"{FLAT_Q}.oft_R.scaled_oft": torch.tensor(1)} if damped else {}
+    artifact = read_adapter(save({f"{FLAT_Q}.oft_R.weight": triangles, **mark}), model)
+    (delta,) = artifact.deltas.values()
+    assert delta.kind == "oftv2" and "5 terms" in artifact.notes[0]
+    turns = []
+    for a, b, c in (triangles.double() / (3**0.5 if damped else 1)).tolist():
+        q = torch.tensor([[0, a, b], [-a, 0, c], [-b, -c, 0]], dtype=torch.float64)
+        turns.append(torch.eye(3) + 2 * q + 2 * q @ q + 2 * q @ q @ q + q @ q @ q @ q)
+    meant = weight @ torch.block_diag(*turns).T - weight
+    assert torch.allclose(relative_change(delta, weight), meant, atol=1e-6)
+    assert torch.allclose(relative_change(delta, weight[3:5]), meant[3:5], atol=1e-6)
 
 
 def test_wrapper_name_that_fits_both_text_encoders_matches_neither(save, make_model):

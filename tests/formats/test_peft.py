@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import save_file
 
 from sdkit.adapters.artifact import Target
+from sdkit.conversion.adapter import relative_change
 from sdkit.core.errors import SdkitError
-from sdkit.formats import read_adapter, recognise
+from sdkit.formats import read_adapter, recognise, write_adapter
 from sdkit.formats.peft import LoraSettings
 from sdkit.weights import Weights
 from sdkit.weights.header import read_header
@@ -112,6 +113,49 @@ def test_scale(folder, unet, dense):
     assert math.isclose(next(iter(artifact.deltas.values())).scale, 3 / math.sqrt(2))
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"oft_block_size": 2},
+        {"oft_block_size": 3, "target_modules": ["proj_in", "q"]},
+        {"oft_block_size": 2, "use_cayley_neumann": False},
+        {"oft_block_size": 2, "num_cayley_neumann_terms": 2},
+        {"oft_block_size": 2, "num_cayley_neumann_terms": 3},
+        {"oft_block_size": 2, "num_cayley_neumann_terms": 7},
+        {"oft_block_size": 2, "block_share": True},
+        {"oft_block_size": 0, "r": 2},
+    ],
+    ids=str,
+)
+def test_oft_equals_pefts_own_merge_and_comes_back(tmp_path, unet, options):
+    peft = pytest.importorskip("peft", reason="peft is not installed")
+    torch.manual_seed(0)
+    model = Tiny()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    settings = {"target_modules": ["proj_in", "conv1", "q"], "bias": "none"} | options
+    adapted = peft.get_peft_model(model, peft.OFTConfig(**settings))
+    for name, parameter in adapted.named_parameters():
+        if "oft_R" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    adapted.save_pretrained(tmp_path)
+    weights = open_peft(tmp_path)
+    artifact = read_adapter(weights, unet)
+    uniform = "r" not in options
+    if uniform:
+        write_adapter(artifact, unet, tmp_path / "again", {}, format="peft")
+        again = read_adapter(open_peft(tmp_path / "again"), unet)
+        assert again.deltas.keys() == artifact.deltas.keys()
+    merged = adapted.merge_and_unload().state_dict()
+    for read in (artifact, again) if uniform else (artifact,):
+        assert len(read.deltas) == len(settings["target_modules"]) and read.unmatched == ()
+        for target, delta in read.deltas.items():
+            name = target.name.removeprefix("unet.")
+            rows = before[name].double().flatten(1)
+            change = (merged[name] - before[name]).flatten(1).double()
+            assert delta.kind == "oftv2" and change.norm() > 0.01
+            assert torch.allclose(relative_change(delta, rows), change, atol=1e-5), name
+
+
 @pytest.mark.parametrize("long", [True, False])
 def test_text_encoder_in_both_spellings(folder, make_model, long):
     spelled = "encoder.layers.0.self_attn.q_proj"
@@ -149,6 +193,8 @@ def test_unmatched_and_contradicting(folder, unet):
         ({"init_lora_weights": "pissa_niter_4"}, "changes the base"),
         ({"init_lora_weights": "olora"}, "changes the base"),
         ({"init_lora_weights": "corda"}, "changes the base"),
+        ({"peft_type": "OFT", "coft": True}, "held near the identity"),
+        ({"peft_type": "OFT", "num_cayley_neumann_terms": 10**9}, "no usable value"),
         ({"lora_alpha": "big"}, "no usable value"),
         ({"rank_pattern": {"q": None}}, "no usable value"),
         ({"rank_pattern": {"(": 2}}, "no regular expression"),
@@ -169,9 +215,9 @@ def test_dora_magnitudes_need_their_pair(folder, unet):
 
 
 def test_other_kinds_and_a_lone_file_say_why_not(folder, save):
-    weights = folder(peft_type="OFT")
+    weights = folder(peft_type="BOFT")
     name, verdicts = recognise(weights)
-    assert name is None and "OFT" in verdicts["peft"].reason
+    assert name is None and "BOFT" in verdicts["peft"].reason
     lone = save({"base_model.model.x.lora_A.weight": torch.ones(2, 2)})
     assert "open the folder" in recognise(lone)[1]["peft"].reason
     with pytest.raises(SdkitError, match="not an adapter in a known format") as error:

@@ -8,7 +8,7 @@ from header_files import weights_of
 
 from sdkit.adapters.artifact import Target
 from sdkit.core.errors import SdkitError
-from sdkit.families import identify
+from sdkit.families import identify, reference
 from sdkit.families.flux_transformer import FluxLayout
 from sdkit.families.sd3_transformer import Sd3Layout
 from sdkit.formats import adapter_family, read_adapter, recognise, write_adapter
@@ -195,6 +195,82 @@ def test_diffusers_loads_what_is_written_for_it(save, tmp_path, dense, kind, con
         hub = f"transformer.{name.removesuffix('.weight')}"
         expected = tensor + dense(source, hub).reshape(tensor.shape) if Target(hub) in source.deltas else tensor
         assert torch.allclose(after[name], expected, atol=1e-4), name
+
+
+CLIP, T5 = "text_model_encoder_layers_0_self_attn_q_proj", "encoder_block_0_layer_0_SelfAttention_q"
+TEXTS = {
+    "sd3": {f"lora_te1_{CLIP}": 768, f"lora_te2_{CLIP}": 1280, f"lora_te3_{T5}": 4096},
+    "flux": {f"lora_te1_{CLIP}": 768, f"lora_te3_{T5}": 4096},
+}
+COMFYUI = {
+    "lora_te1": "text_encoders.clip_l.transformer.text_model.encoder.layers.0.self_attn.q_proj",
+    "lora_te2": "text_encoders.clip_g.transformer.text_model.encoder.layers.0.self_attn.q_proj",
+    "lora_te3": "text_encoders.t5xxl.transformer.encoder.block.0.layer.0.SelfAttention.q",
+}
+
+
+@pytest.mark.parametrize("family", TEXTS)
+@pytest.mark.parametrize("to", ["kohya", "comfyui-native", "omi", "peft"])
+def test_loras_of_text_encoders_go_through_every_format(save, tmp_path, family, to):
+    """T5 is OneTrainer's second text encoder of FLUX.1, and the third everywhere else."""
+    tensors = {}
+    for number, (flat, width) in enumerate(TEXTS[family].items()):
+        tensors[f"{flat}.lora_down.weight"] = normal(2, width, seed=number)
+        tensors[f"{flat}.lora_up.weight"] = normal(width, 2, seed=number + 9)
+        tensors[f"{flat}.alpha"] = torch.tensor(0.5 + number)
+    model = reference(family)
+    weights = save(tensors)
+    assert adapter_family(weights)[0] == family
+    source = read_adapter(weights, model)
+    assert source.unmatched == () and len(source.deltas) == len(TEXTS[family])
+    write_adapter(source, model, tmp_path / "there", {}, format=to)
+    with open_weights(tmp_path / "there") as there:
+        if to == "comfyui-native":
+            assert {name.partition(".lora_")[0].removesuffix(".alpha") for name in there.tensors} == {
+                COMFYUI[flat[:8]] for flat in TEXTS[family]
+            }
+        write_adapter(read_adapter(there, model), model, tmp_path / "back.safetensors", {})
+    from safetensors.torch import load_file
+
+    back = load_file(tmp_path / "back.safetensors")
+    assert back.keys() == tensors.keys() and all(torch.equal(back[name], tensors[name]) for name in tensors)
+    with pytest.raises(SdkitError, match="diffusers loads no LoRA of T5"):
+        write_adapter(source, model, tmp_path / "d.safetensors", {}, format="diffusers")
+    if family == "flux":
+        old = {name.replace("lora_te3_", "lora_te2_"): tensor for name, tensor in tensors.items()}
+        legacy = save(old, name="old")
+        assert adapter_family(legacy)[0] == "flux" and read_adapter(legacy, model).deltas.keys() == source.deltas.keys()
+
+
+def test_the_open_model_initiatives_names_number_what_a_single_file_stacks(save, tmp_path, small, dense):
+    """OneTrainer's tables: q, k and v are .0, .1 and .2; the halves of the last modulation as in the single file."""
+    names = {
+        "transformer.double_blocks.0.img_attn.qkv.0": "transformer_blocks.0.attn.to_q",
+        "transformer.double_blocks.1.txt_attn.qkv.2": "transformer_blocks.1.attn.add_v_proj",
+        "transformer.single_blocks.0.linear1.1": "single_transformer_blocks.0.attn.to_k",
+        "transformer.single_blocks.0.linear1.3": "single_transformer_blocks.0.proj_mlp",
+        "transformer.single_blocks.1.linear2": "single_transformer_blocks.1.proj_out",
+        "transformer.img_in.proj": "x_embedder",
+        "transformer.final_layer.adaLN_modulation.1": "norm_out.linear",
+    }
+    tensors = {}
+    for number, (name, hub) in enumerate(names.items()):
+        rows, columns = small.places[f"transformer.{hub}.weight"].shape
+        tensors[f"{name}.lora_down.weight"] = normal(2, columns, seed=number)
+        tensors[f"{name}.lora_up.weight"] = normal(rows, 2, seed=number + 9)
+        tensors[f"{name}.alpha"] = torch.tensor(1.0)
+    weights = save(tensors, {"ot_branch": "omi_format"})
+    assert recognise(weights)[0] == "omi" and adapter_family(weights)[0] == "flux"
+    artifact = read_adapter(weights, small)
+    assert artifact.unmatched == () and len(artifact.deltas) == len(names)
+    for name, hub in names.items():
+        change = tensors[f"{name}.lora_up.weight"].double() @ tensors[f"{name}.lora_down.weight"].double() / 2
+        if hub == "norm_out.linear":
+            change = torch.cat(change.chunk(2)[::-1])
+        assert torch.allclose(dense(artifact, f"transformer.{hub}"), change), hub
+    write_adapter(artifact, small, tmp_path / "o.safetensors", {}, format="omi")
+    with open_weights(tmp_path / "o.safetensors") as written:
+        assert written.tensors.keys() == weights.tensors.keys() and written.metadata["ot_branch"] == "omi_format"
 
 
 def diffusers_pairs(hubs, model, rank=2):

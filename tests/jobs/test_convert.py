@@ -130,6 +130,20 @@ def test_another_autoencoder_is_baked_in(tmp_path: Path, tiny_base: Path, tiny_s
     assert torch.equal(unet["conv_in.weight"], load_file(single)[f"{PREFIX}input_blocks.0.0.weight"])
 
 
+def test_another_text_encoder_is_put_in(tmp_path: Path, tiny_base: Path, tiny_sdxl: Path) -> None:
+    other = sdkit.convert(tiny_sdxl, "single", tmp_path / "clip.safetensors", only="text-encoder").output
+    wide = sdkit.convert(tiny_sdxl, "single", tmp_path / "wide.safetensors", only="text-encoder-2").output
+    for target in ("single", "diffusers"):
+        report = sdkit.convert(tiny_base, target, tmp_path / target, parts=[other])
+        assert report.proof is not None and [parent["role"] for parent in report.parents] == ["source", "text_encoder"]
+    written = load_file(tmp_path / "diffusers/text_encoder/model.safetensors")
+    wanted = load_file(tiny_sdxl / "text_encoder/model.safetensors")
+    assert all(torch.equal(written[f"text_model.{name.removeprefix('text_model.')}"], wanted[name]) for name in wanted)
+    assert any("another text_encoder takes their place" in drop.reason for drop in report.dropped)
+    with pytest.raises(SdkitError, match="is 40 wide, and the text_encoder it would replace 24"):
+        sdkit.convert(tiny_base, "single", tmp_path / "no.safetensors", parts=[wide])
+
+
 def test_parts_are_written_as_programs_load_them(tmp_path: Path, tiny_sdxl: Path) -> None:
     for name, key in (
         ("unet", f"{PREFIX}input_blocks.0.0.weight"),
@@ -175,6 +189,35 @@ def test_shards_and_the_fp16_variant_are_read(tmp_path: Path, tiny_base: Path) -
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
+def test_shards_and_variants_are_written_as_diffusers_loads_them(tmp_path: Path, tiny_sdxl: Path) -> None:
+    from diffusers import StableDiffusionXLPipeline
+
+    single = sdkit.convert(tiny_sdxl, "single", tmp_path / "single.safetensors", dtype="fp16").output
+    options = {"configs": tiny_sdxl, "variant": "fp16", "shard_size": "60KB"}
+    out, report = tmp_path / "out", sdkit.convert(single, "diffusers", tmp_path / "out", **options)
+    assert report.proof is not None and report.proof.exact
+    files = [path.relative_to(out).as_posix() for path in out.rglob("*.safetensors")]
+    assert all(".fp16" in name for name in files) and "text_encoder/model.fp16.safetensors" in files
+    assert len([name for name in files if name.startswith("text_encoder_2/")]) == 2
+    index = json.loads((out / "unet/diffusion_pytorch_model.safetensors.index.fp16.json").read_text())
+    shards = [load_file(out / "unet" / name) for name in sorted(set(index["weight_map"].values()))]
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for shard in shards for tensor in shard.values())
+    assert all(len(shard) == 1 or sum(tensor.nbytes for tensor in shard.values()) <= 60_000 for shard in shards)
+    after = StableDiffusionXLPipeline.from_pretrained(out, variant="fp16", local_files_only=True)
+    before = StableDiffusionXLPipeline.from_pretrained(tiny_sdxl, local_files_only=True)
+    for component in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        one, two = (getattr(pipeline, component).state_dict() for pipeline in (before, after))
+        assert one.keys() == two.keys() and all(torch.equal(one[name].half(), two[name].half()) for name in one)
+    back = load_file(sdkit.convert(out, "single", tmp_path / "back.safetensors").output)
+    assert all(torch.equal(back[name], tensor) for name, tensor in load_file(single).items())
+    with pytest.raises(UsageError, match="a folder's"):
+        sdkit.convert(single, "single", tmp_path / "no.safetensors", shard_size="1GB")
+    with pytest.raises(UsageError, match="no size"):
+        sdkit.convert(single, "diffusers", tmp_path / "no", shard_size="10")
+    with pytest.raises(UsageError, match="no variant"):
+        sdkit.convert(single, "diffusers", tmp_path / "no", variant="../x")
+
+
 def test_an_sd2_file_that_does_not_say_what_it_predicts_is_asked(tmp_path: Path) -> None:
     from dataclasses import replace
 
@@ -216,9 +259,9 @@ def test_what_cannot_be_converted_is_refused_before_anything_is_written(
     assert "diffusers" in caught.value.hint
     with pytest.raises(SdkitError, match="is missing|are missing"):
         sdkit.convert(changed(single, {}, without="input_blocks.1.0.in_layers.0"), "single", out)
-    scaled = changed(single, {f"{PREFIX}out.2.scale_weight": torch.ones(1)})
-    with pytest.raises(SdkitError, match="quantised"):
-        sdkit.convert(scaled, "single", out)
+    odd = changed(single, {f"{PREFIX}out.2.weight_scale": torch.ones(4)})
+    with pytest.raises(SdkitError, match="shape, type or scale"):
+        sdkit.convert(odd, "single", out)
     with pytest.raises(SdkitError, match="attention heads"):
         sdkit.convert(changed(single, {}, stated=False), "diffusers", tmp_path / "out")
     save_file({"lora_unet_x.diff": torch.ones(1, 2)}, tmp_path / "lora.safetensors")
@@ -315,3 +358,53 @@ def test_a_folder_says_once_what_it_predicts(tmp_path: Path, single: Path, tiny_
     scheduler.write_text(json.dumps({**json.loads(scheduler.read_text()), "prediction_type": "v_prediction"}))
     back = sdkit.convert(tmp_path / "folder", "single", tmp_path / "back.safetensors")
     assert back.prediction == "v_prediction" and "v_pred" in load_file(back.output)
+
+
+def scaled(tensors: dict[str, torch.Tensor], newer: bool) -> dict[str, torch.Tensor]:
+    """The matrices of the U-Net as fp8 times a number, in either spelling of ComfyUI."""
+    stored = dict(tensors)
+    if not newer:
+        stored["scaled_fp8"] = torch.zeros(2).to(torch.float8_e4m3fn)
+    for name, tensor in tensors.items():
+        if name.startswith(PREFIX) and name.endswith(".weight") and tensor.ndim == 2:
+            scale = tensor.abs().max() / 448
+            stored[name] = (tensor / scale).to(torch.float8_e4m3fn)
+            stem = name.removesuffix(".weight")
+            stored[f"{stem}.{'weight_scale' if newer else 'scale_weight'}"] = scale
+            if newer:
+                stored[f"{stem}.comfy_quant"] = torch.tensor(list(b'{"format": "float8_e4m3fn"}'), dtype=torch.uint8)
+            else:
+                stored[f"{stem}.scale_input"] = torch.ones(())
+    return stored
+
+
+@pytest.mark.parametrize("newer", [False, True], ids=["scaled_fp8", "comfy_quant"])
+def test_scaled_fp8_is_worked_out(tmp_path: Path, tiny_sdxl: Path, newer: bool) -> None:
+    single = sdkit.convert(tiny_sdxl, "single", tmp_path / "single.safetensors").output
+    tensors = scaled(load_file(single), newer)
+    assert len(tensors) > len(load_file(single)) + 20
+    with safe_open(single, "pt") as file:
+        save_file(tensors, tmp_path / "fp8.safetensors", file.metadata())
+    for to in ("single", "diffusers"):
+        with pytest.raises(SdkitError, match="with scales beside them") as caught:
+            sdkit.convert(tmp_path / "fp8.safetensors", to, tmp_path / "no", configs=tiny_sdxl)
+        assert "--dtype bf16" in caught.value.hint
+    report = sdkit.convert(tmp_path / "fp8.safetensors", "diffusers", tmp_path / "out", dtype="bf16", configs=tiny_sdxl)
+    assert report.proof is not None and "worked into the weights" in report.dropped[0].reason
+    unet = load_file(tmp_path / "out/unet/diffusion_pytorch_model.safetensors")
+    stem = "input_blocks.3.1.transformer_blocks.0.attn2.to_k"
+    key = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.weight"
+    scale = tensors[f"{PREFIX}{stem}.{'weight_scale' if newer else 'scale_weight'}"]
+    assert torch.equal(unet[key], (tensors[f"{PREFIX}{stem}.weight"].float() * scale).bfloat16())
+    assert {tensor.dtype for tensor in unet.values()} == {torch.bfloat16}
+
+
+def test_plain_fp8_keeps_its_bits_or_is_widened(tmp_path: Path, tiny_sdxl: Path) -> None:
+    small = sdkit.convert(tiny_sdxl, "single", tmp_path / "fp8.safetensors", dtype="fp8_e4m3").output
+    kept = sdkit.convert(small, "diffusers", tmp_path / "kept", configs=tiny_sdxl)
+    wide = sdkit.convert(small, "diffusers", tmp_path / "wide", dtype="bf16", configs=tiny_sdxl)
+    assert kept.proof is not None and kept.proof.exact and wide.proof is not None and wide.proof.exact
+    name = "unet/diffusion_pytorch_model.safetensors"
+    one, two = load_file(tmp_path / "kept" / name), load_file(tmp_path / "wide" / name)
+    assert {tensor.dtype for tensor in one.values()} == {torch.float8_e4m3fn}
+    assert all(torch.equal(one[key].bfloat16(), two[key]) for key in two)

@@ -230,6 +230,41 @@ def test_an_alpha_the_file_does_not_state(tmp_path: Path, base: Path) -> None:
         sdkit.convert(report.output, "peft", tmp_path / "p", base=base, network_alpha=1)
 
 
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_another_element_type(tmp_path: Path, base: Path, kind: str) -> None:
+    """Every factor is rounded once, alphas are not, and the proof says how much the changes moved."""
+    name = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_q"
+    tensors = models.kohya_lora({name: models.sd1_modules()[name]}, alpha=0.3)
+    if kind == "dora":
+        tensors[f"{name}.dora_scale"] = torch.rand(len(tensors[f"{name}.lora_up.weight"]), 1) + 1
+    tensors["bundle_emb.<w>.string_to_param.*"] = torch.rand(2, 32)
+    source = models.save(tensors, tmp_path / "a.safetensors")
+    report = sdkit.convert(source, "kohya", tmp_path / "h.safetensors", base=base, dtype="bf16")
+    written = load_file(report.output)
+    assert written.keys() == tensors.keys()
+    for key, tensor in tensors.items():
+        meant = tensor if key.endswith(".alpha") else tensor.bfloat16()
+        assert written[key].dtype == meant.dtype and torch.equal(written[key], meant), key
+    assert 1e-4 < report.proof.error < 1e-2 and report.proof.exact == 0
+    if kind == "lora":
+        moved = models.delta({key: tensor.float() for key, tensor in written.items()}, name) - models.delta(
+            tensors, name
+        )
+        assert report.proof.error == pytest.approx(float(moved.norm() / models.delta(tensors, name).norm()), rel=1e-3)
+    assert json.loads(metadata_of(report.output)["sdkit.recipe"])["dtype"] == "BF16"
+    peft = sdkit.convert(report.output, "peft", tmp_path / "p", base=base, dtype="fp32")
+    assert peft.proof.exact == 1
+    assert load_file(tmp_path / "p.w.safetensors")["<w>"].dtype == torch.float32
+
+
+def test_an_element_type_that_is_too_small(tmp_path: Path, base: Path) -> None:
+    tensors = models.kohya_lora(models.sd1_modules(), size=1e6)
+    source = models.save(tensors, tmp_path / "a.safetensors")
+    with pytest.raises(SdkitError, match="do not fit F16"):
+        sdkit.convert(source, "kohya", tmp_path / "h.safetensors", base=base, dtype="fp16")
+    assert not (tmp_path / "h.safetensors").exists()
+
+
 def test_options_that_would_do_nothing_are_refused(tmp_path: Path, base: Path, lora: Path) -> None:
     with pytest.raises(UsageError, match="bake-vae concerns a checkpoint"):
         sdkit.convert(lora, "peft", tmp_path / "p", base=base, bake_vae=base)

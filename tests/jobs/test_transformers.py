@@ -63,13 +63,6 @@ def test_a_model_blends_with_itself_in_the_other_naming(tmp_path, layout) -> Non
             assert torch.allclose(result[name], tensor, atol=1e-6), name
 
 
-def test_converting_the_checkpoint_is_refused_with_what_can_be_done(tmp_path) -> None:
-    single, _ = both_namings(FLUX, tmp_path, "base", 1)
-    with pytest.raises(SdkitError, match=r"checkpoints of FLUX.1 cannot be converted yet"):
-        sdkit.convert(single, "diffusers", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
 def test_a_lora_of_another_width_says_so_before_anything_is_written(tmp_path) -> None:
     single, _ = both_namings(SD3, tmp_path, "base", 1)
     lora, out = tmp_path / "lora.safetensors", tmp_path / "out.safetensors"

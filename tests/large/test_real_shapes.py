@@ -5,15 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import oracle
 import pytest
 import torch
+from process import run
 from safetensors import safe_open
 
 Made = Callable[[str], Path]
@@ -25,17 +23,6 @@ POSITIONS = {
     "sd15_a": ["cond_stage_model.transformer.text_model.embeddings.position_ids"],
     "sdxl_a": ["conditioner.embedders.0.transformer.text_model.embeddings.position_ids"],
 }
-
-
-def run(*arguments: object) -> dict[str, Any]:
-    """Run sdkit in a process of its own, which must succeed; its ``--json``."""
-    command = [sys.executable, "-m", "sdkit", *map(str, arguments), "--json"]
-    # The shell in between is small: a process inherits the memory peak of the one that started it.
-    shell = ["sh", "-c", '"$@"; exit $?', "sh", *command]
-    done = subprocess.run(shell, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    report: dict[str, Any] = json.loads(done.stdout)
-    return report
 
 
 def sha256(path: Path) -> str:

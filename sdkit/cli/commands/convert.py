@@ -17,11 +17,12 @@ from sdkit.core.human import human_bytes
 @click.argument("source", metavar="IN", type=MODEL)
 @click.option("--to", required=True, metavar="WHAT", help="A format (`sdkit formats`) or a program: comfyui, a1111, …")
 @click.option("-o", "--output", "target", type=click.Path(path_type=Path), help="[default: IN's name, here]")
-@click.option("--only", metavar="COMPONENT", help="One component: unet, vae, text_encoder or text_encoder_2.")
+@click.option("--only", metavar="COMPONENT", help="One component: unet or transformer, vae, text_encoder, …")
 @click.option("--dtype", metavar="TYPE", help="fp16, bf16, fp32, fp8_e4m3 or fp8_e5m2 [default: keep each tensor's].")
 @click.option("--prune", is_flag=True, help="Leave out what no pipeline reads: EMA copy, constants, a trainer's rests.")
 @click.option("--ema", is_flag=True, help="Take the EMA copy of the U-Net in place of its weights.")
 @click.option("--bake-vae", type=MODEL, help="A file or folder with another autoencoder.")
+@click.option("--part", "parts", type=MODEL, multiple=True, help="A file with a text encoder or autoencoder to put in.")
 @click.option("--prediction", metavar="KIND", help="epsilon or v_prediction, where IN does not say so.")
 @click.option("--family", metavar="NAME", help="Of an autoencoder or an adapter: sd1, sd2, sdxl, …")
 @click.option("--base", type=BASE, help="Adapters: the model, if of unusual sizes, or to work a change out on.")
@@ -30,6 +31,9 @@ from sdkit.core.human import human_bytes
 @click.option("--rank", type=click.IntRange(1), help="Adapters: of what stands in [default: as 0.1 % error needs].")
 @click.option("--keep-training-metadata", is_flag=True, help="Adapters: keep captions, folders and paths.")
 @click.option("--configs", type=click.Path(path_type=Path), help="A folder with configurations, where IN has none.")
+@click.option("--tokenizer", type=click.Path(path_type=Path), help="A folder with T5's tokenizer (SD3, FLUX.1).")
+@click.option("--variant", metavar="NAME", help="Folders: what the names of the weights say: fp16, bf16, non_ema.")
+@click.option("--shard-size", metavar="SIZE", help="Folders: the most a file holds, such as 10GB.")
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Read back and compare every parameter.")
 @click.option("--threads", type=click.IntRange(1), help="Workers; never changes the result [default: one per core].")
 @click.option("--dry-run", is_flag=True, help="Check everything and say what would happen; write nothing.")
@@ -88,10 +92,13 @@ def _proven(proof: Any) -> str:
         rest = f", the others within {proof.error:.1g} ({proof.worst})" if proof.exact < proof.changes else ""
         parts.append(f"{proof.exact} of {proof.changes} changes are the same number by number{rest}")
     if proof.words:
-        parts.append(f"{proof.words} words are the same bit by bit")
+        parts.append(f"{proof.words} words read back bit by bit")
     if proof.networks:
         parts.append(f"{proof.networks} networks are the same bit by bit")
     return f"read back in {proof.seconds:.1f} s: {'; '.join(parts)}"
+
+
+_PREDICTED = {"epsilon": "the noise", "v_prediction": "the velocity", "flow": "a flow"}
 
 
 def describe(report: Any) -> list[str]:
@@ -100,7 +107,7 @@ def describe(report: Any) -> list[str]:
     lines = [f"{verb} {report.source} ({report.family}: {', '.join(report.components)}) to {report.to}"]
     lines.append(f"{report.consumed} tensors go in, {report.renamed} under other names; {report.tensors} are written")
     if report.prediction:
-        lines.append(f"it predicts {'the velocity' if report.prediction == 'v_prediction' else 'the noise'}")
+        lines.append(f"it predicts {_PREDICTED[report.prediction]}")
     if report.kept_beside:
         lines.append(f"laid beside, for the way back: {report.kept_beside} tensors")
     lines.extend(f"dropped {len(drop.names)} ({human_bytes(drop.bytes)}): {drop.reason}" for drop in report.dropped)

@@ -14,7 +14,7 @@ def command(output: Output) -> None:
 
     Every program named is another name of the formats it reads; `FORMAT:DIALECT` names a special way of writing one.
     """
-    from sdkit.jobs.formats import formats
+    from sdkit.jobs.formats import NOTE, formats
 
     found = formats()
-    output.result(found.as_dict(), columns(found.table()), [format.name for format in found.formats])
+    output.result(found.as_dict(), [*columns(found.table()), "", NOTE], [format.name for format in found.formats])

@@ -160,6 +160,7 @@ def _adapter_rows(found: Inspection) -> list[tuple[str, Iterable[str]]]:
         ("blocks", [_ranges(list(facts.blocks))] if facts.blocks else []),
         ("tokens", _shortened(_tokens(facts))),
         ("loads in", _loaders(facts)),
+        ("not in", [f"{program}: {reason}" for program, reason in facts.refusing.items()]),
     ]
 
 

@@ -14,6 +14,7 @@ from sdkit.conversion.plan import Plan, PlannedFile, Settings
 from sdkit.conversion.rest import as_it_is, folder_to_single, sort_rest
 from sdkit.conversion.sampling import FLAGS, markers_for, sampling_metadata, sampling_of
 from sdkit.conversion.tensors import converted
+from sdkit.core.errors import UsageError
 from sdkit.families.clip import TextLayout
 from sdkit.families.configs import CONFIG_KEY
 from sdkit.families.parts import Part
@@ -28,7 +29,13 @@ PROGRAMS = ("a1111", "automatic1111", "comfy", "comfyui", "forge", "kohya")
 
 
 def plan(whole: Checkpoint, chosen: Checkpoint, settings: Settings) -> Plan:
-    """One file; a single file's own tensors keep their names."""
+    """One file; a single file's own tensors keep their names.
+
+    Raises:
+        UsageError: a variant or shards are asked for, which a folder has.
+    """
+    if settings.variant or settings.shard_bytes:
+        raise UsageError("variants and shards are a folder's", "leave out --variant and --shard-size")
     parts = _parts(chosen, settings)
     fate = as_it_is if chosen.is_single else folder_to_single(chosen)
     rest = sort_rest(whole, chosen, parts, fate, prune=settings.prune)
@@ -37,7 +44,7 @@ def plan(whole: Checkpoint, chosen: Checkpoint, settings: Settings) -> Plan:
     tensors += [_kept(chosen, info.name, settings.dtype) for info in rest.kept]
     metadata, prediction = {}, chosen.model.prediction
     configs = _public_configs(chosen)
-    if "unet" in chosen.parts and not _keeps_silent(chosen, settings):
+    if chosen.draws and not _keeps_silent(chosen, settings):
         sampling = sampling_of(chosen, settings.prediction)
         prediction = sampling.prediction
         markers = markers_for(chosen, sampling)
@@ -95,7 +102,7 @@ def _flags(markers: tuple[str, ...], tensors: list[Output]) -> list[Output]:
 
 def _public_configs(chosen: Checkpoint) -> dict[str, dict[str, Any]]:
     """The configurations of what is written, without the places they were loaded from."""
-    wanted = {*chosen.parts} | ({"model_index", "scheduler"} if "unet" in chosen.parts else set())
+    wanted = {*chosen.parts} | ({"model_index", "scheduler"} if chosen.draws else set())
     return {name: _public(config) for name, config in chosen.configs.items() if name in wanted}
 
 

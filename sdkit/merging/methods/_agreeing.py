@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sdkit.merging.measures import Gram, count_models, gram, magnitude, thresholds
+from sdkit.merging.measures import Gram, count_models, gram, thresholds
 from sdkit.merging.method import Tiles
-from sdkit.merging.methods._consensus import elected
+from sdkit.merging.methods._consensus import elected, trimmed
 
 if TYPE_CHECKING:
     import torch
@@ -40,6 +40,6 @@ def agreement(tiles: Tiles, density: float, majority: str) -> Agreement:
 
 def agreeing(deltas: Sequence[torch.Tensor], cuts: Sequence[float], majority: str) -> list[torch.Tensor]:
     """Each model's changes where they are large enough and have the elected sign; 0 elsewhere. Works in place."""
-    trimmed = [delta.mul_(magnitude(delta) >= cut) for delta, cut in zip(deltas, cuts, strict=True)]
-    sign = elected(trimmed, [1.0] * len(trimmed), majority)
-    return [delta.mul_(delta.sign() == sign) for delta in trimmed]
+    large = [trimmed(delta, cut) for delta, cut in zip(deltas, cuts, strict=True)]
+    sign = elected(large, [1.0] * len(large), majority)
+    return [delta.mul_(delta.sign() == sign) for delta in large]

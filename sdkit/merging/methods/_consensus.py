@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from sdkit.merging.measures import magnitude
+
 if TYPE_CHECKING:
     import torch
 
@@ -18,10 +20,21 @@ def weighted(deltas: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.
     return total
 
 
+def trimmed(delta: torch.Tensor, cut: float) -> torch.Tensor:
+    """A change without its numbers smaller than `cut`. Overwrites `delta`."""
+    import torch
+
+    size = magnitude(delta)
+    return delta.mul_(torch.ge(size, cut, out=size))
+
+
 def elected(deltas: Sequence[torch.Tensor], weights: Sequence[float], by: str) -> torch.Tensor:
     """The sign each place gets: that of Σ wᵢ Δᵢ (`by` sum; zero counts as +), or that of most models (`by` count)."""
+    import torch
+
     if by == "sum":
-        return (weighted(deltas, weights) >= 0).to(deltas[0].dtype).mul_(2).sub_(1)
+        total = weighted(deltas, weights)
+        return torch.ge(total, 0, out=total).mul_(2).sub_(1)
     return weighted([delta.sign() for delta in deltas], [_sign(weight) for weight in weights]).sign()
 
 
@@ -30,12 +43,14 @@ def agreed_mean(deltas: Sequence[torch.Tensor], weights: Sequence[float], by: st
     import torch
 
     sign = elected(deltas, weights, by)
-    total, mass = torch.zeros_like(sign), torch.zeros_like(sign)
+    total, mass, along = torch.zeros_like(sign), torch.zeros_like(sign), torch.empty_like(sign)
     for delta, weight in zip(deltas, weights, strict=True):
-        agrees = (delta.sign().mul_(_sign(weight)) == sign).to(sign.dtype)
-        total.addcmul_(delta, agrees, value=weight)
-        mass.add_(agrees, alpha=weight)
-    return total.div_(mass.masked_fill_(mass.abs() < 1e-8, 1.0))
+        torch.mul(delta, sign, out=along).mul_(_sign(weight)).clamp_min_(0)  # how far it goes the elected way
+        total.add_(along, alpha=abs(weight))
+        mass.add_(along.sign_(), alpha=weight)
+    # Masks of booleans would take several times as long as the arithmetic.
+    nothing = torch.lt(mass.abs(), 1e-8, out=along)
+    return total.mul_(sign).div_(mass.mul_(1 - nothing).add_(nothing))
 
 
 def _sign(weight: float) -> float:

@@ -13,11 +13,14 @@ if TYPE_CHECKING:
 
 def dropped(delta: torch.Tensor, model: int, where: Where, density: float) -> torch.Tensor:
     """`delta` with each number kept with probability `density` and divided by it, else 0. Overwrites `delta`."""
+    import torch
+
     if density >= 1.0:
         return delta
     if density <= 0.0:
         return delta.zero_()
-    return delta.mul_(where.uniform(model, delta) < density).div_(density)
+    drawn = where.uniform(model, delta)
+    return delta.mul_(torch.lt(drawn, density, out=drawn)).div_(density)
 
 
 def check_probabilities(method: str, density: float, epsilon: float) -> None:

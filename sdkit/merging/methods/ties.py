@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from sdkit.merging.measures import count_models, magnitude, thresholds
+from sdkit.merging.measures import count_models, thresholds
 from sdkit.merging.method import Delta, PerModel, Share, Strength, Tiles, merge_method
-from sdkit.merging.methods._consensus import agreed_mean
+from sdkit.merging.methods._consensus import agreed_mean, trimmed
 from sdkit.merging.methods._weights import per_model
 
 
@@ -33,5 +33,5 @@ def ties(
 ) -> Delta:
     """α times the mean of the trimmed changes that agree with the elected sign."""
     factors = per_model(weights, len(deltas), 1.0)
-    trimmed = [delta.mul_(magnitude(delta) >= cut) for delta, cut in zip(deltas, measured, strict=True)]
-    return agreed_mean(trimmed, factors, majority).mul_(alpha)
+    large = [trimmed(delta, cut) for delta, cut in zip(deltas, measured, strict=True)]
+    return agreed_mean(large, factors, majority).mul_(alpha)
