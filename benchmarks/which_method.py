@@ -41,7 +41,7 @@ PROMPTS = (
     "{}, twemoji style, on a white background",
     "{}, twemoji style, on a blue background",
 )
-BUDGET, BATCH, CFG = 200, 4, 3.0
+BUDGET, BATCH, CFG = 150, 4, 3.0
 # Learning rates fit for a base of 6.7 million parameters; those of the first four were chosen on another subject
 # (`python -m benchmarks.methods --tune`). Methods that are not named here are tried as they are.
 SETTINGS = {
@@ -52,7 +52,7 @@ SETTINGS = {
     "textual-inversion": ["lr=0.1:vectors=8"],
     "dreamartist": ["lr=0.1:vectors=8:guidance=3"],
     "pivotal": ["rank=16:lr=4e-3:token_lr=0.02"],
-    "custom-diffusion": ["lr=1e-3:token_lr=0.02"],
+    "custom-diffusion": ["lr=5e-4:token_lr=0.02"],
 }
 # What papers and hubs say such files weigh for Stable Diffusion 1 … XL.
 LITERATURE = {
@@ -110,6 +110,7 @@ def measure(names: Sequence[str], out: Path, budget: str) -> CompareReport:
         cfg=CFG,
         say=lambda line: print(line, file=sys.stderr),
         batch=BATCH,
+        schedule="cosine",
         seed=1,
         save_every=0,
         device="cpu",

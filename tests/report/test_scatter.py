@@ -20,7 +20,9 @@ def at(root: ElementTree.Element) -> list[tuple[float, float]]:
 
 
 def test_equal_ratios_are_equal_steps_and_more_is_higher() -> None:
-    places = at(drawn(*(Spot(str(size), size, fall, fall, fall) for size, fall in ((1e3, 0.1), (1e5, 0.2), (1e7, 0.3)))))
+    places = at(
+        drawn(*(Spot(str(size), size, fall, fall, fall) for size, fall in ((1e3, 0.1), (1e5, 0.2), (1e7, 0.3))))
+    )
     (left, low), (middle, mid), (right, high) = places
     assert middle - left == pytest.approx(right - middle, abs=0.2)
     assert low - mid == pytest.approx(mid - high, abs=0.2) and high < low

@@ -14,6 +14,7 @@ import click
 
 from sdkit.cli.names import BASE
 from sdkit.cli.output import Output, columns, output_options
+from sdkit.core.errors import UsageError
 from sdkit.core.human import human_bytes, human_seconds
 
 _KEY = re.compile(r"[\w-]+=")
@@ -47,11 +48,13 @@ def command(output: Output, words: tuple[str, ...], target: Path | None, **optio
 
     methods = [word for word in words if not _KEY.match(word)]
     settings = split_settings(tuple(word for word in words if _KEY.match(word)))
+    own = next((key for key in settings if key.replace("-", "_") in {"prompt", *options}), None)
+    if own is not None:
+        raise UsageError(f"{own}= is no key of a method", f"write --{own} {settings[own]}")
     base, data, stop = options.pop("base"), options.pop("data"), StopRequest()
+    given: dict[str, Any] = {**options, **settings}
     with stop.on_signals(), show_training(output) as watch:
-        report = compare(
-            methods, base, data, target, say=output.say, watch=watch, should_stop=stop, **options, **settings
-        )
+        report = compare(methods, base, data, target, say=output.say, watch=watch, should_stop=stop, **given)
     lines = _plan_lines(report) if report.dry_run else _lines(report)
     output.result(report.as_dict(), lines, [report.output] if report.rows else [])
     if not (report.finished or report.dry_run):
