@@ -26,6 +26,7 @@ LOOKED_AT = 500  # pictures at most that are decoded for this, spread over the f
 ENLARGED = 1.2  # times a picture is enlarged before it is worth a word
 CUT = 0.3  # share of a picture that is cut off
 BLURRED = 0.12  # of sharp photographs the sharpness is 0.26 and more, blurred by two pixels 0.09 and less
+FLAT = 2.0  # of 255: the standard deviation of a picture without contrast
 ALIKE = 0.1  # of a fingerprint; copies in JPEG or reduced differ in 0.05 and less, other views in 0.2 and more
 FINGERPRINT = 16
 NAMED = 3
@@ -37,11 +38,11 @@ class Look:
     """What is remembered of a picture.
 
     Attributes:
-        sharpness: see `sharpness`, at the size it is trained at; None of a picture without contrast.
+        sharpness: see `sharpness`, at the size it is trained at.
         fingerprint: see `fingerprint`.
     """
 
-    sharpness: float | None
+    sharpness: float
     fingerprint: numpy.ndarray
 
 
@@ -56,18 +57,15 @@ def audit_pictures(samples: Sequence[Sample], sizes: Sequence[Size], background:
     notes = [*_count(samples), *_sizes(samples, sizes)]
     chosen = _spread(samples)
     with ThreadPoolExecutor(4) as pool:
-        looks = list(pool.map(lambda sample: look(sample.path, nearest_size(sample.size, sizes), background), chosen))
-    blurred = [
-        sample
-        for sample, seen in zip(chosen, looks, strict=True)
-        if seen.sharpness is not None and seen.sharpness < BLURRED
-    ]
+        looks = pool.map(lambda sample: look(sample.path, nearest_size(sample.size, sizes), background), chosen)
+        seen = [(sample, what) for sample, what in zip(chosen, looks, strict=True) if what is not None]
+    blurred = [sample for sample, what in seen if what.sharpness < BLURRED]
     if blurred:
         notes.append(f"{_of(blurred, chosen)} blurred or enlarged from something small: {_names(blurred)}")
-    groups = _alike([seen.fingerprint for seen in looks])
+    groups = _alike([what.fingerprint for _, what in seen])
     if groups:
         count = sum(len(group) - 1 for group in groups)
-        pair = " and ".join(chosen[place].path.name for place in groups[0][:2])
+        pair = " and ".join(seen[place][0].path.name for place in groups[0][:2])
         verb = "is a near-copy" if count == 1 else "are near-copies"
         notes.append(f"{count} of {len(chosen)} pictures {verb} of others, and count more by that: {pair}")
     return notes
@@ -131,14 +129,18 @@ def _cut(size: Size, target: Size) -> float:
     return 1 - target[0] * target[1] / (size[0] * size[1] * _scale(size, target) ** 2)
 
 
-def look(path: Path, size: Size, background: str) -> Look:
-    """What there is to remember of a picture at the size it is trained at."""
+def look(path: Path, size: Size, background: str) -> Look | None:
+    """What there is to remember of a picture at the size it is trained at; None where it has no contrast."""
+    import numpy as np
+
     grey = fit(open_picture(path, background), size).convert("L")
+    if np.asarray(grey, dtype=np.float32).std() < FLAT:
+        return None
     return Look(sharpness(grey), fingerprint(grey))
 
 
-def sharpness(grey: Image) -> float | None:
-    """How much of the contrast lies in the finest detail; None of a picture without contrast.
+def sharpness(grey: Image) -> float:
+    """How much of the contrast lies in the finest detail.
 
     The 99th percentile of what is lost by halving the picture and enlarging it again, over the standard deviation: a
     sharp edge somewhere makes a sharp picture, however much of it is out of focus on purpose.
@@ -147,12 +149,9 @@ def sharpness(grey: Image) -> float | None:
     import PIL.Image
 
     pixels = np.asarray(grey, dtype=np.float32)
-    contrast = float(pixels.std())
-    if contrast < 2:  # of 255
-        return None
     half = (max(1, grey.width // 2), max(1, grey.height // 2))
     again = grey.resize(half, PIL.Image.Resampling.BOX).resize(grey.size, PIL.Image.Resampling.BICUBIC)
-    return float(np.quantile(np.abs(pixels - np.asarray(again, dtype=np.float32)), 0.99)) / contrast
+    return float(np.quantile(np.abs(pixels - np.asarray(again, dtype=np.float32)), 0.99)) / float(pixels.std())
 
 
 def fingerprint(grey: Image) -> numpy.ndarray:
