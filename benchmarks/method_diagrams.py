@@ -31,6 +31,13 @@ BEGIN, END = "<!-- methods: begin -->\n", "<!-- methods: end -->\n"
 PAGE, PICTURES = "methods.md", "pictures/methods"
 # What a method cannot do without.
 NEEDED: Mapping[str, Mapping[str, Any]] = {}
+# What trains and stands in no module of the base: the trainable's class → its box, and what that says.
+OUTSIDE = {
+    "NullText": ("empty", "empty text, step by step"),
+    "Population": ("predictor", "network that predicts layers"),
+    "MeanFeatures": ("mean", "mean vector"),
+    "Tower": ("image", "image encoder"),
+}
 UNET_ROWS = {
     "kv": "cross-attention: keys, values",
     "attention": "other attention",
@@ -47,21 +54,28 @@ class Updated:
         own: places whose own weights are trained.
         beside: places that have new layers beside or before them.
         words: words whose rows are trained.
+        outside: the box of what trains and is no part of the base; empty for none.
     """
 
     own: frozenset[str]
     beside: frozenset[str]
     words: int
+    outside: str = ""
 
     @property
     def places(self) -> frozenset[str]:
         """Everything that learns."""
-        return self.own | self.beside | ({"tokens"} if self.words else frozenset())
+        more = [key for key, trained in (("tokens", self.words), (self.outside, self.outside)) if trained]
+        return self.own | self.beside | frozenset(more)
 
 
 def updated(backbone: Backbone, trained: Sequence[Trainable]) -> Updated:
-    """Where the parameters of trainables stand in the model."""
-    own, beside, words = set(), set(), 0
+    """Where the parameters of trainables stand in the model.
+
+    Raises:
+        KeyError: something stands in no module, and `OUTSIDE` does not know it.
+    """
+    own, beside, words, outside = set(), set(), 0, ""
     bare = {hub for hub, _ in backbone.modules()}
     for trainable in trained:
         wanted = {id(parameter) for parameter in trainable.parameters.values()}
@@ -69,9 +83,11 @@ def updated(backbone: Backbone, trained: Sequence[Trainable]) -> Updated:
             found = [hub for hub, module in backbone.modules() if _holds(module, wanted)]
             ours = {hub for hub, module in backbone.modules() if type(module).__module__.startswith("sdkit.")}
         words += any(_place(hub) == "tokens" for hub in found)
-        for hub in found:
+        if not found:
+            outside, _ = OUTSIDE[type(trainable).__name__]
+        for hub in found or ours:  # layers without parameters of their own have them from what stands outside
             (own if hub in bare - ours else beside).add(_place(hub))
-    return Updated(frozenset(own), frozenset(beside) - {"tokens"}, words)
+    return Updated(frozenset(own), frozenset(beside) - {"tokens"}, words, outside)
 
 
 def _holds(module: nn.Module, wanted: Collection[int]) -> bool:
@@ -121,22 +137,35 @@ class Layout:
     rows: Mapping[str, str] = field(default_factory=dict)
 
 
-def denoiser(words: int, passes: int) -> Layout:
+def layout_of(method: Method[Any], found: Updated) -> Layout:
+    """The boxes of a method."""
+    if method.component == "vae":
+        return autoencoder()
+    if method.component == "image_encoder":
+        return steering() if found.outside == "mean" else image_encoder()
+    return denoiser(found, method.passes)
+
+
+def denoiser(found: Updated, passes: int) -> Layout:
     """The boxes of methods that learn by denoising."""
-    tokens = "token rows" if words < 2 else f"token rows of {words} words"
-    prediction = "predicted noise" if passes < 2 else "guided prediction, of two"
+    tokens = "token rows" if found.words < 2 else f"token rows of {found.words} words"
+    prediction = "guided prediction, of two" if passes > 1 else "predicted noise"
     boxes = {
         "caption": Box(10, 44, 84, 34, "caption"),
         "tokens": Box(124, 44, 116, 34, tokens),
         "text": Box(270, 44, 106, 34, "text encoder"),
-        "picture": Box(10, 128, 84, 34, "picture"),
-        "vae": Box(124, 128, 116, 34, "autoencoder"),
-        "noised": Box(270, 128, 106, 34, "latents + noise"),
+        "picture": Box(10, 132, 84, 34, "picture"),
+        "vae": Box(124, 132, 116, 34, "autoencoder"),
+        "noised": Box(270, 132, 106, 34, "latents + noise"),
         "unet": Box(410, 24, 216, 156, "U-Net"),
         "loss": Box(660, 82, 130, 40, f"loss: {prediction}"),
     }
-    chain = ("caption", "tokens", "text", "unet", "loss"), ("picture", "vae", "noised", "unet")
-    return Layout(boxes, [pair for line in chain for pair in zip(line, line[1:], strict=False)], UNET_ROWS)
+    arrows = _chain("caption", "tokens", "text", "unet", "loss") + _chain("picture", "vae", "noised", "unet")
+    if found.outside:
+        text = next(text for key, text in OUTSIDE.values() if key == found.outside)
+        boxes[found.outside] = Box(250, 86, 126, 38, text)
+        arrows.append((found.outside, "unet"))
+    return Layout(boxes, arrows, UNET_ROWS)
 
 
 def autoencoder() -> Layout:
@@ -147,14 +176,43 @@ def autoencoder() -> Layout:
         "again": Box(304, 70, 160, 34, "latents, and the picture again"),
         "loss": Box(504, 70, 160, 34, "loss: difference, divergence"),
     }
-    line = tuple(boxes)
-    return Layout(boxes, list(zip(line, line[1:], strict=False)))
+    return Layout(boxes, _chain(*boxes))
+
+
+def image_encoder() -> Layout:
+    """The boxes of methods that bring pictures and texts together by CLIP."""
+    boxes = {
+        "caption": Box(10, 44, 84, 34, "caption"),
+        "tokens": Box(124, 44, 116, 34, "token rows"),
+        "text": Box(270, 44, 106, 34, "text encoder"),
+        "picture": Box(10, 128, 84, 34, "picture"),
+        "image": Box(270, 128, 106, 34, "image encoder"),
+        "loss": Box(430, 36, 130, 134, "loss: how far their vectors are apart"),
+    }
+    return Layout(boxes, _chain("caption", "tokens", "text", "loss") + _chain("picture", "image", "loss"))
+
+
+def steering() -> Layout:
+    """The boxes of a method that keeps what an image encoder sees, and steers the text encoder by it when drawing."""
+    boxes = {
+        "picture": Box(10, 70, 84, 34, "pictures"),
+        "image": Box(134, 70, 116, 34, "image encoder"),
+        "mean": Box(290, 70, 106, 34, "mean vector"),
+        "text": Box(436, 70, 200, 34, "text encoder, steered anew for each prompt"),
+    }
+    return Layout(boxes, _chain(*boxes))
+
+
+def _chain(*keys: str) -> list[tuple[str, str]]:
+    return list(zip(keys, keys[1:], strict=False))
 
 
 def flowing(layout: Layout, places: frozenset[str]) -> set[tuple[str, str]]:
     """The arrows along which gradients flow, backwards: those that lead from what learns to the loss."""
     reached = {"unet" if place in layout.rows else place for place in places}
     found: set[tuple[str, str]] = set()
+    if "loss" not in layout.boxes:
+        return found
     while new := {arrow for arrow in layout.arrows if arrow[0] in reached} - found:
         found |= new
         reached |= {end for _, end in new}
@@ -186,7 +244,7 @@ def diagram(name: str, found: Updated, layout: Layout) -> str:
 
 
 def _looks(key: str, found: Updated) -> str:
-    if key in found.own or (key == "tokens" and found.words):
+    if key in found.own or key == found.outside or (key == "tokens" and found.words):
         return "own"
     return "beside" if key in found.beside else "box"
 
@@ -247,8 +305,7 @@ def drawn(names: Sequence[str]) -> dict[str, str]:
         method, options = usual(name)
         backbone = load_backbone(base)
         what = updated(backbone, method.trainables(backbone, options, StepRNG(0)))
-        layout = autoencoder() if method.component == "vae" else denoiser(what.words, method.passes)
-        found[name] = diagram(name, what, layout)
+        found[name] = diagram(name, what, layout_of(method, what))
     return found
 
 

@@ -37,6 +37,9 @@ def filled(name: str) -> dict[str, set[str]]:
     return found
 
 
+FEW = Updated(frozenset(), frozenset(), 1)
+
+
 def test_what_is_filled_is_what_learns() -> None:
     """By hand, from the papers."""
     assert filled("textual-inversion")["own"] == {"token rows"} and "beside" not in filled("textual-inversion")
@@ -49,7 +52,7 @@ def test_what_is_filled_is_what_learns() -> None:
 
 def test_the_loss_flows_back_to_what_learns_and_no_further() -> None:
     def flow(*places: str) -> set[str]:
-        return {f"{one}>{other}" for one, other in flowing(denoiser(1, 1), frozenset(places))}
+        return {f"{one}>{other}" for one, other in flowing(denoiser(FEW, 1), frozenset(places))}
 
     assert flow("tokens") == {"tokens>text", "text>unet", "unet>loss"}
     assert flow("kv") == {"unet>loss"}
@@ -59,6 +62,7 @@ def test_the_loss_flows_back_to_what_learns_and_no_further() -> None:
 def test_a_word_and_layers_are_told_apart() -> None:
     found = Updated(frozenset({"kv"}), frozenset({"attention"}), 1)
     assert found.places == {"kv", "attention", "tokens"}
+    assert Updated(frozenset(), frozenset(), 0, "empty").places == {"empty"}
 
 
 def test_pages_link_to_pictures_that_are_there() -> None:
