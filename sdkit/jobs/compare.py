@@ -431,7 +431,8 @@ def _unfit(contestant: Contestant) -> str:
     """Why a method cannot be compared by the pictures a denoiser draws; empty where it can."""
     _, method = load_method(contestant.method)
     kind, _ = method.resolve(contestant.method, contestant.options)
-    return "" if kind.component == "unet" else "it trains no denoiser, so there is nothing new to draw"
+    draws = kind.component == "unet" or kind.modelspec  # a part of a base that is not the denoiser draws nothing new
+    return "" if draws else "it trains no denoiser, so there is nothing new to draw"
 
 
 def _json(figures: Mapping[str, Any]) -> bytes:

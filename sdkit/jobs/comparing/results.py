@@ -111,10 +111,10 @@ def advice(rows: Sequence[Row]) -> str:
     gentle = min(useful, key=lambda entry: entry.drift)
     named = {best.label, smallest.label}
     if gentle.drift < best.drift - 0.01:
-        also = "" if gentle.label in named else f", {_beside(gentle, best)}"
+        also = "" if gentle.label in named else f"; it comes {_beside(gentle, best)}"
         sentences.append(
-            f"{gentle.label} leaves what the base knew as it was best: the loss of that "
-            f"{_rose(gentle)}, with {best.label} it {_rose(best)}{also}."
+            f"{gentle.label} keeps best what the base knew: the loss of that {_rose(gentle)}, "
+            f"with {best.label} it {_rose(best)}{also}."
         )
     tiny = min(learnt, key=lambda entry: entry.output_bytes)
     if tiny.output_bytes < min(entry.output_bytes for entry in (best, smallest, gentle)) / 2:

@@ -8,6 +8,8 @@ comparison was asked to stop or that it is no more, the training's state is save
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import json
 import shutil
 import signal
@@ -19,6 +21,7 @@ from typing import Any
 from sdkit.core.errors import SdkitError
 from sdkit.core.events import Event
 from sdkit.jobs.comparing.measure import (
+    Tower,
     draw_prior,
     draw_prompts,
     likeness,
@@ -107,9 +110,13 @@ def _costs(folder: Path) -> dict[str, Any]:
     }
 
 
-def find_tower(order: Order) -> Any:
-    """What compares pictures with texts, where the base has such a thing."""
-    return None
+def find_tower(order: Order) -> Tower | None:
+    """What sees pictures and reads texts, where the base comes with an image encoder."""
+    module = "sdkit.runtime.image_tower"
+    if not (Path(order.base) / "image_encoder").is_dir() or importlib.util.find_spec(module) is None:
+        return None
+    found: Tower | None = importlib.import_module(module).load_tower(order.base)
+    return found
 
 
 def tell(event: Event) -> None:
