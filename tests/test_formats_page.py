@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
+import textwrap
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+
+import pytest
 
 from sdkit.families import FAMILIES
-from sdkit.formats import formats
-from sdkit.formats._lycoris import REFUSED, ROLES
+from sdkit.formats import Dialect, Format, described, formats
+from sdkit.formats._lycoris import LOHA, LOKR, LORA, REFUSED, ROLES
 from sdkit.jobs.formats import formats as matrix
 
 FILE = Path(__file__).parent.parent / "docs" / "formats.md"
@@ -22,13 +28,53 @@ def listing() -> str:
     return BEGIN + "\n".join(lines) + "\n" + END
 
 
-def test_the_matrix_is_what_the_codecs_say() -> None:
+def grammars() -> str:
+    """Every codec's own description, and what it says of itself."""
+    parts = [_grammar(name, plugin.load(), described(plugin)) for name, plugin in formats().items()]
+    return "<!-- grammars: begin -->\n" + "\n".join(parts) + "<!-- grammars: end -->\n"
+
+
+def _grammar(name: str, module: ModuleType, format: Format) -> str:
+    text = inspect.cleandoc(module.__doc__ or "").replace("``", "`")
+    blocks = [
+        "```\n" + textwrap.dedent(part) + "\n```" if part.startswith("    ") else part for part in text.split("\n\n")
+    ]
+    programs = [*format.programs, *(f"{program} (as it says)" for program in format.said)]
+    facts = {
+        "Read by": ", ".join(programs),
+        "Written as": ", ".join(filter(None, map(_dialect, format.dialects))),
+        "Families": ", ".join(format.families or ("every",)),
+    }
+    lines = "  \n".join(f"{title}: {fact}." for title, fact in facts.items() if fact)
+    return f"### {name}\n\n" + "\n\n".join([*blocks, lines]) + "\n"
+
+
+def _dialect(dialect: Dialect) -> str:
+    """A dialect's name and what is special about it; nothing for a format's only one without a word to say."""
+    return " — ".join(filter(None, (f"`{dialect.name}`" if dialect.name else "", dialect.says)))
+
+
+@pytest.mark.parametrize("part", [listing, grammars])
+def test_the_page_is_what_the_codecs_say(part: Callable[[], str]) -> None:
     """SDKIT_WRITE_DOCS=1 writes it anew."""
-    before, _, rest = PAGE.partition(BEGIN)
-    _, _, after = rest.partition(END)
+    page, wanted = FILE.read_text(encoding="utf-8"), part()
+    begin, end = wanted.splitlines(keepends=True)[0], wanted.splitlines(keepends=True)[-1]
+    before, after = page.partition(begin)[0], page.partition(end)[2]
     if os.environ.get("SDKIT_WRITE_DOCS"):
-        FILE.write_text(before + listing() + after, encoding="utf-8")
-    assert FILE.read_text(encoding="utf-8") == before + listing() + after
+        FILE.write_text(before + wanted + after, encoding="utf-8")
+    assert FILE.read_text(encoding="utf-8") == before + wanted + after
+
+
+def test_every_role_is_in_the_grammars() -> None:
+    missing = [role for role in (*LORA, *LOHA, *LOKR) if role not in grammars()]
+    assert missing == []
+
+
+def test_the_layouts_of_checkpoints_are_those_of_their_page() -> None:
+    page = (FILE.parent / "convert.md").read_text(encoding="utf-8")
+    for layout in matrix().layouts:
+        (row,) = [line for line in page.splitlines() if line.startswith(f"| `{layout.name}` |")]
+        assert re.findall(r"`([^`]+)`", row.split("|")[2]) == sorted(layout.programs)
 
 
 def first_cells(heading: str) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from dataclasses import replace
 
 from sdkit.conversion.checkpoint import Checkpoint, Located, describes
@@ -15,6 +14,8 @@ from sdkit.families.spell import spelled
 from sdkit.families.vae import VaeLayout
 from sdkit.weights import DTYPES
 from sdkit.weights.memory import MemoryWeights
+
+_ONES = {"F16": b"\x00\x3c", "BF16": b"\x80\x3f", "F32": b"\x00\x00\x80\x3f"}  # 1.0 as each type stores it
 
 
 def one_component(checkpoint: Checkpoint, component: str) -> Checkpoint:
@@ -44,14 +45,19 @@ def with_projections(checkpoint: Checkpoint, notes: list[str]) -> Checkpoint:
         if encoder.projects and part.naming == "hf":
             width, hub = part.layout.width, f"{encoder.component}.text_projection.weight"
             parts[encoder.component] = replace(part, layout=replace(part.layout, projection=width))
-            located[hub] = Located(_identity(width), Place("identity", (width, width)))
+            tokens = located[f"{encoder.component}.text_model.embeddings.token_embedding.weight"]
+            identity = _identity(width, tokens.weights.tensors[tokens.place.key].dtype.name)
+            located[hub] = Located(identity, Place("identity", (width, width)))
             notes.append(f"its {encoder.component} has no projection: the identity is written, as programs take it")
     return replace(checkpoint, parts=parts, located=located)
 
 
-def _identity(size: int) -> MemoryWeights:
-    row = struct.pack("<f", 1.0) + b"\0" * 4 * size
-    return MemoryWeights("identity", {"identity": (DTYPES["F32"], (size, size), (row * size)[: 4 * size * size])}, {})
+def _identity(size: int, dtype: str) -> MemoryWeights:
+    """The identity in the type of the weights around it, or in float32."""
+    dtype = dtype if dtype in _ONES else "F32"
+    one = _ONES[dtype]
+    rows = (one + b"\0" * len(one) * size) * size
+    return MemoryWeights("identity", {"identity": (DTYPES[dtype], (size, size), rows[: len(one) * size * size])}, {})
 
 
 def with_ema(checkpoint: Checkpoint) -> Checkpoint:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from sdkit.formats._others import other_family
 from sdkit.weights import TensorInfo, Weights
 
 # Width of the text that cross-attention looks at → family.
@@ -13,6 +14,9 @@ _CROSS_ATTENTION = re.compile(r".*attn2[._](?:processor\.)?to_[kv](?:_lora|_cust
 _INPUT_SIDE = re.compile(
     r".*\.(?:lora_down|lora_A(?:\.default)?|lora\.down|down|hada_w1_b|to_[kv]_custom_diffusion)(?:\.weight)?"
     r"|.*attn2\.to_[kv]\.weight"
+)
+_TRANSFORMER = re.compile(
+    r"(?:transformer\.|diffusion_model\.|lora_unet_|lora_transformer_|lycoris_)?(?:transformer_)?blocks[._]\d"
 )
 _NETWORK = re.compile(r"(768|1024|2048)\.[01kv]\.linear.*")  # widths of text alone: 1280 is in every U-Net too
 _POSITION_DOWN = re.compile(r"unet:\d+:down")
@@ -70,6 +74,7 @@ def adapter_family(weights: Weights) -> tuple[str | None, str]:
     Shapes count more than names, and names more than metadata, which people copy and edit.
     """
     for evidence in (
+        other_family,
         _from_cross_attention,
         _from_networks,
         _from_transformers,
@@ -91,7 +96,7 @@ def claimed_family(weights: Weights) -> str | None:
 
 def _from_cross_attention(weights: Weights) -> Iterator[tuple[str, str]]:
     for name, info in weights.tensors.items():
-        named = _CROSS_ATTENTION.fullmatch(name) and _INPUT_SIDE.fullmatch(name)
+        named = _CROSS_ATTENTION.fullmatch(name) and _INPUT_SIDE.fullmatch(name) and not _TRANSFORMER.match(name)
         if named and len(info.shape) >= 2 and info.shape[1] in _TEXT_WIDTHS:
             width = info.shape[1]
             yield _TEXT_WIDTHS[width], f"{name} reads text of width {width}"

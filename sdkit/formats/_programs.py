@@ -59,4 +59,4 @@ def objection(program: str, kinds: frozenset[str], family: str, families: tuple[
     if family and family != "unknown" and known is not None and family not in known:
         return f"it takes no adapters of {family} in this format" if families else f"it does not know {family}"
     missing = sorted(kinds - facts.applies) if facts.applies is not None else []
-    return f"it leaves out {' and '.join(missing)}" if missing else ""
+    return f"it leaves out {', '.join(missing)}" if missing else ""

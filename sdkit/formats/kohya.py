@@ -8,8 +8,14 @@ The underscores lose information, so modules are looked up in a table of the mod
 SDXL's U-Net is spelled as sgm (``input_blocks_4_1_…``) or diffusers (``down_blocks_1_…``) do; some files hold both.
 SD3's and FLUX.1's transformer is ``lora_unet`` with its makers' names, where q, k and v are one layer
 (``lora_unet_double_blocks_0_img_attn_qkv``), or OneTrainer's ``lora_transformer`` with diffusers'; T5 is ``lora_te3``.
-ΔW = alpha / rank · up @ down; a missing alpha means alpha = rank. ``bundle_emb.<token>.<key>`` are embeddings that a
-web UI's bundle carries along.
+``bundle_emb.<token>.<key>`` are embeddings that a web UI's bundle carries along.
+
+    LoRA, LoCon, Tucker   lora_down.weight [r, in, k, k], lora_up.weight [out, r, 1, 1] (a linear layer's are matrices);
+                          Tucker: lora_down.weight [r, in, 1, 1] and lora_mid.weight [r, r, k, k]
+    LoHa                  hada_w1_a [out, r], hada_w1_b [r, in·k²], hada_w2_a, hada_w2_b; with cores hada_t1, hada_t2
+    LoKr                  lokr_w1 or lokr_w1_a, lokr_w1_b; lokr_w2 or lokr_w2_a, lokr_w2_b; with a core lokr_t2
+    DoRA                  dora_scale [out, 1] or [1, in] beside one of the above
+    alpha                 one number beside them; ΔW = alpha / rank · up @ down, and a missing alpha means alpha = rank
 """
 
 from __future__ import annotations
@@ -20,6 +26,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from sdkit.adapters.artifact import Artifact, TokenRows
+from sdkit.core.errors import SdkitError
 from sdkit.families.family import Model
 from sdkit.formats import _lycoris_write
 from sdkit.formats._lycoris import KINDS, ROLES, SCRIPTS_OFT
@@ -47,6 +54,9 @@ DIALECTS = (
         says="SDXL's U-Net, SD3's and FLUX.1's transformer in diffusers' names",
         said=("onetrainer",),
         families={**_DIFFUSERS, "lycoris": ("sd1", "sd2", "sdxl")},
+    ),
+    Dialect(
+        ("comfyui", "lycoris"), name="wrapper", says="as LyCORIS names what it wraps: one component, diffusers' names"
     ),
 )
 
@@ -82,8 +92,16 @@ def write(
 
     Args:
         dialect: ``diffusers-names`` to spell SDXL's U-Net, or a transformer, so; by default as in the single file, as
-            kohya's scripts do.
+            kohya's scripts do. ``wrapper`` to spell one component so behind ``lycoris_``.
+
+    Raises:
+        SdkitError: also when a wrapper's file would hold several components, which its names do not tell apart.
     """
+    components = sorted({target.component for target in artifact.deltas})
+    if dialect == "wrapper" and len(components) > 1:
+        raise SdkitError(
+            f"a file of LyCORIS' wrapper holds one component, not {' and '.join(components)}", "write it as kohya"
+        )
     names = artifact.spelled if model is None else _written_names(model, dialect)
     whole = artifact.deltas.items() if dialect else single_file_changes(artifact, model)
     contents = named_contents(whole, names, model, "kohya's format")
@@ -103,6 +121,8 @@ def _token_name(rows: TokenRows, encoders: int) -> str:
 
 def _written_names(model: Model, dialect: str = "") -> dict[str, str]:
     """Hub module → the name kohya's scripts give it."""
+    if dialect == "wrapper":
+        return {hub: f"lycoris_{hub.partition('.')[2].replace('.', '_')}" for hub in model.kohya_modules.values()}
     names: dict[str, str] = {}
     single = (model.family.startswith("sdxl") or "transformer" in model.components) and not dialect
     for spelled, hub in model.kohya_modules.items():

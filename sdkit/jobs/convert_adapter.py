@@ -265,6 +265,12 @@ def _check_names(source: Artifact, model: Model | None, family: str, format: For
     """Without a model, modules can only keep the names they have."""
     if model is not None or not source.deltas or format.name == source.format:
         return
+    if family and family not in _FAMILIES:
+        raise SdkitError(
+            f"{source.source.path}: {format.name} needs names for its modules, and this version recognises {family} "
+            "and does not read its models",
+            f"it can be written as {source.format} again, which keeps its names",
+        )
     reason = f"it does not fit the published {family}" if family else "its header does not tell its family"
     raise SdkitError(
         f"{source.source.path}: {format.name} needs names for its modules, and {reason}",

@@ -1,13 +1,29 @@
-"""What reads and writes what: the formats of adapters, as their codecs describe themselves."""
+"""What reads and writes what: formats of adapters and layouts of checkpoints, as their modules describe themselves."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from sdkit.core.plugins import find_plugins
 from sdkit.core.report import Report
 from sdkit.formats import Dialect, Format, described
 from sdkit.formats import formats as known_formats
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What checkpoints are read from and written as.
+
+    Attributes:
+        name: as `sdkit convert --to` takes it.
+        summary: what it is.
+        programs: programs that read it; each is another name of it.
+    """
+
+    name: str
+    summary: str
+    programs: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,9 +32,11 @@ class FormatsReport(Report):
 
     Attributes:
         formats: one entry for each codec.
+        layouts: one entry for each layout of checkpoints.
     """
 
     formats: tuple[Format, ...]
+    layouts: tuple[Layout, ...]
 
     def table(self) -> list[tuple[str, ...]]:
         """The matrix in cells, its heading first; a row for each way a format is written.
@@ -28,6 +46,11 @@ class FormatsReport(Report):
         """
         heading = ("format (--to)", "holds", "changes", "families", "words", "read", "written", "programs that read it")
         return [heading, *(row for format in self.formats for row in _rows(format))]
+
+    def layout_table(self) -> list[tuple[str, ...]]:
+        """The layouts of checkpoints in cells, the heading first; all are read and written."""
+        rows = [(layout.name, layout.summary, ", ".join(layout.programs)) for layout in self.layouts]
+        return [("checkpoints (--to)", "what is written", "also called"), *rows]
 
 
 NOTE = "* on the word of its documentation; everything else is tried by the tests"
@@ -57,5 +80,7 @@ def _programs(format: Format, dialect: Dialect | None) -> Iterator[str]:
 
 
 def formats() -> FormatsReport:
-    """The formats of adapters: which are read, which are written, and which programs read each."""
-    return FormatsReport(tuple(described(plugin) for plugin in known_formats().values()))
+    """Formats of adapters and layouts of checkpoints: what is read and written, and which programs read each."""
+    targets = find_plugins("sdkit.conversion.targets").values()
+    layouts = tuple(Layout(plugin.name, plugin.summary, plugin.load().PROGRAMS) for plugin in targets)
+    return FormatsReport(tuple(described(plugin) for plugin in known_formats().values()), layouts)

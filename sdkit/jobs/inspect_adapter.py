@@ -97,7 +97,8 @@ def _read(weights: Weights, model: Model | None) -> tuple[Artifact | None, str]:
 
 
 def _facts(artifact: Artifact, model: Model | None, family: str) -> AdapterFacts:
-    readers = _readers(artifact, family)
+    readers, format = _readers(artifact, family), described(formats()[artifact.format])
+    said = set(format.said) - set(format.programs)
     return AdapterFacts(
         changes=artifact.changes,
         modules=artifact.modules,
@@ -107,9 +108,9 @@ def _facts(artifact: Artifact, model: Model | None, family: str) -> AdapterFacts
         layout=model.family if model is not None else "",
         unmatched=artifact.unmatched,
         structure=artifact.key_value.structure if artifact.key_value else None,
-        loaders=tuple(program for program, reason in readers.items() if not reason),
+        loaders=tuple(f"{name}*" if name in said else name for name, reason in readers.items() if not reason),
         refusing={program: reason for program, reason in readers.items() if reason},
-        advice=_advice(artifact),
+        advice=_advice(artifact, family),
     )
 
 
@@ -120,9 +121,10 @@ def _readers(artifact: Artifact, family: str) -> dict[str, str]:
     return described(formats()[artifact.format]).readers(kinds, family, pickled=pickled)
 
 
-def _advice(artifact: Artifact) -> str:
+def _advice(artifact: Artifact, family: str) -> str:
     """What to convert it to, where another format of the same kind has more readers."""
-    if artifact.kind != "lora" or artifact.format == "kohya":
+    read_here = family in _RULED or family == "unknown"
+    if artifact.kind != "lora" or artifact.format == "kohya" or not read_here:
         return ""
     return "`sdkit convert --to kohya` writes what most programs read"
 

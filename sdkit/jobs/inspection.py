@@ -79,7 +79,8 @@ class AdapterFacts:
         unread: why this version cannot apply it; empty when it can.
         refused: the kinds of change in it that this version cannot apply (``DoRA``, ``GLoRA``, …).
         structure: how the networks of a hypernetwork are built.
-        loaders: the programs that read this format and apply every kind of change in it.
+        loaders: the programs that read this format and apply every kind of change in it; with a * on the word of
+            their documentation alone.
         refusing: those that read it and would not, with the reason.
         advice: what to convert it to where few programs do; empty elsewhere.
     """

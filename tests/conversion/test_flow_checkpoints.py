@@ -165,20 +165,21 @@ def test_the_transformer_alone_is_a_bare_file_and_comes_back(
     assert_same(before, kind.from_pretrained(tmp_path / "again").state_dict())
 
 
-def test_a_projection_that_the_file_leaves_out_is_the_identity(tmp_path: Path, made: Made) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_projection_that_the_file_leaves_out_is_the_identity(tmp_path: Path, made: Made, dtype: torch.dtype) -> None:
     """As ComfyUI and diffusers read such files; transformers would fill it with random numbers."""
     sdkit.convert(made["sd3"], "single", tmp_path / "whole.safetensors")
     key = "text_encoders.clip_l.transformer.text_projection.weight"
     tensors = load_file(tmp_path / "whole.safetensors")
     assert torch.equal(tensors.pop(key), torch.eye(16))
-    save_file(tensors, tmp_path / "less.safetensors")
+    save_file({name: tensor.to(dtype) for name, tensor in tensors.items()}, tmp_path / "less.safetensors")
     report = sdkit.convert(tmp_path / "less.safetensors", "diffusers", tmp_path / "folder", configs=made["sd3"])
     assert any("identity" in warning for warning in report.warnings)
     for component in ("text_encoder", "text_encoder_2"):
         name = f"{component}/model.safetensors"
         after = {key.removeprefix("text_model."): t for key, t in load_file(tmp_path / "folder" / name).items()}
         before = {key.removeprefix("text_model."): t for key, t in load_file(made["sd3"] / name).items()}
-        assert_same({name: before[name] for name in after}, after)
+        assert_same({name: before[name].to(dtype) for name in after}, after)
 
 
 def test_without_text_encoders_the_index_names_none(tmp_path: Path, made: Made) -> None:
@@ -220,6 +221,24 @@ def test_files_that_comfyui_keeps_apart_become_one_model(tmp_path: Path, made: M
         sdkit.convert(files["transformer"], "single", tmp_path / "no.safetensors", parts=[whole])
     with pytest.raises(SdkitError, match="is none of"):
         sdkit.convert(whole, "single", tmp_path / "no.safetensors", parts=[files["transformer"]])
+
+
+def test_one_scale_counts_for_all_rows_of_a_fused_tensor(tmp_path: Path, single: Path, made: Made) -> None:
+    """Of q, k and v, and of halves that change places."""
+    tensors = load_file(single)
+    stems = [f"{PREFIX}double_blocks.0.img_attn.qkv", f"{PREFIX}final_layer.adaLN_modulation.1"]
+    for number, stem in enumerate(stems):
+        tensors[f"{stem}.weight"] = tensors[f"{stem}.weight"].to(torch.float8_e4m3fn)
+        tensors[f"{stem}.scale_weight"] = torch.tensor([2.0, 0.25][number])
+    tensors[f"{PREFIX}scaled_fp8"] = torch.zeros(0).to(torch.float8_e4m3fn)
+    save_file(tensors, tmp_path / "fp8.safetensors")
+    sdkit.convert(tmp_path / "fp8.safetensors", "diffusers", tmp_path / "out", dtype="bf16", configs=made["flux"])
+    parts = load_file(tmp_path / "out/transformer/diffusion_pytorch_model.safetensors")
+    rows = tensors[f"{stems[0]}.weight"].float().mul(2.0).bfloat16().chunk(3)
+    for name, part in zip(("to_q", "to_k", "to_v"), rows, strict=True):
+        assert torch.equal(parts[f"transformer_blocks.0.attn.{name}.weight"], part)
+    shift, scale = tensors[f"{stems[1]}.weight"].float().mul(0.25).bfloat16().chunk(2)
+    assert torch.equal(parts["norm_out.linear.weight"], torch.cat([scale, shift]))
 
 
 # What headers alone say, of published sizes -------------------------------------------------------------------
@@ -347,8 +366,19 @@ def test_a_copy_in_the_cache_is_found(tmp_path: Path, single: Path, made: Made, 
     sdkit.convert(single, "diffusers", tmp_path / "out")
     written = tmp_path / "out/tokenizer_2/tokenizer.json"
     assert written.read_bytes() == (made["flux"] / "tokenizer_2/tokenizer.json").read_bytes()
+    older = empty_cache / "models--google--t5-v1_1-xxl/snapshots/def"
+    older.mkdir(parents=True)
+    (older / "spiece.model").write_bytes(b"pieces")
+    (older.parents[1] / "refs").mkdir()
+    (older.parents[1] / "refs/main").write_text("def")
+    sdkit.convert(single, "diffusers", tmp_path / "older")
+    assert [file.name for file in (tmp_path / "older/tokenizer_2").iterdir()] == ["spiece.model"]
 
 
 def test_a_tokenizer_of_t5_is_of_no_use_without_t5(tmp_path: Path, tiny_base: Path, made: Made) -> None:
     with pytest.raises(UsageError, match="no T5 here"):
         sdkit.convert(tiny_base, "diffusers", tmp_path / "out", tokenizer=made["flux"])
+    with pytest.raises(UsageError, match="a folder's"):
+        sdkit.convert(made["flux"], "single", tmp_path / "out", tokenizer=made["flux"])
+    with pytest.raises(UsageError, match="one component"):
+        sdkit.convert(made["flux"], "diffusers", tmp_path / "out", tokenizer=made["flux"], only="transformer")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from header_files import real_header
+from header_files import real_header, weights_of
 
 from sdkit.conversion.checkpoint import read_checkpoint
 from sdkit.conversion.plan import Plan, Settings, load_target
@@ -77,6 +77,21 @@ def test_the_configurations_of_published_files_are_the_published_ones(
         assert json.loads(plan.side_files[f"{component}/config.json"]) == published(family, component)
     # The file holds every marker there is, one for noise levels that a scheduler cannot say; nothing is supposed.
     assert len(plan.warnings) == (family == "sdxl") and all("edm_vpred" in warning for warning in plan.warnings)
+
+
+@pytest.mark.parametrize("prefix", ["model.diffusion_model.", "diffusion_model.", ""])
+@pytest.mark.parametrize(("name", "family"), FILES[2:])
+def test_every_key_of_a_transformer_alone_has_its_place_and_comes_back(name: str, family: str, prefix: str) -> None:
+    published, usual = real_header(name).tensors, "model.diffusion_model."
+    shapes = {prefix + key.removeprefix(usual): info.shape for key, info in published.items() if key.startswith(usual)}
+    plan = planned(weights_of(shapes), "diffusers")
+    (file,) = plan.files
+    assert {f"transformer.{output.name}": output.shape for output in file.tensors} == {
+        hub: place.shape for hub, place in reference(family).places.items() if hub.startswith("transformer.")
+    }
+    back = planned(weights_of({output.name: output.shape for output in file.tensors}), "single")
+    bare = {key.removeprefix(prefix): shape for key, shape in shapes.items()}
+    assert {output.name: output.shape for output in back.tensors} == bare
 
 
 @pytest.fixture

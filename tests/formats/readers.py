@@ -34,9 +34,9 @@ def comfyui_names(module: Module, family: str) -> Iterator[str]:
     """ComfyUI: any layer of its model by its path, dotted or flat; then what diffusers calls it."""
     yield f"lora_unet_{flat(module.native)}"
     yield f"diffusion_model.{module.native}"
+    yield f"lycoris_{flat(module.name)}"
     if module.component == "unet":
         yield f"lora_unet_{flat(module.name)}"
-        yield f"lycoris_{flat(module.name)}"
     else:
         yield f"lora_transformer_{flat(module.name)}"
         yield f"transformer.{module.name}"
@@ -111,15 +111,19 @@ def _denoiser(family: str) -> str:
 
 
 def lycoris(path: Path, family: str) -> Changes:
-    """LyCORIS' own loader for kohya's files."""
+    """LyCORIS' own loaders: of kohya's files, and of its wrapper's."""
+    from lycoris import create_lycoris_from_weights
     from lycoris.kohya import create_network_from_weights
 
-    tree = Tree(family, _denoiser(family))
-    tensors = load_file(path)
-    network, _ = create_network_from_weights(1.0, "", None, None, tree, weights_sd=tensors)
-    names = {f"lora_unet_{flat(name)}": layer for name, layer in tree.layers.items()}
-    assert {key.partition(".")[0] for key in tensors} == {module.lora_name for module in network.unet_loras}
-    return {names[module.lora_name].hub: _acting(module, names[module.lora_name]) for module in network.unet_loras}
+    tree, tensors = Tree(family, _denoiser(family)), load_file(path)
+    prefix = "lycoris" if next(iter(tensors)).startswith("lycoris_") else "lora_unet"
+    if prefix == "lycoris":
+        modules = create_lycoris_from_weights(1.0, "", tree, weights_sd=tensors)[0].loras
+    else:
+        modules = create_network_from_weights(1.0, "", None, None, tree, weights_sd=tensors)[0].unet_loras
+    names = {f"{prefix}_{flat(name)}": layer for name, layer in tree.layers.items()}
+    assert {key.partition(".")[0] for key in tensors} == {module.lora_name for module in modules}
+    return {names[module.lora_name].hub: _acting(module, names[module.lora_name]) for module in modules}
 
 
 def _acting(module: Any, layer: Module) -> torch.Tensor:

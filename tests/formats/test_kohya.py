@@ -6,7 +6,7 @@ import torch
 from sdkit.adapters.artifact import Change, Target
 from sdkit.conversion.adapter import relative_change
 from sdkit.core.errors import SdkitError
-from sdkit.formats import read_adapter, recognise
+from sdkit.formats import read_adapter, recognise, write_adapter
 
 Q = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 CONV = "unet.down_blocks.0.resnets.0.conv1"
@@ -137,6 +137,13 @@ def test_onetrainers_oft(save, model, damped):
     meant = weight @ torch.block_diag(*turns).T - weight
     assert torch.allclose(relative_change(delta, weight), meant, atol=1e-6)
     assert torch.allclose(relative_change(delta, weight[3:5]), meant[3:5], atol=1e-6)
+
+
+def test_a_wrappers_file_holds_one_component(save, model, tmp_path):
+    both = pair(FLAT_Q, 8, 2, 6) | pair(FLAT_TEXT, 5, 2, 5)
+    with pytest.raises(SdkitError, match="holds one component, not text_encoder and unet"):
+        write_adapter(read_adapter(save(both), model), model, tmp_path / "w", {}, dialect="wrapper")
+    assert not (tmp_path / "w").exists()
 
 
 def test_wrapper_name_that_fits_both_text_encoders_matches_neither(save, make_model):

@@ -15,7 +15,7 @@ from header_files import weights_of
 from readers import READERS
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from samples import FAMILIES, LAYERS, Module, Sample, Tensors, base_weight, kohya_name, normal, wanted
+from samples import FAMILIES, LAYERS, Module, Sample, Tensors, base_weight, flat, kohya_name, normal, wanted
 from tiny import UNET
 
 from sdkit.adapters.artifact import Artifact, Target
@@ -74,6 +74,11 @@ def save_kohya(sample: Sample, path: Path) -> Path:
 
 def save_kohya_in_diffusers_names(sample: Sample, path: Path) -> Path:
     save_file(sample.named(lambda module: kohya_name(module, sample.family, diffusers=True)), path)
+    return path
+
+
+def save_lycoris_wrapper(sample: Sample, path: Path) -> Path:
+    save_file(sample.named(lambda module: f"lycoris_{flat(module.name)}"), path)
     return path
 
 
@@ -147,6 +152,7 @@ def save_omi(sample: Sample, path: Path) -> Path:
 GOLDEN: dict[tuple[str, str], Callable[[Sample, Path], Path]] = {
     ("kohya", ""): save_kohya,
     ("kohya", "diffusers-names"): save_kohya_in_diffusers_names,
+    ("kohya", "wrapper"): save_lycoris_wrapper,
     ("comfyui-native", ""): save_comfyui_native,
     ("diffusers", ""): save_diffusers,
     ("peft", ""): save_peft,

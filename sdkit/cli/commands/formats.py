@@ -1,4 +1,4 @@
-"""List the formats of adapters: what is read, what is written, which programs read it."""
+"""List formats of adapters and layouts of checkpoints: what is read, what is written, which programs read it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from sdkit.cli.output import Output, columns, output_options
 @click.command("formats")
 @output_options
 def command(output: Output) -> None:
-    """List the formats of adapters, as `sdkit convert --to` knows them.
+    """List the formats of adapters and the layouts of checkpoints, as `sdkit convert --to` knows them.
 
     Every program named is another name of the formats it reads; `FORMAT:DIALECT` names a special way of writing one.
     """
     from sdkit.jobs.formats import NOTE, formats
 
     found = formats()
-    output.result(found.as_dict(), [*columns(found.table()), "", NOTE], [format.name for format in found.formats])
+    lines = [*columns(found.table()), "", NOTE, "", *columns(found.layout_table())]
+    output.result(found.as_dict(), lines, [format.name for format in found.formats])

@@ -17,7 +17,7 @@ from sdkit.conversion.sampling import Sampling, sampling_of
 from sdkit.conversion.shards import component_files
 from sdkit.conversion.tensors import converted
 from sdkit.conversion.tokenizers import copied, tokenizer_files, tokenizer_of
-from sdkit.core.errors import SdkitError
+from sdkit.core.errors import SdkitError, UsageError
 from sdkit.families.describe import published_folder
 from sdkit.families.parts import Part
 from sdkit.families.rules import TextEncoder
@@ -50,6 +50,8 @@ def plan(whole: Checkpoint, chosen: Checkpoint, settings: Settings) -> Plan:
     configs = configurations(chosen, warnings)
     naming: dict[str, Any] = {"variant": settings.variant, "shard_bytes": settings.shard_bytes}
     if chosen.is_component:
+        if settings.tokenizer:
+            raise UsageError("--tokenizer is for a whole pipeline, and this is one component", "leave it out")
         (name,) = parts
         files, side_files = component_files(name, "", tensors, **naming)
         files += _beside(chosen, rest, settings)

@@ -1,4 +1,4 @@
-"""One safetensors file with LDM's names, as web UIs and ComfyUI read it.
+"""One safetensors file with its makers' names, as web UIs and ComfyUI read it.
 
 Its metadata hold the components' configurations too (``sdkit.config``), because names and shapes do not say how many
 attention heads a model has, how its latents are scaled, or which scheduler it was published with.
@@ -32,10 +32,12 @@ def plan(whole: Checkpoint, chosen: Checkpoint, settings: Settings) -> Plan:
     """One file; a single file's own tensors keep their names.
 
     Raises:
-        UsageError: a variant or shards are asked for, which a folder has.
+        UsageError: a variant, shards or a tokenizer are asked for, which a folder has.
     """
-    if settings.variant or settings.shard_bytes:
-        raise UsageError("variants and shards are a folder's", "leave out --variant and --shard-size")
+    if settings.variant or settings.shard_bytes or settings.tokenizer:
+        raise UsageError(
+            "variants, shards and tokenizers are a folder's", "leave out --variant, --shard-size and --tokenizer"
+        )
     parts = _parts(chosen, settings)
     fate = as_it_is if chosen.is_single else folder_to_single(chosen)
     rest = sort_rest(whole, chosen, parts, fate, prune=settings.prune)

@@ -1,0 +1,113 @@
+"""Adapters of families this version does not read: recognised by the names of their layers, and by their widths.
+
+Newer transformers share most of their names. They are told apart by the few that only one of them has, and where there
+is none, by how wide the tokens are that a layer reads, or how many blocks there are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from sdkit.weights import TensorInfo, Weights
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What tells a family.
+
+    Attributes:
+        family: as `families.others` calls it.
+        layer: matches the beginning of a layer's flat name, behind every program's prefix.
+        width: how many numbers the layer reads; None for any.
+        ratio: how many rows its weight has for each column; None for any.
+    """
+
+    family: str
+    layer: re.Pattern[str]
+    width: int | None = None
+    ratio: int | None = None
+
+
+def _rules() -> Iterator[Rule]:
+    for family, layer, width, ratio in (
+        ("chroma", r"distilled_guidance_layer_", None, None),
+        ("flux2", r"(?:double|single)_stream_modulation", None, None),
+        (
+            "flux2",
+            r"single_transformer_blocks_\d+_attn_to_qkv_mlp_proj|transformer_blocks_\d+_ff\w*_linear_in",
+            None,
+            None,
+        ),
+        ("flux2", r"double_blocks_\d+_(?:img|txt)_mlp_0", None, 6),
+        ("flux2", r"single_blocks_\d+_linear1", None, 9),
+        (
+            "flux2",
+            r"(?:double_blocks_\d+_(?:img|txt)_attn_qkv|transformer_blocks_\d+_attn_(?:to|add)_[qkv])",
+            6144,
+            None,
+        ),
+        ("hunyuan-video", r"txt_in_individual_token_refiner|context_embedder_token_refiner", None, None),
+        ("hunyuan-video", r"double_blocks_\d+_(?:img|txt)_(?:mlp_fc[12]|mod_linear)", None, None),
+        ("qwen-image", r"transformer_blocks_\d+_(?:img|txt)_(?:mod_1|mlp_net)", None, None),
+        ("qwen-image", r"transformer_blocks_(?:[2-9]\d)_attn_(?:to|add)_[qkv](?!\w*_mlp)", 3072, None),
+        ("z-image", r"(?:layers|\w+_refiner)_\d+_attention_(?:to_[qkv]|qkv|to_out|out)", 3840, None),
+        ("lumina2", r"(?:layers|\w+_refiner)_\d+_(?:attention|attn)_(?:to_[qkv]|qkv|to_out|out)", 2304, None),
+        ("mochi", r"transformer_blocks_\d+_attn1_add_|blocks_\d+_attn_qkv_[xy]", None, None),
+        ("auraflow", r"joint_transformer_blocks_|(?:double|single)_layers_\d+_attn_w", None, None),
+        ("hidream", r"(?:double|single)_stream_blocks_\d+_block_", None, None),
+        ("hunyuan-dit", r"blocks_\d+_attn[12]_(?:Wqkv|q_proj|kv_proj)", None, None),
+        ("wan", r"blocks_\d+_(?:(?:self|cross)_attn_[qkvo](?:_|$)|attn[12]_to_|ffn_)", None, None),
+        ("sana", r"blocks_\d+_(?:attn_qkv|cross_attn_(?:q|kv)_linear)", None, None),
+        ("sana", r"transformer_blocks_\d+_attn[12]_to_q", 2240, None),
+        ("ltx", r"transformer_blocks_\d+_attn[12]_to_q", 2048, None),
+        ("pixart", r"transformer_blocks_\d+_attn[12]_to_q", 1152, None),
+    ):
+        yield Rule(family, re.compile(layer), width, ratio)
+
+
+RULES = tuple(_rules())
+_PREFIX = re.compile(
+    r"(?:model\.diffusion_model\.|diffusion_model\.|base_model\.model\.|transformer\.|unet\."
+    r"|lora_unet_+|lora_transformer_|lycoris_)+"
+)
+_DOWN = re.compile(r"(?P<module>.+)\.(?:lora_down|lora_A(?:\.default)?|lora\.down|lora_linear_layer\.down)\.weight")
+_UP = {
+    "lora_down": "lora_up",
+    "lora_A": "lora_B",
+    "lora.down": "lora.up",
+    "lora_linear_layer.down": "lora_linear_layer.up",
+}
+
+
+def other_family(weights: Weights) -> Iterator[tuple[str, str]]:
+    """The family and the evidence, where one of the rules holds for a layer that the file changes."""
+    layers = [(name, info, layer) for name, info in weights.tensors.items() if (layer := _layer(name)) is not None]
+    for rule in RULES:
+        for name, info, layer in layers:
+            if rule.layer.match(layer) and _fits(rule, weights, name, info):
+                yield rule.family, f"{name} is named as in that family alone{_sizes(rule)}"
+
+
+def _layer(name: str) -> str | None:
+    """The flat name of the layer whose input a tensor belongs to, without any prefix."""
+    match = _DOWN.fullmatch(name)
+    return _PREFIX.sub("", match["module"], count=1).replace(".", "_") if match else None
+
+
+def _fits(rule: Rule, weights: Weights, name: str, info: TensorInfo) -> bool:
+    columns = info.shape[1] if len(info.shape) > 1 else 0
+    if rule.width is not None and columns != rule.width:
+        return False
+    if rule.ratio is None:
+        return True
+    other = next((name.replace(f".{down}", f".{up}") for down, up in _UP.items() if f".{down}" in name), "")
+    up = weights.tensors.get(other)
+    return up is not None and bool(columns) and up.shape[0] == rule.ratio * columns
+
+
+def _sizes(rule: Rule) -> str:
+    if rule.width is not None:
+        return f", and reads tokens of width {rule.width}"
+    return f", with {rule.ratio} rows for each column" if rule.ratio is not None else ""
