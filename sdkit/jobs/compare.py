@@ -36,7 +36,7 @@ from sdkit.weights.atomic import write_file
 STEPS, CFG = 20, 7.0  # of what is drawn
 BUDGET = "500"
 TRIAL = 12  # steps that show how long one takes; the first two are slower and do not count
-PAGE, RESULTS = "report.html", "results.json"
+PAGE, RESULTS, MARK = "report.html", "results.json", ".comparison"
 _SECONDS = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min|h)")
 _UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600}
 
@@ -225,6 +225,7 @@ class _Run:
         base = self._asked.order(self._material, None, self._base_id)
         chosen = [each for each in self._contestants if each.label in plans]
         orders = [(each, self._asked.order(self._material, each, self._base_id)) for each in chosen]
+        _claim(self._asked.target)
         self._check_target([base, *(order for _, order in orders)], force=force)
         rows: list[Row] = []
         finished = self._done(base, "the base by itself")
@@ -425,6 +426,21 @@ class _Run:
             finished=finished,
             dry_run=dry_run,
         )
+
+
+def _claim(target: Path) -> None:
+    """Mark a folder as one whose contents a comparison may replace.
+
+    Raises:
+        SdkitError: there is something in it that no comparison has made, or it cannot be written.
+    """
+    try:
+        if target.exists() and any(target.iterdir()) and not (target / MARK).is_file():
+            raise SdkitError(f"{target}: is not empty, and holds no comparison", "name another folder with -o")
+        target.mkdir(parents=True, exist_ok=True)
+        (target / MARK).touch()
+    except OSError as error:
+        raise SdkitError(f"{target}: cannot be written: {error}") from None
 
 
 def _unfit(contestant: Contestant) -> str:

@@ -169,6 +169,18 @@ def test_a_dry_run_plans_and_writes_nothing(tiny_base: Path, pictures: Path, tmp
     assert report.left_out.keys() == {"autoencoder"} and not (tmp_path / "out").exists()
 
 
+def test_a_folder_of_something_else_is_left_alone(
+    tiny_base: Path, pictures: Path, tmp_path: Path, orders: list[Order]
+) -> None:
+    mine = tmp_path / "out" / "lora-rank-2" / "pictures" / "mine.png"
+    mine.parent.mkdir(parents=True)
+    mine.touch()
+    for force in (False, True):
+        with pytest.raises(SdkitError, match="is not empty, and holds no comparison"):
+            compare(tiny_base, pictures, tmp_path / "out", force=force)
+    assert mine.exists() and not orders
+
+
 @pytest.mark.parametrize("budget", ["0", "ten", "5 weeks", "-3", "0s"])
 def test_a_budget_is_steps_or_a_time(budget: str, tiny_base: Path, pictures: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="neither steps nor a time"):
