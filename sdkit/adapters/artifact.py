@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from sdkit.adapters.deltas.delta import Delta
 from sdkit.adapters.key_value import Hypernetwork
+from sdkit.adapters.trajectory import Trajectory
 from sdkit.streaming.expression import Read
 from sdkit.weights import TensorInfo, Weights
 
@@ -74,6 +75,7 @@ _NOT_BAKEABLE = {
     "textual-inversion": "teaches the tokenizer a word; it changes no weight of the checkpoint",
     "hypernetwork": "transforms what attention reads while a picture is made; no change of the weights equals it",
     "aesthetic": "steers the text embedding while a picture is made; it holds no weights",
+    "inversion": "is one picture's way out of noise; it changes no weight of the checkpoint",
 }
 
 
@@ -84,12 +86,13 @@ class Artifact:
     Attributes:
         source: the opened file, whose tensors the deltas refer to.
         format: the codec that read it (``kohya``, ``peft``, …).
-        kind: ``lora`` (every kind of weight change), ``textual-inversion``, ``hypernetwork``, ``aesthetic`` or
-            ``custom-diffusion``.
+        kind: ``lora`` (every kind of weight change), ``textual-inversion``, ``hypernetwork``, ``aesthetic``,
+            ``custom-diffusion`` or ``inversion``.
         deltas: what it changes.
         tokens: what it teaches the tokenizer.
         key_value: the networks of a hypernetwork.
         steering: the vector of an aesthetic embedding.
+        trajectory: the inverted picture of a null-text inversion.
         unmatched: the modules in the file that the model has no place for, in the file's own names.
         notes: facts a person should see (an assumed alpha, a dialect), one sentence each.
         metadata: the file's metadata.
@@ -105,6 +108,7 @@ class Artifact:
     tokens: tuple[TokenRows, ...] = ()
     key_value: Hypernetwork | None = None
     steering: Read | None = None
+    trajectory: Trajectory | None = None
     unmatched: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)

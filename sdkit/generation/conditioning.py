@@ -19,6 +19,7 @@ from sdkit.core.errors import UsageError
 from sdkit.generation.chunks import Chunk, chunk_length, split_prompt
 from sdkit.generation.prompt import parse_prompt
 from sdkit.runtime.backbone import Cond
+from sdkit.runtime.guidance import unconditional
 from sdkit.runtime.tokens import marked_ids
 
 if TYPE_CHECKING:
@@ -64,17 +65,7 @@ def encode_texts(backbone: Backbone, request: Request) -> Texts:
     prompts = [_split(backbone, text) for text in (request.prompt, request.negative)]
     count = max(len(chunks) for prompt in prompts for chunks in prompt.values())
     prompt, negative = (_encode(backbone, chunks, count, size, request.clip_skip) for chunks in prompts)
-    return Texts(prompt, negative if request.negative else _silent(negative))
-
-
-def _silent(negative: Cond) -> Cond:
-    """An empty negative prompt: SDXL was trained on zeros in its place, other families on the encoded empty text."""
-    import torch
-
-    if "text_embeds" not in negative.added:
-        return negative
-    added = {**negative.added, "text_embeds": torch.zeros_like(negative.added["text_embeds"])}
-    return Cond(torch.zeros_like(negative.context), added)
+    return Texts(prompt, negative if request.negative else unconditional(negative))
 
 
 def _split(backbone: Backbone, text: str) -> Chunks:

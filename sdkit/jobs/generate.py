@@ -22,6 +22,7 @@ from sdkit.generation.parameters import Parameters, png, read_settings
 from sdkit.generation.pictures import Watch, check_request, checked, draw
 from sdkit.generation.prompt import Tag, parse_prompt, split_tags, without_folders
 from sdkit.generation.request import Request
+from sdkit.jobs.edited import CROSS_REPLACE, SELF_REPLACE, EditedPicture
 from sdkit.jobs.find_adapter import Shelf, open_shelf
 from sdkit.jobs.live_adapters import Dose, Library, UsedAdapter, live, plain_names
 from sdkit.report.sheet import contact_sheet
@@ -101,6 +102,9 @@ def generate(
     clip_skip: int | None = None,
     like: PathLike | None = None,
     adapters: Adapters = (),
+    inversion: PathLike | None = None,
+    cross_replace: float = CROSS_REPLACE,
+    self_replace: float = SELF_REPLACE,
     folder: PathLike | None = None,
     grid: bool = False,
     batch: int = 1,
@@ -130,6 +134,10 @@ def generate(
         clip_skip: layer of the text encoder, counted from the end.
         like: a picture that says what it was drawn with.
         adapters: live beside those the prompts name: paths, ``(path, strength)`` pairs, or path → strength.
+        inversion: an inverted picture, which is drawn again, or edited where `prompt` says something else than its
+            own; it brings steps, sampler, size and noise, and `cfg` where none is given.
+        cross_replace: of an edit, the share of the steps whose attention over the text is taken over from the picture.
+        self_replace: the same of the attention over the picture itself.
         folder: where adapters lie that prompts call by name; the current folder is looked at, too.
         grid: write one picture of all of them with labels.
         batch: pictures drawn at once.
@@ -148,10 +156,15 @@ def generate(
     given |= {"sampler": sampler, "clip_skip": clip_skip}
     settings = read_settings(Path(like)) if like is not None else {}
     settings |= {name: value for name, value in given.items() if value is not None}
+    edited = None
+    if inversion is not None:
+        edited = EditedPicture(Path(inversion), cross_replace, self_replace)
+        settings = edited.settings(settings, count)
     prompts = _prompts(prompt, settings.pop("prompt", None))
     if count < 1 or batch < 1:
         raise UsageError(f"{'count' if count < 1 else 'batch'} must be at least 1")
-    job = _Job(resolve_base(base), Request("", **settings), count, Path(output), grid, force, batch, watch or ignore)
+    request, target = Request("", **settings), Path(output)
+    job = _Job(resolve_base(base), request, count, target, grid, force, batch, watch or ignore, edited)
     with ExitStack() as stack:
         plan = job.plan(stack, prompts, _pairs(adapters), open_shelf(Path(folder) if folder is not None else None))
         if not dry_run:
@@ -249,6 +262,7 @@ class _Job:
     force: bool
     batch: int
     watch: Callable[[Event], None]
+    edited: EditedPicture | None = None
 
     def plan(
         self, stack: ExitStack, prompts: Sequence[str], adapters: Sequence[tuple[str, float]], shelf: Shelf
@@ -263,6 +277,8 @@ class _Job:
             model = identify(weights)
             backbone_class(self.base, model)
             file = weights.path if weights.files == (weights.path,) else None
+            if self.edited is not None:
+                self.edited.check(weights)
         library = Library(stack, shelf, model)
         if parse_prompt(self.request.negative).tags:
             raise UsageError("the negative prompt names an adapter", "adapters are named in the prompt")
@@ -310,7 +326,8 @@ class _Job:
             rows.append((prompt.recorded, []))
             for request, picture in self._pictures(backbone, prompt, self._watch(len(drawn), total)):
                 said = replace(request, prompt=prompt.recorded, negative=self.request.negative)
-                text = str(Parameters(said, _base_name(self.base), model_hash, hashes))
+                inversion = self.edited.path.stem if self.edited else ""
+                text = str(Parameters(said, _base_name(self.base), model_hash, hashes, inversion))
                 drawn.append(DrawnPicture(str(next(paths)), prompt.recorded, request.seed, text))
                 if self.grid:
                     rows[-1][1].append(picture)
@@ -325,6 +342,10 @@ class _Job:
         self, backbone: Backbone, prompt: _PromptPlan, watch: Callable[[int], Watch]
     ) -> Iterator[tuple[Request, Image]]:
         """The pictures of one prompt, batch by batch."""
+        if self.edited is not None:
+            with live(backbone, prompt.doses), _enough_memory():
+                yield self.edited.draw(backbone, self.requests(prompt)[0], watch(0))
+            return
         requests = [checked(request, backbone) for request in self.requests(prompt)]
         with live(backbone, prompt.doses):
             for start in range(0, self.count, self.batch):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TextIO
@@ -13,7 +13,7 @@ from sdkit.core.events import Event, Interrupted, Note
 from sdkit.jobs.record import recorded
 from sdkit.jobs.report import report
 from sdkit.jobs.run_facts import begun, ended, written_bytes
-from sdkit.jobs.samples import sample_prompts
+from sdkit.jobs.samples import keep_pictures, sample_prompts
 from sdkit.jobs.stop import StopRequest
 from sdkit.jobs.train_pictures import RunPictures, check_same_pictures, read_pictures
 from sdkit.jobs.train_report import Account, TrainReport
@@ -25,6 +25,7 @@ from sdkit.training.metadata import training_metadata
 from sdkit.training.method import Result
 from sdkit.training.plan import Base, Plan, look_at_base, make_plan
 from sdkit.training.processes import Processes
+from sdkit.training.solver import Solver
 from sdkit.training.state import complete_states
 from sdkit.weights.atomic import check_space
 
@@ -155,8 +156,11 @@ class _Run:
                     board(event)
                     interrupted = interrupted or isinstance(event, Interrupted)
                 if not interrupted and self.is_main:
-                    self._save(trainer, pictures)
+                    result = self._save(trainer, pictures)
                     size = written_bytes(request.folder.result)
+                    for event in self._judged(result, trainer.step):
+                        self._watch(event)
+                        write_event(log, event)
             except SdkitError as error:
                 write_event(log, Note(trainer.step, f"stopped: {error.message}"))
                 raise
@@ -183,15 +187,29 @@ class _Run:
             should_stop=self._stop,
         )
 
-    def _save(self, trainer: Trainer, pictures: RunPictures) -> None:
+    def _save(self, trainer: Trainer, pictures: RunPictures) -> Result[Any]:
         """Write the result, with what it says about itself."""
         request, backbone = self._request, trainer.backbone
         path, kind = request.folder.result, request.method.modelspec
         metadata = training_metadata(request.name, path.stem, backbone, pictures.dataset, request.options, kind)
         with trainer.averaged():
             path.parent.mkdir(parents=True, exist_ok=True)
-            result = Result(trainer.trainables, backbone, request.base, request.options, trainer.feed)
+            solver = trainer.objective if isinstance(trainer.objective, Solver) else None
+            result = Result(trainer.trainables, backbone, request.base, request.options, trainer.feed, solver)
             request.method.save(result, path, metadata)
+        return result
+
+    def _judged(self, result: Result[Any], step: int) -> Iterator[Event]:
+        """What the method has to say of the finished run, and to show."""
+        judge = self._request.method.verdict
+        if judge is None:
+            return
+        verdict = judge(result)
+        if verdict.pictures:
+            yield keep_pictures(self._request.folder.samples, verdict.pictures, step)
+        for note in verdict.notes:
+            self._account.notes.append(note)
+            yield Note(step, note)
 
     def _make_page(self) -> None:
         """The run's page. A run that has done its work does not fail for want of a page."""

@@ -76,7 +76,7 @@ def read_request(
     """
     name, kind = load_method(method)
     found = resolve_base(base)
-    target = Path(output) if output is not None else Path("runs") / f"{Path(data).absolute().name}-{name}"
+    target = Path(output) if output is not None else Path("runs") / f"{_name_of(Path(data))}-{name}"
     saved = RunFolder.saved(target) if resume else None
     if saved is not None:
         _check_same_run(saved, name, found)
@@ -88,6 +88,11 @@ def read_request(
     folder = RunFolder.of(target, suffix)
     options = kind.settle(parsed, folder.result.stem)
     return TrainRequest(name, kind, found, Path(data), folder, options, dict(given), target, saved, tuple(notes))
+
+
+def _name_of(data: Path) -> str:
+    """What people call a folder of pictures, or a picture."""
+    return data.stem if data.is_file() else data.absolute().name
 
 
 def _check_same_run(saved: RunState, name: str, base: Path) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sdkit.runtime.backbone import Backbone
     from sdkit.training.batch import Objective
     from sdkit.training.feed import Feed
+    from sdkit.training.solver import Solver
     from sdkit.training.trainable import Trainable
     from sdkit.training.trainer import LoopSettings, Trainer
     from sdkit.training.updates import Updater
@@ -52,7 +53,7 @@ def make_trainer(
     from sdkit.training.trainer import Trainer
 
     options, method = request.options, request.method
-    objective: Objective = method.objective(options)
+    objective: Objective | Solver = method.objective(options)
     feed = _feed(request, base, backbone, trained, pictures, processes, objective, watch)
     if options.checkpointing:
         backbone.unet.enable_gradient_checkpointing()
@@ -81,7 +82,7 @@ def _feed(
     trained: list[Trainable],
     pictures: RunPictures,
     processes: Processes,
-    objective: Objective,
+    objective: Objective | Solver,
     watch: Callable[[Event], None],
 ) -> Feed:
     """The run's batches; several processes share the encoding."""

@@ -59,6 +59,13 @@ class NoiseSchedule:
             return (noised - rest * prediction) / signal
         return signal * noised - rest * prediction
 
+    def noise_in(self, noised: torch.Tensor, prediction: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """The noise that a prediction [b, …] amounts to; with `clean`, all that is in the noised picture."""
+        if self.prediction == "epsilon":
+            return prediction
+        signal, rest = self._factors(noised, timesteps)
+        return signal * prediction + rest * noised
+
     def snr(self, timesteps: torch.Tensor) -> torch.Tensor:
         """Signal to noise ratio ᾱ / (1 − ᾱ) at `timesteps`."""
         alphas = self.alphas[timesteps]

@@ -141,6 +141,27 @@ def read_dataset(
     return Dataset(tuple(_distinct(samples)), quarantined, tuple(notes))
 
 
+def read_picture(path: Path, *, caption: str = "", background: str = "white") -> Dataset:
+    """A single picture.
+
+    Args:
+        path: the file.
+        caption: what it shows, whatever stands beside it; empty to look there, and at its name.
+        background: what transparent pixels show.
+
+    Raises:
+        SdkitError: it is no picture, is damaged, or nothing says what it shows.
+    """
+    check_background(background)
+    if not path.is_file():
+        raise SdkitError(f"{path}: no such file", "--data names a picture, or a folder that holds one")
+    size = open_picture(path, background).size
+    text, source = (caption, "prompt=") if caption else _caption(_Found(path), _listed_captions(path.parent), "")
+    if not source:
+        raise SdkitError(f"{path}: nothing says what it shows", 'say it with prompt="…"')
+    return Dataset((Sample(*_identity(path), text, source, size),), {})
+
+
 def _masked(sample: Sample, choice: str, folder: Path | None) -> Sample:
     mask = find_mask(sample.path, choice, folder)
     if mask is None:

@@ -79,6 +79,7 @@ class Feed:
         *,
         keep_text: bool = True,
     ) -> None:
+        self.samples = samples
         self.settings = settings
         self._backbone = backbone
         self._cache = cache

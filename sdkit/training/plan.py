@@ -323,7 +323,9 @@ def _estimate(
     )
     memory = FIXED_BYTES + int(base.bytes * item + activations)
     encode_seconds = encoding.forward_seconds(machine) if encoding else 0.0
-    return _Estimate(memory, batch * options.accumulate, cost.forward_seconds(machine), encode_seconds)
+    return _Estimate(
+        memory, batch * options.accumulate * method.rounds(options), cost.forward_seconds(machine), encode_seconds
+    )
 
 
 def _tokens(configs: Mapping[str, Mapping[str, Any]]) -> int:

@@ -66,11 +66,11 @@ lora_disney.safetensors: LoRA for Stable Diffusion 1 (sd1), cloneofsimo format
 """
 
 TROUBLED = """\
-old.safetensors: OFT, family unknown, kohya format
-  size      960 B, safetensors, 4 tensors, 232 parameters: 3 F16, 1 F32
+old.safetensors: an OFT of whole rotations, family unknown, kohya format
+  size      952 B, safetensors, 4 tensors, 232 parameters: 3 F16, 1 F32
   modules   lora_unet      2  1 feed-forward, 1 other
-  problems  this version cannot apply it: lora_unet_b.oft_R.weight: OFT is not supported, and leaving it out would \
-change the result
+  problems  this version cannot apply it: lora_unet_b.oft_diag: an OFT of whole rotations is not supported, and \
+leaving it out would change the result
   notes     its metadata tell of the training data, with paths and captions: ss_dataset_dirs
   why       no cross-attention, no second text encoder and no metadata tell the family
             kohya: 4 tensors are named like lora_unet_….lora_down.weight
@@ -108,7 +108,7 @@ def test_a_troubled_file_as_people_see_it(sparse: Sparse) -> None:
         "lora_unet_a_ff_net_0.lora_down.weight": ("F16", [4, 20]),
         "lora_unet_a_ff_net_0.lora_up.weight": ("F16", [20, 4]),
         "lora_unet_a_ff_net_0.dora_scale": ("F32", [20]),
-        "lora_unet_b.oft_R.weight": ("F16", [13, 4]),
+        "lora_unet_b.oft_diag": ("F16", [13, 4]),
     }
     metadata = {"ss_output_name": "colour\x1b[31m me\nred", "ss_dataset_dirs": "{}"}
     path = sparse(tensors, metadata, name="old.safetensors")

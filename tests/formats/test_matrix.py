@@ -488,11 +488,37 @@ def diffusers_takes_a_custom_diffusion(golden: Path, written: Path) -> None:
     assert sum(bool(list(processor.parameters())) for processor in processors.values()) == 1
 
 
+def inversion(mark: Mark, tmp_path: Path) -> None:
+    width = {"sd1": 768, "sd2": 1024, "sdxl": 2048}[mark.family]
+    tensors = {"latents": normal(1, 4, 64, 64, seed=1), "uncond": normal(2, 1, 77, width, seed=2)}
+    if mark.family == "sdxl":
+        tensors["pooled"] = normal(2, 1, 1280, seed=3)
+    told = {"base": "quick1-1-0", "base_name": "sd", "prompt": "an owl", "picture": "0", "steps": 2, "guidance": 7.5}
+    told |= {"prediction": "epsilon", "mode": "null-text", "psnr": 25.5, "psnr_limit": 26.5}
+    golden, written = tmp_path / "golden.safetensors", tmp_path / "written.safetensors"
+    save_file(tensors, golden, {"sdkit.inversion": json.dumps(told)})
+    with open_weights(golden) as weights:
+        artifact = read_adapter(weights)
+        assert artifact.trajectory is not None and artifact.trajectory.about is not None
+        for name, tensor in tensors.items():
+            assert torch.equal(getattr(artifact.trajectory, name).load(), tensor)
+        assert all(getattr(artifact.trajectory.about, name) == value for name, value in told.items())
+        if mark.does == "write":
+            write_adapter(artifact, None, written, {}, format="inversion")
+            ours = load_file(written)
+            assert ours.keys() == tensors.keys() and all(torch.equal(ours[name], tensors[name]) for name in ours)
+            with safe_open(written, "pt") as file:
+                assert json.loads(file.metadata()["sdkit.inversion"]) == told
+            return
+    assert mark.does == "read"
+
+
 EXERCISES: dict[str, Callable[[Mark, Path], None]] = {
     "textual-inversion": textual_inversion,
     "hypernetwork": hypernetwork,
     "aesthetic": aesthetic,
     "custom-diffusion": custom_diffusion,
+    "inversion": inversion,
 }
 
 

@@ -25,7 +25,7 @@ from sdkit.training.state import RunState, complete_states, load_newest
 from sdkit.training.trainer import LoopSettings, Trainer
 from sdkit.training.updates import Updater, named_parameters
 
-compute_types = {"auto": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+compute_types = {"auto": torch.float32, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Make = Callable[..., Trainer]
 
 
@@ -36,14 +36,16 @@ def make(tiny_base: Path, pictures: Path, tmp_path: Path) -> Make:
     def build(wrap: Any = None, folder: str = "state", should_stop: Any = lambda: False, **given: Any) -> Trainer:
         name, method = load_method(given.pop("method", "lora"))
         defaults = {"steps": 6, "batch": 2, "lr": 1e-2, "save_every": 2} | ({"rank": 2} if name == "lora" else {})
-        options = method.settle(parse_options(method.options, {**defaults, **given}, name), "run")
+        known = {word: value for word, value in defaults.items() if word in method.keys}
+        data = pictures / given.pop("data", "")
+        options = method.settle(parse_options(method.options, {**known, **given}, name), "run")
         dtype = compute_types[options.precision]
         backbone = load_backbone(tiny_base).to(torch.device("cpu"), dtype)
         trained = method.trainables(backbone, options, StepRNG(options.seed))
         objective = method.objective(options)
         settings = FeedSettings(options.batch, bucket_sizes(16, 4), options.flip, options.caption_dropout)
         feed = Feed(
-            method.dataset(pictures, options).samples,
+            method.dataset(data, options).samples,
             backbone,
             TensorCache(None),
             settings,
@@ -95,6 +97,8 @@ def losses(events: list[Event]) -> list[float]:
         {"method": "custom_diffusion", "layers": "all", "ema": 0.9, "accumulate": 2},
         {"method": "dreamartist", "ema": 0.9, "negative_ema": 0.5, "reconstruction": 0.1, "init": "b"},
         {"method": "pivotal", "rank": 2, "ema": 0.9, "init": "b"},
+        {"method": "null_text_inversion", "data": "0.png", "tries": 2, "checkpointing": True},
+        {"method": "null_text_inversion", "data": "0.png", "mode": "npi"},
         {"algo": "dora", "conv_rank": 1},
         {"algo": "loha", "checkpointing": True},
         {"algo": "lokr", "factor": 4, "decompose_both": True, "text_encoder": True},
@@ -111,6 +115,8 @@ def losses(events: list[Event]) -> list[float]:
         "custom-diffusion",
         "dreamartist",
         "pivotal",
+        "null-text",
+        "npi",
         "dora",
         "loha",
         "lokr",

@@ -40,6 +40,23 @@ from sdkit.core.human import human_seconds
     help="Put an adapter live.",
     shell_complete=complete_models,
 )
+@click.option(
+    "--inversion", type=click.Path(path_type=Path), help="Draw an inverted picture again, or edit it by --prompt."
+)
+@click.option(
+    "--cross-replace",
+    type=click.FloatRange(0, 1),
+    default=0.8,
+    show_default=True,
+    help="Of an edit: share of the steps that take over attention to the text, and so the layout.",
+)
+@click.option(
+    "--self-replace",
+    type=click.FloatRange(0, 1),
+    default=0.4,
+    show_default=True,
+    help="Of an edit: share of the steps that take over attention within the picture, and so shapes.",
+)
 @click.option("--adapters", "folder", type=click.Path(path_type=Path), help="Folder of adapters that prompts name.")
 @click.option("--grid", is_flag=True, help="Write one picture of all, with labels.")
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Pictures drawn at once.")

@@ -85,7 +85,10 @@ def _method_command(name: str, summary: str) -> click.Command:
     parameters = [
         click.Option(["--base"], type=BASE, required=True, help="Checkpoint, diffusers folder, or tiny."),
         click.Option(
-            ["--data"], type=click.Path(path_type=Path), required=True, help="Folder of pictures with captions."
+            ["--data"],
+            type=click.Path(path_type=Path),
+            required=True,
+            help="Folder of pictures with captions, or one picture.",
         ),
         *_common(),
     ]
