@@ -221,6 +221,8 @@ def make_plan(
 
 def _advice(method: Method[Any], base: Base, dataset: Dataset, options: TrainOptions, sizes: list[Size]) -> list[str]:
     """What is doubtful about the pictures, and about the captions of methods that read them."""
+    if method.verdict is not None:  # such a method takes the picture it is given as it is, and judges it by itself
+        return []
     notes = audit_pictures(dataset.samples, sizes, options.background)
     if method.component == "unet":
         text = base.configs["text_encoder"]
