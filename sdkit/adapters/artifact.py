@@ -54,6 +54,26 @@ class TokenRows:
 
 
 @dataclass(frozen=True, slots=True)
+class Steering:
+    """A place in CLIP's common space that a text encoder is drawn towards for every prompt (aesthetic gradients).
+
+    Attributes:
+        component: the text encoder.
+        vector: [d] or [1, d].
+        projection: from the text encoder's vectors to that space, [d, width]; None where the file has none.
+    """
+
+    component: str
+    vector: Read
+    projection: Read | None = None
+
+    @property
+    def width(self) -> int:
+        """Numbers of the vector."""
+        return self.vector.info.numel
+
+
+@dataclass(frozen=True, slots=True)
 class Change:
     """One sort of weight change in an adapter, and how many parameters it changes.
 
@@ -91,7 +111,7 @@ class Artifact:
         deltas: what it changes.
         tokens: what it teaches the tokenizer.
         key_value: the networks of a hypernetwork.
-        steering: the vector of an aesthetic embedding.
+        steering: the vectors of an aesthetic embedding.
         trajectory: the inverted picture of a null-text inversion.
         unmatched: the modules in the file that the model has no place for, in the file's own names.
         notes: facts a person should see (an assumed alpha, a dialect), one sentence each.
@@ -107,7 +127,7 @@ class Artifact:
     deltas: Mapping[Target, Delta] = field(default_factory=dict)
     tokens: tuple[TokenRows, ...] = ()
     key_value: Hypernetwork | None = None
-    steering: Read | None = None
+    steering: tuple[Steering, ...] = ()
     trajectory: Trajectory | None = None
     unmatched: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()

@@ -114,6 +114,16 @@ def autoencoder_cost(config: Mapping[str, Any], size: tuple[int, int]) -> StepCo
     return _measure(vae, lambda: vae.decode(vae.encode(pixels).latent_dist.mean))
 
 
+def image_encoder_cost(config: Mapping[str, Any]) -> StepCost:
+    """The cost of an image encoder of this configuration."""
+    import torch
+
+    vision: Any = build_component("image_encoder", config)
+    side = config["image_size"]
+    pixels = torch.empty(1, 3, side, side, device="meta", requires_grad=True)
+    return _measure(vision, lambda: vision(pixel_values=pixels).image_embeds)
+
+
 def _measure(model: nn.Module, run: Callable[[], object]) -> StepCost:
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode

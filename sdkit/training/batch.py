@@ -21,6 +21,7 @@ class Batch:
         samples: their ids, no two alike.
         share: of the whole batch, when several processes divide it.
         prior: for each sample, whether it shows the class and not the subject.
+        captions: what each is shown with.
         pixels: [b, 3, h, w] in −1 … 1, for objectives that look at pictures.
         latents: for objectives that look at latents.
         cond: for objectives that look at text.
@@ -30,6 +31,7 @@ class Batch:
     samples: tuple[str, ...]
     share: float = 1.0
     prior: tuple[bool, ...] = ()
+    captions: tuple[str, ...] = ()
     pixels: torch.Tensor | None = None
     latents: Latents | None = None
     cond: Cond | None = None

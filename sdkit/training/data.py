@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -210,6 +210,15 @@ def _scattered(content: str) -> str:
     return hashlib.blake2b(f"held out\0{content}".encode(), digest_size=16).hexdigest()
 
 
+def joined_datasets(parts: Sequence[Dataset]) -> Dataset:
+    """Several folders' pictures as one; a picture that is in two of them has an id in each."""
+    return Dataset(
+        tuple(_distinct(sample for part in parts for sample in part.samples)),
+        {name: reason for part in parts for name, reason in part.quarantined.items()},
+        tuple(dict.fromkeys(note for part in parts for note in part.notes)),
+    )
+
+
 def prior_sample(path: Path, caption: str) -> Sample:
     """A picture of the class.
 
@@ -361,12 +370,13 @@ def _check_all_captioned(folder: Path, samples: list[Sample]) -> None:
         )
 
 
-def _distinct(samples: list[Sample]) -> Iterator[Sample]:
+def _distinct(samples: Iterable[Sample]) -> Iterator[Sample]:
     """Equal pictures get ids of their own, so that they get noise of their own."""
     seen: Counter[str] = Counter()
     for sample in samples:
-        seen[sample.id] += 1
-        yield sample if seen[sample.id] == 1 else replace(sample, id=f"{sample.id}+{seen[sample.id] - 1}")
+        content = _picture(sample)
+        seen[content] += 1
+        yield sample if seen[content] == 1 else replace(sample, id=f"{content}+{seen[content] - 1}")
 
 
 def _notes(folder: Path, found: list[_Found], listed: dict[Path, str], masks: Path | None) -> Iterator[str]:

@@ -183,13 +183,15 @@ class Feed:
 
     def _make(self, slots: Sequence[_Slot], share: float, rng: StepRNG) -> Batch:
         flips = [self.settings.flip and rng.chance(0.5, "flip", slot.id) for slot in slots]
+        captions = tuple(self._caption(slot, rng) for slot in slots)
         return Batch(
             samples=tuple(slot.id for slot in slots),
             share=share,
             prior=tuple(slot.sample.prior for slot in slots),
+            captions=captions,
             pixels=self._stack_pixels(slots, flips) if "pixels" in self._inputs else None,
             latents=self._stack_latents(slots, flips) if "latents" in self._inputs else None,
-            cond=self._stack_text(slots, rng) if "cond" in self._inputs else None,
+            cond=self._stack_text(slots, captions) if "cond" in self._inputs else None,
             mask=self._stack_masks(slots, flips) if "latents" in self._inputs else None,
         )
 
@@ -225,8 +227,7 @@ class Feed:
         weights = stored.clamp(min=self.settings.unmasked_weight)
         return weights.flip(-1) if flip else weights
 
-    def _stack_text(self, slots: Sequence[_Slot], rng: StepRNG) -> Cond:
-        captions = [self._caption(slot, rng) for slot in slots]
+    def _stack_text(self, slots: Sequence[_Slot], captions: Sequence[str]) -> Cond:
         if self._keep_text:
             cond = Cond.join([self._cond(caption, slot.size) for caption, slot in zip(captions, slots, strict=True)])
         else:

@@ -190,9 +190,10 @@ class Trainer:
         """A step of the optimizer along the gradients of the step's batches."""
         import torch
 
+        self.updater.begin(StepRNG(self.settings.seed, self.step, self._attempt))
         losses = [self._backward(objective, index) for index in self._batches()]
         total = torch.stack([loss.value.detach() for loss in losses]).mean()
-        return Solved(Loss(total, losses[-1].parts), self.updater.apply(self.step))
+        return Solved(Loss(total, losses[-1].parts), self.updater.apply())
 
     def _batches(self) -> range:
         first = self.step * self.settings.accumulate

@@ -424,12 +424,30 @@ def hypernetwork(mark: Mark, tmp_path: Path) -> None:
 
 
 def aesthetic(mark: Mark, tmp_path: Path) -> None:
-    assert mark.does == "read"
-    vector = normal(768, seed=1)
-    torch.save(vector, tmp_path / "a.pt")
-    with open_weights(tmp_path / "a.pt") as weights:
+    widths = {"text_encoder": 768} | ({"text_encoder_2": 1280} if mark.family == "sdxl" else {})
+    vectors = {name: normal(1, width, seed=1) for name, width in widths.items()}
+    golden = tmp_path / ("a.pt" if mark.dialect == "a1111" else "a.safetensors")
+    if mark.dialect == "a1111":
+        vectors = {"text_encoder": vectors["text_encoder"]}
+        torch.save(vectors["text_encoder"], golden)
+    else:
+        projections = {f"{name}.text_projection": normal(widths[name], 4, seed=2) for name in vectors}
+        save_file({f"{name}.aesthetic": vector for name, vector in vectors.items()} | projections, golden)
+    with open_weights(golden) as weights:
         artifact = read_adapter(weights)
-        assert artifact.steering is not None and torch.equal(artifact.steering.load(), vector)
+        if mark.does == "read":
+            assert {part.component: part.width for part in artifact.steering} == {
+                name: vector.numel() for name, vector in vectors.items()
+            }
+            assert all(torch.equal(part.vector.load(), vectors[part.component]) for part in artifact.steering)
+            return
+        assert mark.does == "write"
+        written = golden.with_stem("written")
+        write_adapter(artifact, None, written, {}, format="aesthetic", dialect=mark.dialect)
+    if mark.dialect == "a1111":
+        assert torch.equal(torch.load(written, weights_only=True), vectors["text_encoder"])
+    else:
+        check_same_tensors(written, golden)
 
 
 def custom_diffusion(mark: Mark, tmp_path: Path) -> None:
@@ -488,6 +506,86 @@ def diffusers_takes_a_custom_diffusion(golden: Path, written: Path) -> None:
     assert sum(bool(list(processor.parameters())) for processor in processors.values()) == 1
 
 
+WORD_WIDTHS = {"sd1": (768,), "sd2": (1024,), "sdxl": (768, 1280)}
+
+
+def custom_diffusion_pickle(mark: Mark, tmp_path: Path) -> None:
+    """The authors' files, over diffusers and over LDM, whole and compressed; LDM's knows one text encoder alone."""
+    suffix = ".ckpt" if mark.dialect == "ldm" else ".bin"
+    golden, written = tmp_path / f"golden{suffix}", tmp_path / f"written{suffix}"
+    modules = [
+        module for module in LAYERS[mark.family][0] if ".attn2.to_k" in module.hub or ".attn2.to_v" in module.hub
+    ]
+    factors = {
+        module.hub: (normal(module.shape[0], 2, seed=2), normal(2, module.shape[1], seed=3)) for module in modules
+    }
+    vectors = [normal(width, seed=4) for width in WORD_WIDTHS[mark.family]]
+    word = {"<new1>": vectors if len(vectors) > 1 else vectors[0]}
+    if mark.format == "custom-diffusion-compressed":
+        pairs = {f"{module.name}.weight": factors[module.hub] for module in modules}
+        contents = {"unet": {name: {"u": u, "v": v} for name, (u, v) in pairs.items()}, "modifier_token": word}
+    elif mark.dialect == "ldm":
+        names = {module.hub: f"model.diffusion_model.{module.native}.weight" for module in modules}
+        state = {names[hub]: u @ v for hub, (u, v) in factors.items()}
+        contents = {"state_dict": {**state, **({"embed": vectors[0][None]} if len(vectors) == 1 else {})}}
+    else:
+        whole = {f"{module.name}.weight": torch.matmul(*factors[module.hub]) for module in modules}
+        contents = {"unet": whole, "modifier_token": word}
+    torch.save(contents, golden)
+    model = reference(mark.family)
+    with open_weights(golden) as weights:
+        artifact = read_adapter(weights, model)
+        assert artifact.kind == "custom-diffusion" and len(artifact.deltas) == 2 and not artifact.unmatched
+        has_words = mark.dialect != "ldm" or len(vectors) == 1
+        assert [part.info.shape[-1] for part in artifact.tokens] == (
+            list(WORD_WIDTHS[mark.family]) if has_words else []
+        )
+        for module in modules:
+            change = change_of(artifact.deltas[Target(module.hub)], base_weight(module))
+            whole = torch.zeros_like(change) if mark.format.endswith("compressed") else base_weight(module)
+            assert close(whole + change, torch.matmul(*factors[module.hub]).double())
+        if mark.does == "write":
+            write_adapter(artifact, model, written, {}, format=mark.format, dialect=mark.dialect)
+            ours, theirs = nested(torch.load(written, weights_only=True)), nested(contents)
+            assert theirs.keys() <= ours.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
+            return
+    assert mark.does == "read"
+
+
+def nested(contents: object, name: str = "") -> Tensors:
+    """The tensors of nested tables and lists."""
+    if isinstance(contents, torch.Tensor):
+        return {name: contents}
+    items = (
+        contents.items() if isinstance(contents, dict) else enumerate(contents) if isinstance(contents, list) else ()
+    )
+    return {key: tensor for own, value in items for key, tensor in nested(value, f"{name}/{own}").items()}
+
+
+def custom_diffusion_folder(mark: Mark, tmp_path: Path) -> None:
+    golden, written = tmp_path / "golden", tmp_path / "written"
+    golden.mkdir()
+    modules = [
+        module for module in LAYERS[mark.family][0] if ".attn2.to_k" in module.hub or ".attn2.to_v" in module.hub
+    ]
+    tensors = {custom_name(module.name): normal(*module.shape, seed=2) for module in modules}
+    save_file(tensors, golden / "pytorch_custom_diffusion_weights.safetensors")
+    if mark.family != "sdxl":  # diffusers' script is for models of one text encoder
+        save_file({"<new1>": normal(*WORD_WIDTHS[mark.family], seed=4)}, golden / "<new1>.safetensors")
+    model = reference(mark.family)
+    with open_weights(golden) as weights:
+        artifact = read_adapter(weights, model)
+        assert artifact.kind == "custom-diffusion" and len(artifact.deltas) == 2 and not artifact.unmatched
+        if mark.does == "write":
+            write_adapter(artifact, model, written, {}, format="custom-diffusion-folder")
+            for file in golden.iterdir():
+                ours = {name: tensor for name, tensor in load_file(written / file.name).items() if tensor.numel()}
+                theirs = load_file(file)
+                assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+            return
+    assert mark.does == "read"
+
+
 def inversion(mark: Mark, tmp_path: Path) -> None:
     width = {"sd1": 768, "sd2": 1024, "sdxl": 2048}[mark.family]
     tensors = {"latents": normal(1, 4, 64, 64, seed=1), "uncond": normal(2, 1, 77, width, seed=2)}
@@ -518,6 +616,9 @@ EXERCISES: dict[str, Callable[[Mark, Path], None]] = {
     "hypernetwork": hypernetwork,
     "aesthetic": aesthetic,
     "custom-diffusion": custom_diffusion,
+    "custom-diffusion-compressed": custom_diffusion_pickle,
+    "custom-diffusion-delta": custom_diffusion_pickle,
+    "custom-diffusion-folder": custom_diffusion_folder,
     "inversion": inversion,
 }
 
