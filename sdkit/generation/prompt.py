@@ -101,6 +101,11 @@ class Prompt:
         return " ".join(piece.text for section in self.sections for piece in section)
 
 
+def literal(text: str) -> str:
+    """A prompt that says just this text: a caption knows no weights."""
+    return re.sub(r"([()\[\]\\])", r"\\\1", text)
+
+
 def parse_prompt(text: str) -> Prompt:
     """Take a prompt apart.
 

@@ -152,6 +152,7 @@ class _Run:
         with self._log(first) as log, self._board(first) as board:
             write_event(log, begun(first, plan, request.options, request.data, backbone))
             for note in (*plan.notes, *self._account.notes):
+                self._watch(Note(first, note))
                 write_event(log, Note(first, note))
             try:
                 for event in trainer.run(resume=resume):

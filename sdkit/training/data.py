@@ -383,7 +383,7 @@ def distinct(samples: Iterable[Sample]) -> Iterator[Sample]:
     """Equal pictures get ids of their own, so that they get noise of their own."""
     seen: Counter[str] = Counter()
     for sample in samples:
-        content = _picture(sample)
+        content = sample.id.partition("+")[0]
         seen[content] += 1
         yield sample if seen[content] == 1 else replace(sample, id=f"{content}+{seen[content] - 1}")
 

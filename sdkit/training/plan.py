@@ -15,9 +15,11 @@ from sdkit.families import identify
 from sdkit.families.family import Model
 from sdkit.runtime.load import Configs, backbone_class, base_configs, component_names
 from sdkit.runtime.losses import PAIRS
+from sdkit.training.audit import audit_captions, audit_pictures
 from sdkit.training.buckets import Size, bucket_sizes, nearest_size
 from sdkit.training.data import Dataset
 from sdkit.training.feed import batches_per_epoch
+from sdkit.training.identifier import base_tokenizer
 from sdkit.training.method import Method
 from sdkit.training.optimizers import find_optimizer, optimizer_bytes
 from sdkit.training.options import TrainOptions
@@ -212,8 +214,25 @@ def make_plan(
         + looks
         + (prior.seconds if prior else 0.0),
         class_pictures=prior,
-        notes=(*_notes(dataset), *size.notes, *method.notes(base, dataset, options)),
+        notes=(
+            *_notes(dataset),
+            *_advice(method, base, dataset, options, sizes),
+            *size.notes,
+            *method.notes(base, dataset, options),
+        ),
     )
+
+
+def _advice(method: Method[Any], base: Base, dataset: Dataset, options: TrainOptions, sizes: list[Size]) -> list[str]:
+    """What is doubtful about the pictures, and about the captions of methods that read them."""
+    if method.verdict is not None:  # such a method takes the picture it is given as it is, and judges it by itself
+        return []
+    notes = audit_pictures(dataset.samples, sizes, options.background)
+    if method.component == "unet":
+        text = base.configs["text_encoder"]
+        tokenizer, length = base_tokenizer(base.path, text), int(text["max_position_embeddings"])
+        notes += audit_captions(dataset.samples, getattr(options, "token", ""), tokenizer, length)
+    return notes
 
 
 def buckets(base: Base, options: TrainOptions) -> list[Size]:

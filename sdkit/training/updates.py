@@ -121,7 +121,7 @@ class Updater:
 
     @contextmanager
     def settled(self) -> Iterator[None]:
-        """While the context lasts the parameters are those the optimizer means: schedule-free ones train beside them."""
+        """The parameters as the optimizer means them while the context lasts: schedule-free ones train beside those."""
         elsewhere: list[Any] = [optimizer for optimizer in self._optimizers() if trains_elsewhere(optimizer)]
         # Its own way back rounds, and a run that looked at its result would not be the run that did not.
         kept = {name: value.detach().clone() for name, value in self.parameters.items()} if elsewhere else {}
@@ -221,7 +221,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[Any, Any]) -
     state = state if "state" in state else {"state": state, "groups": ()}  # as states were saved once
     groups = optimizer.state_dict()["param_groups"]
     for group, learnt in zip(groups, state["groups"], strict=False):
-        group |= learnt
+        group.update(learnt)
     optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
     optimizer.zero_grad(set_to_none=True)
 
