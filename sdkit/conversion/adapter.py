@@ -128,7 +128,9 @@ class Fitting:
         for target, delta in artifact.deltas.items():
             if _is_held(delta, held):
                 kept[target] = self._shaped(target, delta)
-            elif isinstance(delta, Lightweight) and "lora" in held:  # a LoRA within bases: exactly one without them
+            elif (
+                held is not None and isinstance(delta, Lightweight) and "lora" in held
+            ):  # a LoRA within bases: exactly one without them
                 made[target] = exact_sum([(delta, 1.0)], self._shape(target, delta), lambda norm: None)
             elif target.parameter == "weight" and len(self._shape(target, delta)) > 1:
                 cut = self._cut(artifact, target, delta)
