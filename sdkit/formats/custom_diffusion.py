@@ -45,9 +45,10 @@ _TOKEN = "modifier_token."
 def detect(weights: Weights) -> Verdict:
     """Recognised by ``_custom_diffusion`` in a name, or by new tokens beside absolute attention weights."""
     names = weights.tensors
-    if any(_DIFFUSERS.fullmatch(name) for name in names):
+    if weights.mentions("_custom_diffusion") and any(_DIFFUSERS.fullmatch(name) for name in names):
         return Verdict(True, "its tensors are named like ….attn2.processor.to_k_custom_diffusion.weight")
-    if any(name.startswith(_TOKEN) for name in names) and any(_REPOSITORY.fullmatch(name) for name in names):
+    tokens = weights.mentions(_TOKEN) and any(name.startswith(_TOKEN) for name in names)
+    if tokens and any(_REPOSITORY.fullmatch(name) for name in names):
         return Verdict(True, "it holds modifier_token beside unet.….attn2.to_k.weight")
     return Verdict(False, "no tensor is named like ….to_k_custom_diffusion.weight, and there is no modifier_token")
 
