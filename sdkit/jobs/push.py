@@ -26,7 +26,7 @@ from sdkit.jobs.pull import WEIGHTS
 from sdkit.registry.facts import Facts, look_at
 from sdkit.registry.names import resolve
 from sdkit.registry.registry import is_on, open_registry
-from sdkit.registry.rows import Model, Source
+from sdkit.registry.rows import Model, Publication, Source
 from sdkit.registry.sidecars import find_previews
 from sdkit.weights import open_weights
 from sdkit.weights.atomic_folder import AtomicFolder
@@ -165,8 +165,8 @@ def push(
                 progress=progress,
             )
             page = published.page
-            if not create_pr:
-                notes += tuple(_remember(path, reference, published.revision, page, uploads, progress))
+            where = Publication(reference, published.revision, page, tuple(one.name for one in uploads))
+            notes += tuple(_remember(path, where, uploads, progress, is_source=not create_pr))
         files += tuple(map(_pushed, everything[len(uploads) :]))
     return PushReport(
         model=str(path),
@@ -344,20 +344,32 @@ def _doubts(about: About, card: str) -> Iterator[str]:
 # Afterwards
 
 
+def _is_of(upload: Upload, path: Path) -> bool:
+    """Whether these are the bytes that lie at `path`, which may be a folder."""
+    return isinstance(upload.content, Path) and upload.content.is_relative_to(path)
+
+
 def _remember(
-    path: Path, reference: str, revision: str, page: str, uploads: Sequence[Upload], progress: Progress
+    path: Path, told: Publication, uploads: Sequence[Upload], progress: Progress, *, is_source: bool
 ) -> Iterator[str]:
-    """Register where it can be had; a failure there is a note, for the upload is done."""
-    own = next((one.name for one in uploads if one.content == path), None)
-    if not is_on() or (own is None and not path.is_dir()):
-        return  # what was published are other bytes
+    """Register where it was published; a failure there is a note, for the upload is done.
+
+    Args:
+        is_source: whether it can be had there from now on (and is not only proposed). Its own bytes can.
+    """
+    if not is_on():
+        return
     from sdkit.jobs.models.verify import hash_registered
 
     try:
         with open_registry() as registry:
             facts = look_at(path)
-            artifact, _ = hash_registered(registry, facts, progress)
-            place = f"{reference}/{own}" if own else reference
-            registry.add_source(artifact, Source("huggingface", place, revision, page))
+            artifact = registry.observe(facts)
+            own = next((one for one in uploads if _is_of(one, path)), None)
+            if is_source and own is not None:
+                artifact, _ = hash_registered(registry, facts, progress)
+                place = f"{told.reference}/{own.name}" if own.content == path else told.reference
+                registry.add_source(artifact, Source("huggingface", place, told.revision, told.url))
+            registry.add_publication(artifact, told, time.time())
     except (SdkitError, OSError) as error:
         yield f"the registry does not know of it: {error}"

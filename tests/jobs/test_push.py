@@ -18,9 +18,12 @@ from sdkit.core.errors import CredentialsError, UsageError
 from sdkit.generation.parameters import png
 from sdkit.hubs._card import About, write_card
 from sdkit.jobs.models.files import add_models
+from sdkit.jobs.models.show import draw_lineage, model_lineage, show_model
 from sdkit.jobs.pull import pull
 from sdkit.jobs.push import push
 from sdkit.registry import open_registry
+from sdkit.registry.exchange import exported, import_json
+from sdkit.registry.lineage import dot
 from sdkit.weights import open_weights
 
 
@@ -200,3 +203,38 @@ def test_the_registry_knows_the_base(hub: Hub, tmp_path: Path) -> None:
     head = ModelCard(push(tmp_path / "out.safetensors", "hf:me/out", dry_run=True).card).data.to_dict()
     assert (head["base_model"], head["base_model_relation"]) == ("org/base", "merge")
     assert "merge" in head["tags"]
+
+
+def test_lineage_says_where_a_model_was_published(hub: Hub, lora: Path, tmp_path: Path) -> None:
+    add_models([lora])
+    pushed = push(lora, "hf:me/fox")
+    push(lora, "hf:me/fox")  # the same bytes: no further commit, and nothing new to say
+    proposed = push(lora, "hf:me/fox", create_pr=True)
+    shown = show_model("fox")
+    assert {one.reference for one in shown.model.published} == {"hf:me/fox"}
+    first = shown.model.published[0]
+    assert (first.url, first.files) == (pushed.page, ("fox.safetensors",))
+    assert first.revision
+    assert proposed.page in [one.url for one in shown.model.published]
+    assert shown.tree[-1] == "published: hf:me/fox"
+    found = model_lineage("fox")
+    assert found.descendants == ()
+    assert any('label="publish hf:me/fox"' in line for line in dot(found))
+    model = next(one for one in found.as_dict()["models"] if one["name"] == "fox")
+    assert model["published"][0]["reference"] == "hf:me/fox"
+    draw_lineage("fox", tmp_path / "lineage.png")
+    with open_registry() as registry:
+        assert [entry.name for entry in registry.entries(["me/fox"])] == ["fox"]
+        table = exported(registry, [shown.model.entry.id])
+        registry.remove(shown.model.entry.id)
+        assert registry.entries(["fox"], everything=True) == []
+    (tmp_path / "models.json").write_text(json.dumps(table))
+    with open_registry(tmp_path / "other") as other:
+        import_json(other, tmp_path / "models.json")
+        assert other.model(other.find("fox").id).published == shown.model.published
+
+
+def test_a_plan_is_no_publication(hub: Hub, lora: Path) -> None:
+    add_models([lora])
+    push(lora, "hf:me/fox", dry_run=True)
+    assert show_model("fox").model.published == ()
