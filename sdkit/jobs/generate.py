@@ -16,14 +16,15 @@ from sdkit.core.events import Drawing, Event
 from sdkit.core.memory import peak_memory_mib
 from sdkit.core.report import Report
 from sdkit.families import identify
-from sdkit.families.bases import resolve_base
 from sdkit.families.family import Model
 from sdkit.generation.parameters import Parameters, png, read_settings
 from sdkit.generation.pictures import Watch, check_request, checked, draw
 from sdkit.generation.prompt import Tag, parse_prompt, split_tags, without_folders
 from sdkit.generation.request import Request
+from sdkit.hubs import is_reference
 from sdkit.jobs.find_adapter import Shelf, open_shelf
 from sdkit.jobs.live_adapters import Dose, Library, UsedAdapter, live, plain_names
+from sdkit.jobs.pull import local_path
 from sdkit.report.sheet import contact_sheet
 from sdkit.runtime.load import backbone_class, load_backbone
 from sdkit.weights import open_weights
@@ -116,7 +117,7 @@ def generate(
     What is left open of `negative` … `clip_skip` is as in `like`, else as in `sdkit.generation.request.Request`.
 
     Args:
-        base: a checkpoint, a diffusers folder, or ``tiny``.
+        base: a checkpoint or a diffusers folder, by its path, registered name or a reference to a hub; or ``tiny``.
         prompt: one or several, in the syntax of `sdkit.generation.prompt`.
         output: the file; several pictures are numbered, ``picture-1.png``.
         negative: what the pictures should not show.
@@ -129,7 +130,8 @@ def generate(
         sampler: by its name in `sdkit.generation.samplers`.
         clip_skip: layer of the text encoder, counted from the end.
         like: a picture that says what it was drawn with.
-        adapters: live beside those the prompts name: paths, ``(path, strength)`` pairs, or path → strength.
+        adapters: live beside those the prompts name: paths, ``(path, strength)`` pairs, or path → strength; a name or
+            a reference stands for a path.
         folder: where adapters lie that prompts call by name; the current folder is looked at, too.
         grid: write one picture of all of them with labels.
         batch: pictures drawn at once.
@@ -151,9 +153,11 @@ def generate(
     prompts = _prompts(prompt, settings.pop("prompt", None))
     if count < 1 or batch < 1:
         raise UsageError(f"{'count' if count < 1 else 'batch'} must be at least 1")
-    job = _Job(resolve_base(base), Request("", **settings), count, Path(output), grid, force, batch, watch or ignore)
+    request, pairs = Request("", **settings), _pairs(adapters)
+    named = [(_local(adapter), strength) for adapter, strength in pairs]
+    job = _Job(local_path(base), request, count, Path(output), grid, force, batch, watch or ignore)
     with ExitStack() as stack:
-        plan = job.plan(stack, prompts, _pairs(adapters), open_shelf(Path(folder) if folder is not None else None))
+        plan = job.plan(stack, prompts, named, open_shelf(Path(folder) if folder is not None else None))
         if not dry_run:
             backbone = _loaded(job.base, prediction, device, precision)
             pictures = job.draw(backbone, plan)
@@ -195,6 +199,11 @@ def _pairs(adapters: Adapters) -> list[tuple[str, float]]:
         if not math.isfinite(strength):
             raise UsageError(f"{name}: the strength {strength} is no finite number")
     return pairs
+
+
+def _local(adapter: str) -> str:
+    """A reference to a hub is pulled; files and names are looked for as those of a prompt are."""
+    return os.fspath(local_path(adapter)) if is_reference(adapter) else adapter
 
 
 def _loaded(base: Path, prediction: str | None, device: str, precision: str) -> Backbone:

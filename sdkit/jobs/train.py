@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from sdkit.core.errors import SdkitError
 from sdkit.core.events import Event, Interrupted, Note
+from sdkit.families.bases import TINY
 from sdkit.jobs.record import recorded
 from sdkit.jobs.report import report
 from sdkit.jobs.run_facts import begun, ended, written_bytes
@@ -52,7 +53,7 @@ def train(
 
     Args:
         method: its name: ``lora``.
-        base: a diffusers folder or a checkpoint, or ``tiny``.
+        base: a diffusers folder or a checkpoint, by its path, registered name or a reference to a hub; or ``tiny``.
         data: a folder of pictures with captions.
         output: a folder, or a file beside which the rest goes; default ``runs/DATA-METHOD``.
         resume: continue from the newest saved state; with nothing saved, begin; finished, do nothing.
@@ -68,7 +69,7 @@ def train(
     request = read_request(method, base, data, output, options, resume=resume)
     run = _Run(request, watch or (lambda event: None), should_stop or StopRequest())
     report = run.go(resume=resume, force=force, dry_run=dry_run)
-    return recorded(report, [base]) if run.is_main else report
+    return recorded(report, [base if base == TINY else request.base]) if run.is_main else report
 
 
 class _StoppedEarlyError(Exception):
