@@ -10,6 +10,7 @@ from sdkit.adapters.artifact import Artifact, TokenRows
 from sdkit.adapters.compare import relative_error
 from sdkit.adapters.deltas.delta import Delta, is_relative
 from sdkit.adapters.key_value import Hypernetwork
+from sdkit.adapters.trajectory import Trajectory
 from sdkit.core.errors import SdkitError
 from sdkit.streaming.expression import Read
 
@@ -50,8 +51,12 @@ def verify_rest(meant: Artifact, read: Artifact, path: Path) -> None:
     """Raise SdkitError unless the same weights are changed, and words and networks are equal bit by bit."""
     if meant.key_value is not None:
         _verify_networks(meant.key_value, read.key_value, path)
+    if meant.trajectory is not None:
+        _verify_trajectory(meant.trajectory, read.trajectory, path)
     if meant.tokens:
         _verify_tokens(meant.tokens, read.tokens, path)
+    if meant.steering:
+        _verify_steering(meant, read, path)
     if not meant.deltas:
         return
     components = {target.component for target in read.deltas}
@@ -73,8 +78,24 @@ def _verify_tokens(meant: tuple[TokenRows, ...], read: tuple[TokenRows, ...], pa
             raise SdkitError(f"{path}: the word {rows.token} does not read back as it was written", "is it NaN?")
 
 
+def _verify_steering(meant: Artifact, read: Artifact, path: Path) -> None:
+    """Compare vectors bit by bit, and projections where the file can hold them."""
+    import torch
+
+    found = {part.component: part for part in read.steering}
+    for part in meant.steering:
+        other = found.get(part.component) or (read.steering[0] if len(meant.steering) == 1 else None)
+        pairs = [(part.vector, other.vector if other else None)]
+        if other and other.projection and part.projection:
+            pairs.append((part.projection, other.projection))
+        if any(two is None or not torch.equal(one.load().flatten(), two.load().flatten()) for one, two in pairs):
+            raise SdkitError(
+                f"{path}: the {part.component}'s vector does not read back as it was written", "is it NaN?"
+            )
+
+
 def _rows(rows: TokenRows) -> torch.Tensor:
-    return Read(rows.weights, rows.info).load()
+    return Read(rows.weights, rows.info).load().reshape(-1, rows.info.shape[-1])  # a vector is a matrix of one row
 
 
 def _verify_networks(meant: Hypernetwork, read: Hypernetwork | None, path: Path) -> None:
@@ -92,3 +113,13 @@ def _verify_networks(meant: Hypernetwork, read: Hypernetwork | None, path: Path)
             for name, tensor in wanted.items():
                 if not torch.equal(tensor.load(), found[name].load()):
                     raise SdkitError(f"{path}: {width} {name} does not read back as it was written", "is it NaN?")
+
+
+def _verify_trajectory(meant: Trajectory, read: Trajectory | None, path: Path) -> None:
+    """Compare inverted pictures bit by bit."""
+    import torch
+
+    pairs = [(getattr(meant, name), getattr(read, name, None)) for name in ("uncond", "latents", "pooled")]
+    same = [one is other or (one and other and torch.equal(one.load(), other.load())) for one, other in pairs]
+    if read is None or read.about != meant.about or not all(same):
+        raise SdkitError(f"{path}: the inversion does not read back as it was written", "is it NaN?")

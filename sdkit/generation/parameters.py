@@ -49,12 +49,14 @@ class Parameters:
         model: the base's name.
         model_hash: the first ten digits of its file's sha256 (AutoV2); empty for a folder.
         adapter_hashes: name in the prompt → AutoV3 of the file.
+        inversion: the file's name of the inverted picture that was drawn again or edited; empty for none.
     """
 
     request: Request
     model: str = ""
     model_hash: str = ""
     adapter_hashes: Mapping[str, str] = field(default_factory=dict)
+    inversion: str = ""
 
     def __str__(self) -> str:
         """As A1111 writes them."""
@@ -74,7 +76,8 @@ class Parameters:
             "Model hash": self.model_hash,
             "Model": self.model,
             "Clip skip": request.clip_skip if request.clip_skip > 1 else "",
-            "RNG": "CPU",
+            "Inversion": self.inversion,
+            "RNG": "" if self.inversion else "CPU",
             "Lora hashes": hashes,
             "Version": f"sdkit {sdkit.__version__}",
         }

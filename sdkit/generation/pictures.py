@@ -55,7 +55,7 @@ def draw(backbone: Backbone, requests: Sequence[Request], *, batch: int = 1, wat
         for places in _batches(wanted, texts, batch):
             latents = _latents(backbone, [wanted[place] for place in places], [texts[place] for place in places], steps)
             for place, latent in zip(places, latents, strict=True):
-                pictures[place] = _picture(backbone, latent[None])
+                pictures[place] = picture_of(backbone, latent[None])
     return [picture for picture in pictures if picture is not None]
 
 
@@ -199,7 +199,7 @@ def _pipelines() -> tuple[Any, Any]:
     return StableDiffusionPipeline, StableDiffusionXLPipeline
 
 
-def _picture(backbone: Backbone, latent: torch.Tensor) -> Image:
+def picture_of(backbone: Backbone, latent: torch.Tensor) -> Image:
     """The picture of one latent [1, c, h, w]: one at a time, because decoding takes more memory than drawing."""
     import torch
     from diffusers.image_processor import VaeImageProcessor

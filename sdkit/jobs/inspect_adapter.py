@@ -20,7 +20,8 @@ from sdkit.weights import Weights
 from sdkit.weights.reader import Container
 
 _RULED = frozenset(family.name for family in FAMILIES)
-_KIND_OF_FORMAT = {name: name for name in ("textual-inversion", "hypernetwork", "aesthetic", "custom-diffusion")}
+_OWN_KINDS = ("textual-inversion", "hypernetwork", "aesthetic", "custom-diffusion", "inversion")
+_KIND_OF_FORMAT = {name: name for name in _OWN_KINDS}
 _COMPONENTS = ("unet", "text_encoder", "text_encoder_2", "text_encoder_3", "transformer", "vae")
 _POSITION = re.compile(r"\w+\.\d+")
 # The first that fits a module's name, dotted or flattened.

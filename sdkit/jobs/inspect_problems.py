@@ -27,7 +27,7 @@ _HARMLESS = re.compile(
     r"|.*\.(?:logit_scale|attn_mask)|cond_stage_model\.model\.(?:text_projection|transformer\.resblocks\.23\..*)"
 )
 _SCALES = ("scaled_fp8", ".scale_weight", ".weight_scale", ".comfy_quant", ".absmax")
-_ONLY_PICKLED = frozenset({"hypernetwork", "aesthetic"})
+_ONLY_PICKLED = frozenset({"hypernetwork", "aesthetic", "inversion"})
 _LONGEST_TABLE = 4096
 _SHOWN_NAMES = 3
 

@@ -107,8 +107,8 @@ class Inspection(Report):
     Attributes:
         path: the file or folder, as given.
         kind: ``checkpoint``, ``component``, ``lora`` (every kind of weight change), ``textual-inversion``,
-            ``hypernetwork``, ``aesthetic``, ``custom-diffusion``, ``undo`` (what `sdkit merge --undo` wrote), or
-            ``unknown``.
+            ``hypernetwork``, ``aesthetic``, ``custom-diffusion``, ``inversion``, ``undo`` (what `sdkit merge --undo`
+            wrote), or ``unknown``.
         family: of a checkpoint; for an adapter, the family it seems to be made for. ``unknown`` without evidence.
         family_title: the family as people write it; empty when unknown.
         variant: ``base``, ``inpainting``, …; empty for adapters and unknown files.

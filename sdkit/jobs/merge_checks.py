@@ -84,6 +84,9 @@ def check_bakeable(artifact: Artifact) -> None:
 
 def _next_command(artifact: Artifact) -> str:
     """How to use what cannot be merged."""
+    if artifact.kind == "inversion":
+        inversion = shlex.quote(str(artifact.source.path))
+        return f'edit the picture: sdkit generate --base BASE --inversion {inversion} --prompt "…"'
     if artifact.kind != "hypernetwork":
         return "load it beside the model; only weight changes can be merged"
     path = artifact.source.path

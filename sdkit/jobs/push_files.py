@@ -51,8 +51,8 @@ def weights_to_publish(
     uploads: list[Upload] = []
     told: list[str] = []
     for form, ending in zip(forms, endings, strict=True):
-        made, notes = _converted(facts, form, f"{clean_name(name)}{ending}", work / clean_name(form), progress)
-        told += [f"{form}: {note}" for note in notes]
+        made, remarks = _converted(facts, form, f"{clean_name(name)}{ending}", work / clean_name(form), progress)
+        told += [f"{form}: {note}" for note in remarks]
         alone = len(forms) == 1
         stem = clean_name(name) if alone else f"{clean_name(name)}-{clean_name(form)}"
         for path in made:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from sdkit.weights.atomic import write_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch import Tensor
 
     from sdkit.runtime.backbone import Backbone
 
@@ -120,6 +121,20 @@ class Samples:
             for number, request in enumerate(self.requests, 1)
         ]
         return contact_sheet([step_name(step) for step in steps], rows)
+
+
+def keep_pictures(folder: Path, pictures: Mapping[str, Tensor], step: int) -> Sampled:
+    """Keep labelled pictures [3, h, w] in −1 … 1, each in a file and all of them beside one another in a sheet."""
+    from diffusers.image_processor import VaeImageProcessor
+
+    folder.mkdir(parents=True, exist_ok=True)
+    images = [VaeImageProcessor().postprocess(pixels[None], output_type="pil")[0] for pixels in pictures.values()]
+    names = tuple(f"step-{step:08d}-{number}.png" for number in range(1, len(images) + 1))
+    for name, image in zip(names, images, strict=True):
+        write_file(folder / name, _png(image), overwrite=True)
+    rows = [(label, [image]) for label, image in zip(pictures, images, strict=True)]
+    write_file(folder / SHEET, _png(contact_sheet([""], rows)), overwrite=True)
+    return Sampled(step, tuple(pictures), names, (0,) * len(names))
 
 
 def _name(path: Path) -> re.Match[str] | None:

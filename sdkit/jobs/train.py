@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from sdkit.core.errors import SdkitError
@@ -14,7 +15,7 @@ from sdkit.families.bases import TINY
 from sdkit.jobs.record import recorded
 from sdkit.jobs.report import report
 from sdkit.jobs.run_facts import begun, ended, written_bytes
-from sdkit.jobs.samples import sample_prompts
+from sdkit.jobs.samples import keep_pictures, sample_prompts
 from sdkit.jobs.stop import StopRequest
 from sdkit.jobs.train_pictures import RunPictures, check_same_pictures, read_pictures
 from sdkit.jobs.train_report import Account, TrainReport
@@ -26,6 +27,7 @@ from sdkit.training.metadata import training_metadata
 from sdkit.training.method import Result
 from sdkit.training.plan import Base, Plan, look_at_base, make_plan
 from sdkit.training.processes import Processes
+from sdkit.training.solver import Solver
 from sdkit.training.state import complete_states
 from sdkit.weights.atomic import check_space
 
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from sdkit.training.trainer import Trainer
 
 Watch = Callable[[Event], None]
+PROMPT_SUFFIX = ".txt"  # of results that are words alone, which the registry has no place for
 
 
 def train(
@@ -69,7 +72,9 @@ def train(
     request = read_request(method, base, data, output, options, resume=resume)
     run = _Run(request, watch or (lambda event: None), should_stop or StopRequest())
     report = run.go(resume=resume, force=force, dry_run=dry_run)
-    return recorded(report, [base if base == TINY else request.base]) if run.is_main else report
+    is_model = Path(report.output).suffix != PROMPT_SUFFIX
+    given = base if base == TINY else request.base
+    return recorded(report, [given]) if run.is_main and is_model else report
 
 
 class _StoppedEarlyError(Exception):
@@ -101,6 +106,8 @@ class _Run:
             request.folder.check(resume=resume, force=force, beside=request.beside)
         base = look_at_base(request.base)
         pictures = read_pictures(request, base)
+        request = replace(request, options=request.method.look(request.options, pictures.dataset))
+        self._request = request
         plan = make_plan(
             request.name,
             request.method,
@@ -138,7 +145,8 @@ class _Run:
         from sdkit.runtime.load import load_backbone
 
         request = self._request
-        backbone = load_backbone(base.path, prediction=request.options.prediction)
+        options = request.options
+        backbone = load_backbone(base.path, prediction=options.prediction, zero_terminal_snr=options.zero_terminal_snr)
         trainer = self._prepared(base, backbone, pictures)
         states = complete_states(request.folder.states)
         first = int(states[-1].name.rpartition("-")[2]) if states and resume else 0
@@ -146,6 +154,7 @@ class _Run:
         with self._log(first) as log, self._board(first) as board:
             write_event(log, begun(first, plan, request.options, request.data, backbone))
             for note in (*plan.notes, *self._account.notes):
+                self._watch(Note(first, note))
                 write_event(log, Note(first, note))
             try:
                 for event in trainer.run(resume=resume):
@@ -155,8 +164,11 @@ class _Run:
                     board(event)
                     interrupted = interrupted or isinstance(event, Interrupted)
                 if not interrupted and self.is_main:
-                    self._save(trainer, pictures)
+                    result = self._save(trainer, pictures)
                     size = written_bytes(request.folder.result)
+                    for event in self._judged(result, trainer.step):
+                        self._watch(event)
+                        write_event(log, event)
             except SdkitError as error:
                 write_event(log, Note(trainer.step, f"stopped: {error.message}"))
                 raise
@@ -183,15 +195,29 @@ class _Run:
             should_stop=self._stop,
         )
 
-    def _save(self, trainer: Trainer, pictures: RunPictures) -> None:
+    def _save(self, trainer: Trainer, pictures: RunPictures) -> Result[Any]:
         """Write the result, with what it says about itself."""
         request, backbone = self._request, trainer.backbone
         path, kind = request.folder.result, request.method.modelspec
         metadata = training_metadata(request.name, path.stem, backbone, pictures.dataset, request.options, kind)
         with trainer.averaged():
             path.parent.mkdir(parents=True, exist_ok=True)
-            result = Result(trainer.trainables, backbone, request.base, request.options, trainer.feed)
+            solver = trainer.objective if isinstance(trainer.objective, Solver) else None
+            result = Result(trainer.trainables, backbone, request.base, request.options, trainer.feed, solver)
             request.method.save(result, path, metadata)
+        return result
+
+    def _judged(self, result: Result[Any], step: int) -> Iterator[Event]:
+        """What the method has to say of the finished run, and to show."""
+        judge = self._request.method.verdict
+        if judge is None:
+            return
+        verdict = judge(result)
+        if verdict.pictures:
+            yield keep_pictures(self._request.folder.samples, verdict.pictures, step)
+        for note in verdict.notes:
+            self._account.notes.append(note)
+            yield Note(step, note)
 
     def _make_page(self) -> None:
         """The run's page. A run that has done its work does not fail for want of a page."""

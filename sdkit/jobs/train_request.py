@@ -75,7 +75,7 @@ def read_request(
         SdkitError: there is no such method or base, or the saved run is of another base.
     """
     name, kind = load_method(method)
-    target = Path(output) if output is not None else Path("runs") / f"{Path(data).absolute().name}-{name}"
+    target = Path(output) if output is not None else Path("runs") / f"{_name_of(Path(data))}-{name}"
     saved = RunFolder.saved(target) if resume else None
     if saved is not None and saved.settings["method"] != name:
         raise UsageError(f"the saved run is {saved.settings['method']}, not {name}")
@@ -90,6 +90,11 @@ def read_request(
     folder = RunFolder.of(target, suffix)
     options = kind.settle(parsed, folder.result.stem)
     return TrainRequest(name, kind, found, Path(data), folder, options, dict(given), target, saved, tuple(notes))
+
+
+def _name_of(data: Path) -> str:
+    """What people call a folder of pictures, or a picture."""
+    return data.stem if data.is_file() else data.absolute().name
 
 
 def _check_same_base(saved: RunState, base: Path) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sdkit.runtime.backbone import Backbone
     from sdkit.training.batch import Objective
     from sdkit.training.feed import Feed
+    from sdkit.training.solver import Solver
     from sdkit.training.trainable import Trainable
     from sdkit.training.trainer import LoopSettings, Trainer
     from sdkit.training.updates import Updater
@@ -52,7 +53,7 @@ def make_trainer(
     from sdkit.training.trainer import Trainer
 
     options, method = request.options, request.method
-    objective: Objective = method.objective(options)
+    objective: Objective | Solver = method.objective(options)
     feed = _feed(request, base, backbone, trained, pictures, processes, objective, watch)
     if options.checkpointing:
         backbone.unet.enable_gradient_checkpointing()
@@ -81,7 +82,7 @@ def _feed(
     trained: list[Trainable],
     pictures: RunPictures,
     processes: Processes,
-    objective: Objective,
+    objective: Objective | Solver,
     watch: Callable[[Event], None],
 ) -> Feed:
     """The run's batches; several processes share the encoding."""
@@ -110,20 +111,17 @@ def _feed(
 
 
 def _updater(request: TrainRequest, backbone: Backbone, trained: list[Trainable], processes: Processes) -> Updater:
-    from sdkit.training.optimizers import lr_factor, make_optimizer
-    from sdkit.training.updates import Updater
+    from sdkit.training.optimizers import lr_factor
+    from sdkit.training.piecewise import make_updater
 
     options = request.options
-    groups = [group for trainable in trained for group in trainable.groups()]
-    return Updater(
+    return make_updater(
         trained,
-        make_optimizer(options.optimizer, groups, options.weight_decay),
+        options,
         lr_factor(options.schedule, options.warmup, options.steps),
         backbone.device,
         backbone.dtype,
-        max_grad_norm=options.max_grad_norm,
-        ema=options.ema,
-        processes=processes,
+        processes,
     )
 
 
@@ -159,7 +157,8 @@ def _validation(
     if pictures.held_out is None:
         return None
     sizes = buckets(base, request.options)
-    held_out = [feed.held_out(sample, nearest_size(sample.size, sizes)) for sample in pictures.held_out.samples]
+    among = pictures.held_out.samples
+    held_out = [feed.held_out(sample, nearest_size(sample.size, sizes), among) for sample in among]
     losses = request.method.held_out(request.options)
     return lambda: losses(backbone, held_out)
 

@@ -109,8 +109,9 @@ def _take(registry: Registry, given: Mapping[str, Any]) -> bool | None:
             registry.add_source(artifact.id, Source(*fields))
     for told in _list(given, "published"):
         if isinstance(told, dict) and told.get("reference"):
-            fields = (str(told.get(key, "")) for key in ("reference", "revision", "url"))
-            registry.add_publication(artifact.id, Publication(*fields, tuple(map(str, _list(told, "files")))))
+            place = {key: str(told.get(key, "")) for key in ("reference", "revision", "url")}
+            told_files = tuple(map(str, _list(told, "files")))
+            registry.add_publication(artifact.id, Publication(**place, files=told_files))
     for made in _list(given, "made"):
         if isinstance(made, dict) and isinstance(made.get("verb"), str):
             registry.add_activity(artifact.id, _made(made))

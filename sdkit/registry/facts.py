@@ -19,7 +19,7 @@ from sdkit.weights.dtypes import DTYPES
 from sdkit.weights.metadata import trigger_words
 
 _UNDO_KEY = "sdkit.undo"
-_OWN_KIND = frozenset({"textual-inversion", "hypernetwork", "aesthetic", "custom-diffusion"})
+_OWN_KIND = frozenset({"textual-inversion", "hypernetwork", "aesthetic", "custom-diffusion", "inversion"})
 _DOWN = (
     "lora_down.weight",
     "lora_A.weight",

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 PREDICTIONS = ("epsilon", "v_prediction")
+LEAST_SIGNAL = 2.0**-24  # a smaller ᾱ is none: the noise level sqrt((1 − ᾱ) / ᾱ) of this one is 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,11 @@ class NoiseSchedule:
     def steps(self) -> int:
         """Number of timesteps T."""
         return self.alphas.shape[0]
+
+    @property
+    def zero_terminal_snr(self) -> bool:
+        """Whether the last timestep holds no signal (arXiv:2305.08891)."""
+        return float(self.alphas[-1]) < LEAST_SIGNAL
 
     def to(self, device: torch.device) -> NoiseSchedule:
         """The same schedule on another device."""
@@ -58,6 +64,13 @@ class NoiseSchedule:
         if self.prediction == "epsilon":
             return (noised - rest * prediction) / signal
         return signal * noised - rest * prediction
+
+    def noise_in(self, noised: torch.Tensor, prediction: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """The noise that a prediction [b, …] amounts to; with `clean`, all that is in the noised picture."""
+        if self.prediction == "epsilon":
+            return prediction
+        signal, rest = self._factors(noised, timesteps)
+        return signal * prediction + rest * noised
 
     def snr(self, timesteps: torch.Tensor) -> torch.Tensor:
         """Signal to noise ratio ᾱ / (1 − ᾱ) at `timesteps`."""

@@ -28,6 +28,7 @@ from sdkit.runtime.rng import StepRNG
 from sdkit.training.batch import Loss, Objective
 from sdkit.training.feed import Feed
 from sdkit.training.processes import Processes
+from sdkit.training.solver import Solved, Solver
 from sdkit.training.space import is_full
 from sdkit.training.state import RunState, load_newest
 from sdkit.training.trainable import Trainable
@@ -84,7 +85,7 @@ class Trainer:
     Args:
         backbone: on its device, in its type.
         trainables: what trains.
-        objective: what is minimised.
+        objective: what is minimised, or what makes each step itself.
         feed: gives batches.
         updater: turns gradients into steps.
         settings: see `LoopSettings`.
@@ -99,7 +100,7 @@ class Trainer:
         self,
         backbone: Backbone,
         trainables: Sequence[Trainable],
-        objective: Objective,
+        objective: Objective | Solver,
         feed: Feed,
         updater: Updater,
         settings: LoopSettings,
@@ -116,7 +117,7 @@ class Trainer:
         self.settings = settings
         self.folder = folder
         self.step = 0
-        self._objective = objective
+        self.objective = objective
         self.feed = feed
         self._validate = validate
         self._sample = sample
@@ -174,23 +175,36 @@ class Trainer:
         began = time.perf_counter()
         rng = StepRNG(self.settings.seed, self.step, self._attempt)
         torch.manual_seed(rng.integer(1 << 62, "torch"))  # for dropout, the only draw that is not ours
-        losses = [self._backward(index) for index in self._batches()]
-        update = self.updater.apply(self.step)
+        done = self._solved(self.objective) if isinstance(self.objective, Solver) else self._descended(self.objective)
         self.step += 1
-        total = torch.stack([loss.value.detach() for loss in losses]).mean()
         seconds = time.perf_counter() - began
-        self._pending.append(_Pending(self.step, total, losses[-1].parts, update, seconds))
+        self._pending.append(_Pending(self.step, done.loss.value, done.loss.parts, done.update, seconds))
+
+    def _solved(self, solver: Solver) -> Solved:
+        """A step that a method makes itself."""
+        rng = StepRNG(self.settings.seed, self.step, self._attempt)
+        batch = self.feed.batch(self.step, rng)
+        return solver.solve(self.backbone, self.trainables, batch, self.step)
+
+    def _descended(self, objective: Objective) -> Solved:
+        """A step of the optimizer along the gradients of the step's batches."""
+        import torch
+
+        self.updater.begin(StepRNG(self.settings.seed, self.step, self._attempt))
+        losses = [self._backward(objective, index) for index in self._batches()]
+        total = torch.stack([loss.value.detach() for loss in losses]).mean()
+        return Solved(Loss(total, losses[-1].parts), self.updater.apply())
 
     def _batches(self) -> range:
         first = self.step * self.settings.accumulate
         return range(first, first + self.settings.accumulate)
 
-    def _backward(self, index: int) -> Loss:
+    def _backward(self, objective: Objective, index: int) -> Loss:
         """Add the gradients of one batch."""
         rng = StepRNG(self.settings.seed, index, self._attempt)
         with self.updater.autocast():
             batch = self.feed.batch(index, rng, self._processes.rank, self._processes.count)
-            loss = self._objective(self.backbone, batch, rng)
+            loss = objective(self.backbone, batch, rng)
         self.updater.backward(loss.value * (batch.share / self.settings.accumulate))
         return loss
 
@@ -248,7 +262,7 @@ class Trainer:
     def _validation(self) -> Iterator[Event]:
         if self._validate is None or not self._processes.is_main:
             return
-        with self.updater.autocast():
+        with self.updater.settled(), self.updater.autocast():
             losses = self._validate()
         if self._first_validation is None:
             self._first_validation = losses
@@ -281,7 +295,10 @@ class Trainer:
                 return
 
     def _state(self) -> RunState:
-        contents = {"updater": self.updater.state(), "first_validation": self._first_validation, "skips": self._skips}
+        contents: dict[str, Any] = {"updater": self.updater.state(), "skips": self._skips}
+        contents["first_validation"] = self._first_validation
+        if isinstance(self.objective, Solver):
+            contents["solver"] = self.objective.state()
         return RunState(self.step, self._attempt, self.updater.lr_scale, self.settings.saved, contents)
 
     def _resume(self) -> Event:
@@ -295,6 +312,8 @@ class Trainer:
         self.step, self._attempt, self.updater.lr_scale = state.step, state.attempt, state.lr_scale
         self._first_validation, self._skips = state.contents["first_validation"], state.contents["skips"]
         self.updater.load(state.contents["updater"])
+        if isinstance(self.objective, Solver):
+            self.objective.load(state.contents["solver"], self.backbone)
 
 
 def _mean(losses: torch.Tensor) -> float:

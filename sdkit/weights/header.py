@@ -278,7 +278,7 @@ def check_name(name: str) -> None:
         raise _HeaderError(f"tensor name {ascii(name)[:120]} holds control characters")
 
 
-def _are_all_counts(lists: Sequence[object]) -> bool:
+def _are_all_counts(lists: Sequence[Any]) -> bool:
     """Whether they are lists of whole numbers from 0 up. (A bool is an int to Python, but no dimension.)"""
     if not {*map(type, lists)} <= {list}:
         return False

@@ -28,6 +28,7 @@ _KINDS = {
     "textual-inversion": "textual inversion",
     "aesthetic": "aesthetic embedding",
     "custom-diffusion": "Custom Diffusion",
+    "inversion": "inverted picture",
     "undo": "undo file of a merge",
     "unknown": "unknown",
 }
