@@ -21,7 +21,7 @@ from sdkit.core.errors import SdkitError, UsageError
 from sdkit.core.memory import peak_memory_mib
 from sdkit.core.progress import NoProgress, Progress
 from sdkit.core.report import Report
-from sdkit.families import FAMILIES, identify, reference
+from sdkit.families import FAMILIES, identify
 from sdkit.families.family import Model
 from sdkit.formats import (
     Dialect,
@@ -36,6 +36,7 @@ from sdkit.formats import (
     writing_codec,
 )
 from sdkit.jobs.algebra import described, one_thread
+from sdkit.jobs.fitting import fitting_model
 from sdkit.jobs.inputs import parent_of
 from sdkit.jobs.merge_checks import check_is_not_input, family_error, known_model
 from sdkit.jobs.record import recorded
@@ -214,11 +215,11 @@ def _format(to: str, source: Artifact) -> tuple[Format, Dialect]:
 
 
 def _read(weights: Weights, base: Weights | None, options: AdapterOptions) -> tuple[Artifact, Model | None, str]:
-    """The adapter with the names of a model: the base's, or the published one's of its family if it fits that."""
+    """The adapter with the names of a model: the base's, or those of a published one of its family that it fits."""
     family = options.family or adapter_family(weights)[0] or ""
     if options.family is not None and options.family not in _FAMILIES:
         raise UsageError(f"there is no model family {family!r}", f"there are: {', '.join(sorted(_FAMILIES))}")
-    model = known_model(base) if base is not None else reference(family) if family in _FAMILIES else None
+    model = known_model(base) if base is not None else fitting_model(family, weights)
     if base is not None and model is not None and (error := family_error(weights, model)) is not None:
         raise error
     artifact = _read_for(weights, model, strict=base is not None or options.family is not None)

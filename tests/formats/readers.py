@@ -27,6 +27,7 @@ _LORA = {"lora_up.weight", "lora_down.weight", "alpha"}
 _WIDE = _LORA | {"lora_mid.weight", "diff", "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "dora_scale"}
 _WIDE |= {"lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "oft_blocks", "rescale"}
 _WIDE |= {f"{side}{n}.weight" for side in "ab" for n in (1, 2)}
+_LATER = ("flux2",)  # of these its names of diffusers' layers are not written down here
 ROLES = {"a1111": _WIDE | {"weight", "on_input"}, "comfyui": _WIDE, "forge": _WIDE, "sd-scripts": _LORA}
 
 
@@ -34,6 +35,8 @@ def comfyui_names(module: Module, family: str) -> Iterator[str]:
     """ComfyUI: any layer of its model by its path, dotted or flat; then what diffusers calls it."""
     yield f"lora_unet_{flat(module.native)}"
     yield f"diffusion_model.{module.native}"
+    if family in _LATER:
+        return
     yield f"lycoris_{flat(module.name)}"
     if module.component == "unet":
         yield f"lora_unet_{flat(module.name)}"
@@ -158,9 +161,9 @@ def diffusers(path: Path, family: str) -> Changes:
     from diffusers import loaders
     from diffusers.utils import convert_unet_state_dict_to_peft
 
-    name = {"sd3": "SD3LoraLoaderMixin", "flux": "FluxLoraLoaderMixin", "sd1": "StableDiffusionLoraLoaderMixin"}
-    name |= {"sd2": name["sd1"], "sdxl": "StableDiffusionXLLoraLoaderMixin"}
-    loader = getattr(loaders, name.get(family, name["sdxl"]))
+    name = {"sd3": "SD3LoraLoaderMixin", "flux": "FluxLoraLoaderMixin", "flux2": "Flux2LoraLoaderMixin"}
+    name |= {family: "StableDiffusionLoraLoaderMixin" for family in ("sd1", "sd2")}
+    loader = getattr(loaders, name.get(family, "StableDiffusionXLLoraLoaderMixin"))
     more = {} if _denoiser(family) == "transformer" else {"unet_config": _UNetConfig()}
     state, *alphas = _pair(loader.lora_state_dict(str(path), **more))
     peft_alphas = convert_unet_state_dict_to_peft(alphas[0]) if alphas and alphas[0] else {}

@@ -71,6 +71,12 @@ _FLUX = {
     "time_text_embed.guidance_embedder.linear_1": ("guidance_in.in_layer", (3072, 256)),
     "proj_out": ("final_layer.linear", (64, 3072)),
 }
+_FLUX2 = {
+    "transformer_blocks.0.attn.to_out.0": ("double_blocks.0.img_attn.proj", (3072, 3072)),
+    "x_embedder": ("img_in", (3072, 128)),
+    "time_guidance_embed.timestep_embedder.linear_1": ("time_in.in_layer", (3072, 256)),
+    "proj_out": ("final_layer.linear", (128, 3072)),
+}
 # Family → its linear layers and its convolutions.
 LAYERS = {
     "sd1": _unet(0, 1, 320, 768, 320),
@@ -79,6 +85,7 @@ LAYERS = {
     "sdxl-refiner": _unet(1, 4, 768, 1280, 384),
     "sd3": (_transformer(_SD3), _transformer(_SD3_KERNELS)),
     "flux": (_transformer(_FLUX), []),
+    "flux2": (_transformer(_FLUX2), []),
 }
 FAMILIES = tuple(LAYERS)
 _LINEAR = ("lora", "loha", "lokr", "dora", "dora-in", "glora", "ia3", "oft", "boft", "full", "oftv2")

@@ -82,6 +82,8 @@ def test_every_family_by_its_own_names(family: str, naming: str, attention: bool
 NATIVE = {
     "flux2": {"double_blocks.0.img_mlp.0": (36864, 6144)},
     "flux2 of 4 billion": {"single_blocks.3.linear1": (27648, 3072)},
+    "flux2 of 9 billion, attention alone": {"double_blocks.0.img_attn.qkv": (12288, 4096)},
+    "flux2 of 4 billion, single blocks alone": {"single_blocks.3.linear2": (3072, 12288)},
     "flux": {"single_blocks.3.linear1": (21504, 3072)},
     "z-image": {"layers.0.attention.qkv": (11520, 3840)},
     "wan": {"blocks.0.self_attn.q": (5120, 5120)},
@@ -98,6 +100,14 @@ def test_the_makers_own_names(case: str) -> None:
             module = prefix + (name.replace(".", "_") if flat else name)
             shapes |= {f"{module}.lora_down.weight": (4, columns), f"{module}.lora_up.weight": (rows, 4)}
         assert adapter_family(weights_of(shapes))[0] == case.partition(" ")[0]
+
+
+@pytest.mark.parametrize("prefix", ["lycoris_", "transformer."])
+def test_names_tell_whatever_the_kind_of_change(prefix: str) -> None:
+    module = "single_transformer_blocks.0.attn.to_qkv_mlp_proj"
+    module = module.replace(".", "_") if prefix == "lycoris_" else module
+    shapes = {f"{prefix}{module}.lokr_w1": (4, 4), f"{prefix}{module}.lokr_w2": (768, 768)}
+    assert adapter_family(weights_of(shapes))[0] == "flux2"
 
 
 def test_they_are_named_and_honestly_refused(tmp_path: Path) -> None:
