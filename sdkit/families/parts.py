@@ -14,8 +14,9 @@ from sdkit.families.sd3_transformer import Sd3Layout, has_sd3, read_sd3
 from sdkit.families.t5 import FIRST, T5Layout, read_t5
 from sdkit.families.unet import UNetLayout, unet_parameters
 from sdkit.families.vae import VaeLayout, old_attention_name, vae_parameters
+from sdkit.families.z_image_transformer import ZImageLayout, has_z_image, read_z_image
 
-TransformerLayout = FluxLayout | Flux2Layout | Sd3Layout
+TransformerLayout = FluxLayout | Flux2Layout | Sd3Layout | ZImageLayout
 Layout = UNetLayout | TransformerLayout | VaeLayout | TextLayout | T5Layout
 
 _UNET_PREFIXES = {"ldm": ("model.diffusion_model.", "diffusion_model.", ""), "diffusers": ("unet/", "")}
@@ -26,6 +27,7 @@ _TRANSFORMERS: tuple[tuple[Callable[[Names, str], bool], Callable[[Names, str], 
     (has_flux, read_flux),
     (has_flux2, read_flux2),
     (has_sd3, read_sd3),
+    (has_z_image, read_z_image),
 )
 _TEXT_ANCHORS = {"hf": "embeddings.token_embedding.weight", "openclip": "positional_embedding", "t5": FIRST}
 

@@ -23,7 +23,7 @@ def reference(family: str, variant: str = "", naming: str = "diffusers") -> Mode
     """The standard model of a family, as if its published file lay here.
 
     Args:
-        family: ``sd1``, ``sd2``, ``sdxl``, ``sdxl-refiner``, ``sd3``, ``flux`` or ``flux2``.
+        family: ``sd1``, ``sd2``, ``sdxl``, ``sdxl-refiner``, ``sd3``, ``flux``, ``flux2`` or ``z-image``.
         variant: what `Family.variants` of it names; by default the usual one.
         naming: whose keys the places have, ``diffusers`` or ``ldm``.
 

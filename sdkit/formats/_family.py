@@ -65,6 +65,7 @@ _METADATA = {
         ("flux-2", "flux2"),
         ("flux2", "flux2"),
         ("flux", "flux"),
+        ("z-image", "z-image"),
     ),
     "ss_base_model_version": (
         ("sdxl", "sdxl"),

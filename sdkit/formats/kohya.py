@@ -47,7 +47,7 @@ DIALECTS = (
         ("a1111", "comfyui", "diffusers", "forge", "lycoris", "sd-scripts"),
         says="SDXL's U-Net and every transformer as in the single file",
         said=("invokeai", "onetrainer", "sd-next"),
-        families={"diffusers": (*_DIFFUSERS, "flux2"), "lycoris": ("sd1", "sd2")},
+        families={"diffusers": (*_DIFFUSERS, "flux2", "z-image"), "lycoris": ("sd1", "sd2")},
     ),
     Dialect(
         ("a1111", "comfyui", "diffusers", "forge", "lycoris"),

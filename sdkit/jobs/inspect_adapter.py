@@ -32,9 +32,9 @@ _SORTS = (
         re.compile(r"transformer[._].*norm\w*[._]linear|.*_mod(?:ulation)?\w*[._]lin(?:ear)?|.*adaLN_modulation.*"),
     ),
     ("joint attention", re.compile(r"transformer[._].*[._]attn2?[._].*")),
-    ("self-attention", re.compile(r".*(?:attn1|self_attn)[._].*")),
+    ("self-attention", re.compile(r".*(?:attn1|self_attn|attention)[._].*")),
     ("cross-attention", re.compile(r".*attn2[._].*")),
-    ("feed-forward", re.compile(r".*[._](?:ff|ff_context|mlp)[._].*")),
+    ("feed-forward", re.compile(r".*[._](?:ff|ff_context|feed_forward|mlp)[._].*")),
     ("projections", re.compile(r".*(?:proj_in|proj_out|text_projection)")),
     ("convolutions", re.compile(r"unet[._].*")),
 )

@@ -1,4 +1,4 @@
-"""SD3, FLUX.1 and FLUX.2 against diffusers: names, shapes, and every row where diffusers' own converters put it."""
+"""SD3, FLUX and Z-Image against diffusers: names, shapes, and every row where diffusers' own converters put it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from sdkit.families.parameter import Names
 from sdkit.families.parts import Part, find_parts
 from sdkit.families.reference import published_config
 from sdkit.families.t5 import T5Layout, read_t5
+from sdkit.families.z_image_transformer import ZImageLayout
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -23,6 +24,8 @@ FLUX = {"num_layers": 2, "num_single_layers": 3, "attention_head_dim": 4, "num_a
 FLUX |= {"in_channels": 8, "joint_attention_dim": 10, "pooled_projection_dim": 6, "guidance_embeds": True}
 FLUX2 = {"num_layers": 2, "num_single_layers": 3, "attention_head_dim": 4, "num_attention_heads": 3}
 FLUX2 |= {"in_channels": 8, "joint_attention_dim": 10, "axes_dims_rope": (1, 1, 1, 1)}
+Z_IMAGE = {"in_channels": 4, "dim": 12, "n_layers": 3, "n_refiner_layers": 2, "n_heads": 3, "n_kv_heads": 3}
+Z_IMAGE |= {"cap_feat_dim": 10, "axes_dims": [2, 1, 1]}
 SD3 = {"num_layers": 3, "attention_head_dim": 4, "num_attention_heads": 2, "caption_projection_dim": 8}
 SD3 |= {"in_channels": 4, "out_channels": 4, "joint_attention_dim": 10, "pooled_projection_dim": 6}
 SD3 |= {"patch_size": 2, "pos_embed_max_size": 3, "sample_size": 4}
@@ -33,6 +36,7 @@ MODELS = {
     "schnell": (diffusers.FluxTransformer2DModel, FLUX | {"guidance_embeds": False}),
     "flux2": (diffusers.Flux2Transformer2DModel, FLUX2),
     "klein": (diffusers.Flux2Transformer2DModel, FLUX2 | {"guidance_embeds": False}),
+    "z-image": (diffusers.ZImageTransformer2DModel, Z_IMAGE),
     "sd3": (diffusers.SD3Transformer2DModel, SD3),
     "sd3.5": (diffusers.SD3Transformer2DModel, SD35),
 }
@@ -41,6 +45,7 @@ MODELS = {
 WITHOUT_CONFIG = {
     "flux2": Flux2Layout(12, 4, 36, 2, 3, 8, 8, 10, 256, guidance=True),
     "klein": Flux2Layout(12, 4, 36, 2, 3, 8, 8, 10, 256, guidance=False),
+    "z-image": ZImageLayout(12, 4, 32, 3, 2, 4, 10, 256, 1024, 12),
 }
 FAMILY = {"schnell": "flux", "sd3.5": "sd3", "klein": "flux2"}
 
@@ -94,6 +99,8 @@ def test_diffusers_divides_a_single_file_into_the_same_rows(name):
     convert = oracle.convert_sd3_transformer_checkpoint_to_diffusers
     if isinstance(layout, Flux2Layout):
         convert = oracle.convert_flux2_transformer_checkpoint_to_diffusers
+    elif isinstance(layout, ZImageLayout):
+        convert = oracle.convert_z_image_transformer_checkpoint_to_diffusers
     elif isinstance(layout, FluxLayout):  # the oracle knows the published width alone
         convert = oracle.convert_flux_transformer_checkpoint_to_diffusers
         layout = replace(layout, width=3072, inner=12288, head=128)
@@ -182,6 +189,20 @@ def test_the_sizes_of_flux2_are_those_of_its_published_configurations(variant, c
         module = diffusers.Flux2Transformer2DModel(**config, guidance_embeds=variant == "dev")
     places = reference("flux2", variant).places
     assert {name.removeprefix("transformer."): place.shape for name, place in places.items()} == shapes_of(module)
+
+
+def test_the_sizes_of_z_image_are_those_of_its_published_configuration():
+    """As https://huggingface.co/Tongyi-MAI/Z-Image-Turbo has it: diffusers' defaults."""
+    with torch.device("meta"):
+        module = diffusers.ZImageTransformer2DModel()
+    places = reference("z-image").places
+    assert {name.removeprefix("transformer."): place.shape for name, place in places.items()} == shapes_of(module)
+
+
+def test_z_image_is_not_taken_for_lumina(make_weights):
+    """Both call the text's first layers alike; a file that is not whole is named by what only Z-Image has."""
+    model = identify(make_weights({"cap_embedder.0.weight": (8,), "layers.0.adaLN_modulation.0.weight": (8, 4)}))
+    assert (model.family, model.places) == ("z-image", {})
 
 
 def test_t5_has_the_names_and_shapes_of_transformers():

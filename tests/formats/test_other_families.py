@@ -111,12 +111,12 @@ def test_names_tell_whatever_the_kind_of_change(prefix: str) -> None:
 
 
 def test_they_are_named_and_honestly_refused(tmp_path: Path) -> None:
-    name = "diffusion_model.layers.0.attention.qkv"
-    tensors = {f"{name}.lora_down.weight": torch.ones(2, 3840), f"{name}.lora_up.weight": torch.ones(11520, 2)}
-    path = models.save(tensors, tmp_path / "z.safetensors")
+    name = "diffusion_model.blocks.0.self_attn.q"
+    tensors = {f"{name}.lora_down.weight": torch.ones(2, 1536), f"{name}.lora_up.weight": torch.ones(1536, 2)}
+    path = models.save(tensors, tmp_path / "wan.safetensors")
     found = sdkit.inspect(path)
-    assert found.family == "z-image" and "does not read models of this family yet" in found.problems[0]
-    with pytest.raises(SdkitError, match="this version recognises z-image and does not read its models"):
+    assert found.family == "wan" and "does not read models of this family yet" in found.problems[0]
+    with pytest.raises(SdkitError, match="this version recognises wan and does not read its models"):
         sdkit.convert(path, "kohya", tmp_path / "k.safetensors")
     same = sdkit.convert(path, "comfyui-native", tmp_path / "same.safetensors")
     assert set(models.load(same.output)) >= set(tensors)
