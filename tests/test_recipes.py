@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+from drawn import draw_identities
 from models import kohya_lora, save, sd1, sd1_modules
 from PIL import Image
 
@@ -39,6 +40,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / photos).mkdir(parents=True)
         for number in range(3):
             Image.new("RGB", (16, 16), (80 * number, 100, 50)).save(folder / photos / f"red dog {number}.png")
+    draw_identities(folder / "models/people", 10)
     return folder
 
 
@@ -48,9 +50,12 @@ def test_the_recipes_pass_every_check(path: Path, place: Path) -> None:
     value = read_document(recipe).value
     settings = {}
     if "method" in value:  # base and data are the user's
-        settings = {"base": str(place / "models/base"), "data": str(place / "models/photos")}
+        data = "people" if value["method"] == "hyperdreambooth" else "photos"
+        settings = {"base": str(place / "models/base"), "data": str(place / "models" / data)}
     if path.name == "null-text-inversion.yaml":  # of one picture
         settings["data"] += "/red dog 0.png"
+    if path.name in ("aesthetic-gradient.yaml", "clip-inversion.yaml"):  # they need an image encoder
+        settings["base"] = "tiny"
     if path.name == "tiny-variants.yaml":  # before there is an embedded base
         settings = {f"{name}.base": str(place / "models/base") for name in ("noto", "twemoji")}
     report = run(recipe, settings=settings, dry_run=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 TEXT = {
@@ -199,3 +200,25 @@ def write_single_file(folder: Path) -> Path:
     stated = {CONFIG_KEY: json.dumps({"unet": UNET, "vae": VAE, "text_encoder": text, "scheduler": SCHEDULER})}
     write_tensors(folder / "single.safetensors", tensors, stated)
     return folder / "single.safetensors"
+
+
+def write_clip_model(folder: Path, base: Path, component: str = "text_encoder", *, seed: int = 0) -> Path:
+    """A ``CLIPModel`` of transformers whose text encoder is a base's, and whose image side sees 16 by 16 pixels."""
+    import torch
+    from safetensors.torch import load_file
+    from transformers import CLIPConfig, CLIPModel
+
+    text = json.loads((base / component / "config.json").read_text())
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"image_size": 16, "patch_size": 8}
+    config = CLIPConfig.from_dict({"text_config": text, "vision_config": vision, "projection_dim": 20})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = CLIPModel(config)
+    own = load_file(base / component / "model.safetensors")
+    missing = model.load_state_dict({key: own[key] for key in own if key != "text_projection.weight"}, strict=False)
+    assert not missing.unexpected_keys
+    model.save_pretrained(folder)
+    for file in (base / component.replace("text_encoder", "tokenizer")).iterdir():
+        shutil.copy(file, folder)
+    return folder

@@ -54,6 +54,26 @@ class TokenRows:
 
 
 @dataclass(frozen=True, slots=True)
+class Steering:
+    """A place in CLIP's common space that a text encoder is drawn towards for every prompt (aesthetic gradients).
+
+    Attributes:
+        component: the text encoder.
+        vector: [d] or [1, d].
+        projection: from the text encoder's vectors to that space, [d, width]; None where the file has none.
+    """
+
+    component: str
+    vector: Read
+    projection: Read | None = None
+
+    @property
+    def width(self) -> int:
+        """Numbers of the vector."""
+        return self.vector.info.numel
+
+
+@dataclass(frozen=True, slots=True)
 class Change:
     """One sort of weight change in an adapter, and how many parameters it changes.
 
@@ -74,6 +94,7 @@ class Change:
 _NOT_BAKEABLE = {
     "textual-inversion": "teaches the tokenizer a word; it changes no weight of the checkpoint",
     "hypernetwork": "transforms what attention reads while a picture is made; no change of the weights equals it",
+    "hyperdreambooth": "predicts adapters from pictures (`sdkit train hyperdreambooth as=identity`); it is none itself",
     "aesthetic": "steers the text embedding while a picture is made; it holds no weights",
     "inversion": "is one picture's way out of noise; it changes no weight of the checkpoint",
 }
@@ -87,11 +108,11 @@ class Artifact:
         source: the opened file, whose tensors the deltas refer to.
         format: the codec that read it (``kohya``, ``peft``, …).
         kind: ``lora`` (every kind of weight change), ``textual-inversion``, ``hypernetwork``, ``aesthetic``,
-            ``custom-diffusion`` or ``inversion``.
+            ``custom-diffusion``, ``inversion`` or ``hyperdreambooth`` (a network that predicts adapters).
         deltas: what it changes.
         tokens: what it teaches the tokenizer.
         key_value: the networks of a hypernetwork.
-        steering: the vector of an aesthetic embedding.
+        steering: the vectors of an aesthetic embedding.
         trajectory: the inverted picture of a null-text inversion.
         unmatched: the modules in the file that the model has no place for, in the file's own names.
         notes: facts a person should see (an assumed alpha, a dialect), one sentence each.
@@ -107,7 +128,7 @@ class Artifact:
     deltas: Mapping[Target, Delta] = field(default_factory=dict)
     tokens: tuple[TokenRows, ...] = ()
     key_value: Hypernetwork | None = None
-    steering: Read | None = None
+    steering: tuple[Steering, ...] = ()
     trajectory: Trajectory | None = None
     unmatched: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()

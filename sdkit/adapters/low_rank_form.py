@@ -2,6 +2,7 @@
 
     LoRA           as it is; a Tucker core folded into ``down``
     LoHa           the rows of its factors multiplied in all pairs (Khatri–Rao): rank r₁·r₂
+    LiDB           its factors times its bases
     LoKr           the singular vectors of its small sides multiplied in all pairs (Kronecker): rank r₁·r₂
 
 A difference stored whole has no such form of a useful size.
@@ -18,6 +19,7 @@ from sdkit.adapters.deltas.delta import Delta
 from sdkit.adapters.deltas.factors import read_factor
 from sdkit.adapters.deltas.hadamard import Hadamard, PreparedHadamard
 from sdkit.adapters.deltas.kronecker import Kronecker, PreparedKronecker, Side
+from sdkit.adapters.deltas.lightweight import Lightweight
 from sdkit.adapters.deltas.low_rank import LowRank
 
 if TYPE_CHECKING:
@@ -40,7 +42,7 @@ class Pair:
 
 def form_rank(delta: Delta) -> int | None:
     """The rank of a change's low-rank form, from shapes alone; None where it has none."""
-    if isinstance(delta, LowRank):
+    if isinstance(delta, (LowRank, Lightweight)):
         return delta.rank
     if isinstance(delta, Hadamard):
         return delta.w1_b.shape[0] * delta.w2_b.shape[0]
@@ -63,6 +65,8 @@ def low_rank_form(delta: Delta, strength: float) -> Pair:
         whole = delta.mid is None
         down = read_factor(delta.down, torch.float64).flatten(1) if whole else delta.prepare(1.0, torch.float64).down
         return Pair(up, down, delta.scale * strength)
+    if isinstance(delta, Lightweight):
+        return Pair(*delta.factors(torch.float64), delta.scale * strength)
     if isinstance(delta, Hadamard):
         return _khatri_rao(delta.prepare(strength, torch.float64))
     if isinstance(delta, Kronecker):

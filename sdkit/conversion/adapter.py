@@ -18,10 +18,12 @@ from sdkit.adapters.computed import Computed, computed_artifact, times
 from sdkit.adapters.deltas.delta import Delta, is_relative
 from sdkit.adapters.deltas.dora import Dora
 from sdkit.adapters.deltas.full import Full
+from sdkit.adapters.deltas.lightweight import Lightweight
 from sdkit.adapters.deltas.low_rank import LowRank
+from sdkit.adapters.deltas.replacement import Replacement
 from sdkit.adapters.difference import Located, cut_difference
 from sdkit.adapters.ranks import RankRule
-from sdkit.adapters.sums import Cut, cut_sum, widest
+from sdkit.adapters.sums import Cut, cut_sum, exact_sum, widest
 from sdkit.core.errors import SdkitError
 from sdkit.families.family import Model
 from sdkit.formats import Format, check_writable
@@ -124,8 +126,12 @@ class Fitting:
         made: dict[Target, Computed] = {}
         notes: list[Approximation] = []
         for target, delta in artifact.deltas.items():
-            if held is None or kind_of(delta) in held:
+            if _is_held(delta, held):
                 kept[target] = self._shaped(target, delta)
+            elif (
+                held is not None and isinstance(delta, Lightweight) and "lora" in held
+            ):  # a LoRA within bases: exactly one without them
+                made[target] = exact_sum([(delta, 1.0)], self._shape(target, delta), lambda norm: None)
             elif target.parameter == "weight" and len(self._shape(target, delta)) > 1:
                 cut = self._cut(artifact, target, delta)
                 made[target] = Computed.of(cut.tensors)
@@ -177,6 +183,11 @@ class Fitting:
             return delta
         up, down = (shape[0], delta.rank, *(1 for _ in shape[2:])), (delta.rank, *shape[1:])
         return replace(delta, up=reshaped(delta.up, up), down=reshaped(delta.down, down))
+
+
+def _is_held(delta: Delta, held: frozenset[str] | None) -> bool:
+    """Whether a format that holds these kinds, or all, holds a change. Whole weights are for those that name them."""
+    return kind_of(delta) in held if held is not None else not isinstance(delta, Replacement)
 
 
 def relative_change(delta: Delta, rows: torch.Tensor) -> torch.Tensor:

@@ -4,13 +4,12 @@
     prediction_type                 modelspec.prediction_type; for a velocity also the empty tensor ``v_pred``
     rescale_betas_zero_snr          the empty tensor ``ztsnr``
 
-ComfyUI and the web UIs look for the markers. (SD2 needs none: these programs tell its two kinds by other means.) All
-models of SD3 and FLUX.1 predict a flow; how it is followed, the folder's scheduler says.
+`sdkit.families.sampling` says how each of them is written. All models of SD3 and FLUX.1 predict a flow; how it is
+followed, the folder's scheduler says.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +17,9 @@ from sdkit.conversion.checkpoint import Checkpoint
 from sdkit.core.errors import SdkitError, UsageError
 from sdkit.families.describe import published_folder
 from sdkit.families.reference import published_config
+from sdkit.families.sampling import raised_flags, scheduler_config
 
 PREDICTIONS = ("epsilon", "v_prediction")
-FLAGS = ("v_pred", "ztsnr")
 _ARCHITECTURES = {
     ("sd1", "epsilon"): "stable-diffusion-v1",
     ("sd1", "v_prediction"): "stable-diffusion-v1",
@@ -37,10 +36,6 @@ _FLOW_ARCHITECTURES = {  # sd-scripts' words, by variant: ModelSpec has none
     "3.5-medium": "stable-diffusion-3-5-medium",
     "3.5-large": "stable-diffusion-3-5-large",
 }
-# Schedulers that know `rescale_betas_zero_snr`; others are replaced by DDIM where the last step must hold no signal.
-_ZERO_SNR = {"DDIMScheduler", "DDPMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler"}
-_ZERO_SNR |= {"DPMSolverMultistepScheduler", "LCMScheduler", "TCDScheduler", "UniPCMultistepScheduler"}
-_PNDM_ONLY = ("skip_prk_steps",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,20 +85,7 @@ def sampling_of(checkpoint: Checkpoint, prediction: str | None = None) -> Sampli
             f"--prediction {' or '.join(PREDICTIONS)}, if that is wrong",
         )
     zero_snr = "ztsnr" in markers or bool(scheduler.get("rescale_betas_zero_snr"))
-    return Sampling(predicts, zero_snr, _scheduler(scheduler, predicts, zero_snr))
-
-
-def _scheduler(config: Mapping[str, Any], prediction: str, zero_snr: bool) -> dict[str, Any]:
-    """The configuration with what must hold in it; one that says so already keeps every word."""
-    changed = dict(config)
-    if config.get("prediction_type", "epsilon") != prediction:
-        changed["prediction_type"] = prediction
-    if zero_snr and not config.get("rescale_betas_zero_snr"):
-        changed |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-        if config.get("_class_name") not in _ZERO_SNR:
-            changed["_class_name"] = "DDIMScheduler"
-            changed = {key: value for key, value in changed.items() if key not in _PNDM_ONLY}
-    return changed
+    return Sampling(predicts, zero_snr, scheduler_config(scheduler, predicts, zero_snr=zero_snr))
 
 
 def sampling_metadata(checkpoint: Checkpoint, sampling: Sampling) -> dict[str, str]:
@@ -121,7 +103,5 @@ def sampling_metadata(checkpoint: Checkpoint, sampling: Sampling) -> dict[str, s
 
 def markers_for(checkpoint: Checkpoint, sampling: Sampling) -> tuple[str, ...]:
     """The flags a single file of this kind carries."""
-    if checkpoint.family is None or checkpoint.family.name == "sd2":
-        return ()
-    flags = {"v_pred": sampling.prediction == "v_prediction", "ztsnr": sampling.zero_snr}
-    return tuple(name for name, raised in flags.items() if raised)
+    family = checkpoint.family.name if checkpoint.family is not None else None
+    return raised_flags(family, sampling.prediction, zero_snr=sampling.zero_snr)

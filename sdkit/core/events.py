@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -215,6 +216,16 @@ class Ended(Event):
     memory_mib: float | None
     device_memory_mib: float | None
     output_bytes: int | None
+
+
+def event_of(record: Mapping[str, Any]) -> Event | None:
+    """The event that a record was made from by `as_dict`; None where there is no such event (any more)."""
+    kinds = {kind.__name__.lower(): kind for kind in Event.__subclasses__()}
+    kind = kinds.get(str(record.get("event")))
+    try:
+        return None if kind is None else kind(**{key: value for key, value in record.items() if key != "event"})
+    except TypeError:
+        return None
 
 
 def _plain(value: Any) -> Any:

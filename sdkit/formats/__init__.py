@@ -11,7 +11,7 @@ from sdkit.adapters.artifact import Artifact
 from sdkit.core.errors import SdkitError
 from sdkit.core.plugins import Plugin, choose, find_plugins
 from sdkit.families.family import Model
-from sdkit.formats._beside import embeddings_beside, word_of
+from sdkit.formats._beside import NEGATIVE, embeddings_beside, negative_beside, word_of
 from sdkit.formats._choice import Format, choose_format, described
 from sdkit.formats._family import adapter_family, claimed_family
 from sdkit.formats._verify import ROUNDING, verify, verify_rest, without_idle
@@ -19,6 +19,7 @@ from sdkit.formats.codec import Codec, Dialect, Verdict, WritingCodec
 from sdkit.weights import Weights, open_weights
 
 __all__ = [
+    "NEGATIVE",
     "ROUNDING",
     "Dialect",
     "Format",
@@ -30,6 +31,7 @@ __all__ = [
     "embeddings_beside",
     "format_for",
     "formats",
+    "negative_beside",
     "own_metadata",
     "read_adapter",
     "recognise",

@@ -1,4 +1,7 @@
-"""The words of an adapter that lie in files of their own beside it, because its format has no place for them."""
+"""The words of an adapter that lie in files of their own beside it, because its format has no place for them.
+
+And the other half of a pair of embeddings: DreamArtist's ``NAME-neg``, for the negative prompt, beside ``NAME``.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,16 @@ def embeddings_beside(artifact: Artifact) -> list[Path]:
     """The embeddings of the words that an adapter says call it up, as far as they lie beside its file."""
     files = (textual_inversion.file_beside(artifact.source.path, word) for word in trigger_words(artifact.metadata))
     return [] if artifact.tokens else [file for file in dict.fromkeys(files) if file.is_file()]
+
+
+NEGATIVE = "-neg"
+
+
+def negative_beside(path: Path) -> Path | None:
+    """The negative embedding of the pair whose positive one is at `path`, in whatever container; None without one."""
+    suffixes = dict.fromkeys((path.suffix, *textual_inversion.SUFFIXES.values(), ".bin"))
+    files = (path.with_name(f"{path.stem}{NEGATIVE}{suffix}") for suffix in suffixes)
+    return next((file for file in files if file.is_file()), None)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from sdkit.formats._programs import PROGRAMS, canonical_program, objection
 from sdkit.formats.codec import Dialect
 
 EVERY_KIND = ("lora",)
+PICKLED = (".pt", ".bin", ".ckpt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class Format:
             family: of the model it was made for; empty or ``unknown`` where nothing tells.
             pickled: whether it is a pickle.
         """
-        spoken = [entry for entry in self.dialects if not entry.suffix or pickled == (entry.suffix == ".pt")]
+        spoken = [entry for entry in self.dialects if not entry.suffix or pickled == (entry.suffix in PICKLED)]
         narrower: dict[str, list[tuple[str, ...] | None]] = {}
         for entry in spoken:
             for name in (*entry.programs, *entry.said):

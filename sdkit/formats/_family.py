@@ -13,7 +13,7 @@ _TEXT_WIDTHS = {768: "sd1", 1024: "sd2", 2048: "sdxl", 1280: "sdxl-refiner"}
 _CROSS_ATTENTION = re.compile(r".*attn2[._](?:processor\.)?to_[kv](?:_lora|_custom_diffusion)?\..*")
 _INPUT_SIDE = re.compile(
     r".*\.(?:lora_down|lora_A(?:\.default)?|lora\.down|down|hada_w1_b|to_[kv]_custom_diffusion)(?:\.weight)?"
-    r"|.*attn2\.to_[kv]\.weight"
+    r"|.*attn2\.to_[kv]\.weight(?:\.v)?"
 )
 _TRANSFORMER = re.compile(
     r"(?:transformer\.|diffusion_model\.|lora_unet_|lora_transformer_|lycoris_)?(?:transformer_)?blocks[._]\d"

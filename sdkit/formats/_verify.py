@@ -55,6 +55,8 @@ def verify_rest(meant: Artifact, read: Artifact, path: Path) -> None:
         _verify_trajectory(meant.trajectory, read.trajectory, path)
     if meant.tokens:
         _verify_tokens(meant.tokens, read.tokens, path)
+    if meant.steering:
+        _verify_steering(meant, read, path)
     if not meant.deltas:
         return
     components = {target.component for target in read.deltas}
@@ -76,8 +78,24 @@ def _verify_tokens(meant: tuple[TokenRows, ...], read: tuple[TokenRows, ...], pa
             raise SdkitError(f"{path}: the word {rows.token} does not read back as it was written", "is it NaN?")
 
 
+def _verify_steering(meant: Artifact, read: Artifact, path: Path) -> None:
+    """Compare vectors bit by bit, and projections where the file can hold them."""
+    import torch
+
+    found = {part.component: part for part in read.steering}
+    for part in meant.steering:
+        other = found.get(part.component) or (read.steering[0] if len(meant.steering) == 1 else None)
+        pairs = [(part.vector, other.vector if other else None)]
+        if other and other.projection and part.projection:
+            pairs.append((part.projection, other.projection))
+        if any(two is None or not torch.equal(one.load().flatten(), two.load().flatten()) for one, two in pairs):
+            raise SdkitError(
+                f"{path}: the {part.component}'s vector does not read back as it was written", "is it NaN?"
+            )
+
+
 def _rows(rows: TokenRows) -> torch.Tensor:
-    return Read(rows.weights, rows.info).load()
+    return Read(rows.weights, rows.info).load().reshape(-1, rows.info.shape[-1])  # a vector is a matrix of one row
 
 
 def _verify_networks(meant: Hypernetwork, read: Hypernetwork | None, path: Path) -> None:

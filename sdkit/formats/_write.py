@@ -6,7 +6,7 @@ import hashlib
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sdkit.streaming.expression import Read
 from sdkit.weights import DTYPES, TensorInfo, positional
@@ -15,6 +15,9 @@ from sdkit.weights.hashes import WINDOW_START, WINDOW_STOP, library_data_start, 
 from sdkit.weights.header import build_header
 from sdkit.weights.metadata import STALE_KEYS
 from sdkit.weights.writer import SafetensorsWriter
+
+if TYPE_CHECKING:
+    import torch
 
 # A tensor of an opened file, or one number.
 Content = Read | float
@@ -44,7 +47,7 @@ def write_adapter_file(
         writer.commit()
 
 
-def write_pickle(path: Path, contents: Mapping[Any, Any], nbytes: int, *, overwrite: bool) -> None:
+def write_pickle(path: Path, contents: Mapping[Any, Any] | torch.Tensor, nbytes: int, *, overwrite: bool) -> None:
     """Write what only web UIs' pickles can say, with ``torch.save``, whole or not at all.
 
     Args:

@@ -1,9 +1,8 @@
 """Custom Diffusion: retrained key and value projections of cross-attention, and new tokens.
 
 diffusers writes ``….attn2.processor.to_k_custom_diffusion.weight`` and keeps each token in a file of its own, a textual
-inversion. The authors' repository has both in one: ``unet`` → ``….attn2.to_k.weight`` and ``modifier_token`` →
-``<new1>`` → vector. The weights are absolute: they replace the base's own, so a difference exists only against the
-exact base they were trained on. arXiv:2212.04488.
+inversion. (The authors' own files, which have both in one, are `custom_diffusion_delta`.) The weights are absolute:
+they replace the base's own, so a difference exists only against the exact base they were trained on. arXiv:2212.04488.
 
 diffusers wants an entry for every attention of the U-Net, an empty one where nothing was trained. In safetensors that
 is a tensor without elements; without them its own files in safetensors cannot be loaded.
@@ -24,32 +23,27 @@ from sdkit.core.errors import SdkitError
 from sdkit.families.family import Model
 from sdkit.formats._write import write_adapter_file
 from sdkit.formats.codec import Dialect, Verdict
-from sdkit.formats.textual_inversion import encoder_of
 from sdkit.streaming.expression import Read
 from sdkit.weights import DTYPES, TensorInfo, Weights
 from sdkit.weights.memory import MemoryWeights
+from sdkit.weights.reader import Container
 
 HOLDS = ("custom-diffusion",)
 CHANGES = ("replacement",)
 FAMILIES = ("sd1", "sd2", "sdxl")
-DIALECTS = (Dialect(("diffusers",), says="words in files beside it", families={"diffusers": ("sd1",)}),)
-_REPOSITORY = re.compile(r"unet\.(?P<module>.+\.attn[12]\.to_(?:k|v|q|out\.0))\.(?P<parameter>weight|bias)")
+DIALECTS = (Dialect(("diffusers",), says="a file, words in files beside it", families={"diffusers": ("sd1",)}),)
 _DIFFUSERS = re.compile(
     r"(?:unet\.)?(?P<module>.+\.attn[12])\.processor\.(?P<slot>to_(?:k|v|q|out))_custom_diffusion"
     r"(?:\.0)?\.(?P<parameter>weight|bias)"
 )
 _EMPTY = re.compile(r"(?:unet\.)?.+\.attn[12]\.processor")
-_TOKEN = "modifier_token."
 
 
 def detect(weights: Weights) -> Verdict:
-    """Recognised by ``_custom_diffusion`` in a name, or by new tokens beside absolute attention weights."""
-    names = weights.tensors
-    if any(_DIFFUSERS.fullmatch(name) for name in names):
+    """Recognised by ``_custom_diffusion`` in a name of a file's tensors."""
+    if weights.container is not Container.FOLDER and names_weights(weights):
         return Verdict(True, "its tensors are named like ….attn2.processor.to_k_custom_diffusion.weight")
-    if any(name.startswith(_TOKEN) for name in names) and any(_REPOSITORY.fullmatch(name) for name in names):
-        return Verdict(True, "it holds modifier_token beside unet.….attn2.to_k.weight")
-    return Verdict(False, "no tensor is named like ….to_k_custom_diffusion.weight, and there is no modifier_token")
+    return Verdict(False, "it is no file with a tensor named like ….to_k_custom_diffusion.weight")
 
 
 def read(weights: Weights, model: Model | None) -> Artifact:
@@ -57,9 +51,7 @@ def read(weights: Weights, model: Model | None) -> Artifact:
     builder = ArtifactBuilder(weights, model, "custom-diffusion")
     for name, info in weights.tensors.items():
         target = _target(name)
-        if name.startswith(_TOKEN):
-            builder.add_tokens(name.removeprefix(_TOKEN), encoder_of("", info), info)
-        elif target is not None:
+        if target is not None:
             module = builder.resolve(target.module, parameter=target.parameter)
             builder.add(module, name, Replacement(builder.read(info)), target.parameter)
         elif not is_empty_entry(name, info):
@@ -85,6 +77,11 @@ def check(artifact: Artifact, model: Model | None) -> None:
         _weight(target, delta)
     if artifact.tokens or not artifact.deltas:
         raise SdkitError("custom-diffusion's format holds weights of attention alone", "write words as embeddings")
+
+
+def names_weights(weights: Weights) -> bool:
+    """Whether a tensor is named as diffusers names a trained one."""
+    return any(_DIFFUSERS.fullmatch(name) for name in weights.tensors)
 
 
 def is_empty_entry(name: str, info: TensorInfo) -> bool:
@@ -116,9 +113,6 @@ def _name(target: Target) -> str:
 
 
 def _target(name: str) -> Target | None:
-    match = _REPOSITORY.fullmatch(name)
-    if match:
-        return Target(f"unet.{match['module']}", match["parameter"])
     match = _DIFFUSERS.fullmatch(name)
     if match:
         slot = "to_out.0" if match["slot"] == "to_out" else match["slot"]

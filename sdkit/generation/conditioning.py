@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from sdkit.generation.request import Request
     from sdkit.runtime.backbone import Backbone
+    from sdkit.runtime.steering import Steer
 
 _LEAST_MEAN = 0.01  # of the vectors' standard deviation
 
@@ -64,7 +65,8 @@ def encode_texts(backbone: Backbone, request: Request) -> Texts:
     size = (request.width, request.height)
     prompts = [_split(backbone, text) for text in (request.prompt, request.negative)]
     count = max(len(chunks) for prompt in prompts for chunks in prompt.values())
-    prompt, negative = (_encode(backbone, chunks, count, size, request.clip_skip) for chunks in prompts)
+    prompt = _encode(backbone, prompts[0], count, size, request.clip_skip, steers=backbone.steers)
+    negative = _encode(backbone, prompts[1], count, size, request.clip_skip)
     return Texts(prompt, negative if request.negative else unconditional(negative))
 
 
@@ -75,7 +77,14 @@ def _split(backbone: Backbone, text: str) -> Chunks:
     return {component: split_prompt(backbone, component, prompt) for component in backbone.text_encoders}
 
 
-def _encode(backbone: Backbone, chunks: Chunks, count: int, size: tuple[int, int], clip_skip: int) -> Cond:
+def _encode(
+    backbone: Backbone,
+    chunks: Chunks,
+    count: int,
+    size: tuple[int, int],
+    clip_skip: int,
+    steers: Sequence[Steer] = (),
+) -> Cond:
     """`count` chunks one behind the other. What a family adds (SDXL's pooled text) comes from the first."""
     import torch
 
@@ -84,6 +93,8 @@ def _encode(backbone: Backbone, chunks: Chunks, count: int, size: tuple[int, int
         at = {name: own[number] if number < len(own) else Chunk() for name, own in chunks.items()}
         ids = {name: torch.tensor([_marked(backbone, name, chunk)]) for name, chunk in at.items()}
         cond = backbone.encode_text(ids, size, clip_skip=clip_skip)
+        for steer in steers:
+            cond = steer(backbone, ids, size, clip_skip, cond)
         parts.append(Cond(_weighed(backbone, cond.context, at), cond.added))
     return Cond(torch.cat([part.context for part in parts], dim=1), parts[0].added)
 

@@ -7,6 +7,9 @@
     BREAK               what follows begins a new chunk of tokens
     <lora:name:0.8>     an adapter, live for the picture; <lora:name:0.8:0.5> for the text encoder and the U-Net apart,
                         as <lora:name:te=0.8:unet=0.5>; <lyco:…> is the same, <hypernet:name:1> a hypernetwork
+    <aesthetic:name:0.9>  an aesthetic embedding at a weight, here with the steps, learning rate and blend that may
+                        stand behind it: <aesthetic:name:0.9:steps=10:lr=1e-4:slerp=yes>
+    <image:name:1>      the prompt ends in the pictures of an aesthetic embedding, at a weight
 
 A bracket that is never closed weighs everything behind it, one that was never opened is an ordinary sign, and a
 backslash before any other sign is dropped: all as there. Prompts that change from step to step (``[a:b:0.5]``,
@@ -42,7 +45,9 @@ _SIGNS = re.compile(
 )
 _BREAK = re.compile(r"\s*\bBREAK\b\s*")
 _TAG = re.compile(r"<(\w+):([^<>]+)>")
-_KINDS = {"lora": "lora", "lyco": "lora", "hypernet": "hypernet"}
+_KINDS = {"lora": "lora", "lyco": "lora", "hypernet": "hypernet", "aesthetic": "aesthetic", "image": "image"}
+_STEERING = ("steps", "lr", "slerp")
+_MAX_STEERING_STEPS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,21 +55,24 @@ class Tag:
     """An adapter a prompt asks for.
 
     Attributes:
-        kind: ``lora`` (weight changes of any sort) or ``hypernet``.
+        kind: ``lora`` (weight changes of any sort), ``hypernet``, ``aesthetic`` or ``image``.
         name: a path, or a file's name with or without its suffix.
         text_encoder: its strength in the text encoders.
         unet: its strength in the U-Net.
+        steering: how an aesthetic embedding acts: ``steps``, ``lr`` and ``slerp``, those that are said.
     """
 
     kind: str
     name: str
     text_encoder: float = 1.0
     unet: float = 1.0
+    steering: tuple[tuple[str, float], ...] = ()
 
     def __str__(self) -> str:
         """As a prompt spells it."""
         strengths = f"{self.text_encoder:g}" + (f":{self.unet:g}" if self.unet != self.text_encoder else "")
-        return f"<{self.kind}:{self.name}:{strengths}>"
+        settings = "".join(f":{key}={value:g}" for key, value in self.steering)
+        return f"<{self.kind}:{self.name}:{strengths}{settings}>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +99,11 @@ class Prompt:
     def text(self) -> str:
         """Its words alone."""
         return " ".join(piece.text for section in self.sections for piece in section)
+
+
+def literal(text: str) -> str:
+    """A prompt that says just this text: a caption knows no weights."""
+    return re.sub(r"([()\[\]\\])", r"\\\1", text)
 
 
 def parse_prompt(text: str) -> Prompt:
@@ -133,6 +146,8 @@ def _tag(text: str, kind: str, fields: list[str]) -> Tag:
         raise UsageError(f"{text} in the prompt: {kind} is no kind of adapter", nearest_hint(kind.lower(), _KINDS))
     plain = [field.strip() for field in fields if "=" not in field]
     named = dict(field.strip().split("=", 1) for field in fields if "=" in field)
+    if _KINDS[kind.lower()] in ("aesthetic", "image"):
+        return _aesthetic(text, kind.lower(), plain, named)
     strange = [name for name in named if name not in ("te", "unet")]
     if strange or not 1 <= len(plain) <= 3 or not plain[0]:
         raise UsageError(f"{text} in the prompt is no adapter", "write <lora:name:0.8> or <lora:name:te=0.8:unet=0.5>")
@@ -142,13 +157,29 @@ def _tag(text: str, kind: str, fields: list[str]) -> Tag:
     return Tag(_KINDS[kind.lower()], plain[0], te, unet)
 
 
-def _number(entry: str, text: str) -> float:
+def _aesthetic(text: str, kind: str, plain: list[str], named: dict[str, str]) -> Tag:
+    hint = "write <aesthetic:name:0.9>, <aesthetic:name:0.9:steps=10:lr=1e-4:slerp=yes> or <image:name:1>"
+    known = _STEERING if kind == "aesthetic" else ()
+    if any(name not in known for name in named) or not 1 <= len(plain) <= 2 or not plain[0]:
+        raise UsageError(f"{text} in the prompt is no aesthetic embedding", hint)
+    words = {"yes": "1", "no": "0"}
+    numbers = {name: _number(words.get(value, value), text, hint) for name, value in named.items()}
+    steps, rate = numbers.get("steps", 1.0), numbers.get("lr", 1.0)
+    if steps != int(steps) or not 0 <= steps <= _MAX_STEERING_STEPS:
+        raise UsageError(f"{text} in the prompt: steps are a whole number up to {_MAX_STEERING_STEPS}", hint)
+    if rate < 0 or numbers.get("slerp", 0.0) not in (0.0, 1.0):
+        raise UsageError(f"{text} in the prompt: lr is at least 0, and slerp yes or no", hint)
+    weight = _number(plain[1], text, hint) if len(plain) > 1 else 1.0
+    return Tag(kind, plain[0], weight, weight, tuple(numbers.items()))
+
+
+def _number(entry: str, text: str, hint: str = "write <lora:name:0.8>") -> float:
     try:
         value = float(entry)
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise UsageError(f"{text} in the prompt: {entry!r} is no number", "write <lora:name:0.8>")
+        raise UsageError(f"{text} in the prompt: {entry!r} is no number", hint)
     return value
 
 

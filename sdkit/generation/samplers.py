@@ -14,14 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from sdkit.core.errors import SdkitError, UsageError
 from sdkit.core.plugins import nearest_hint
+from sdkit.runtime.schedule import LEAST_SIGNAL
 
 if TYPE_CHECKING:
     import torch
 
     from sdkit.runtime.schedule import NoiseSchedule
-
-# With no signal at all the noise level sqrt((1 − ᾱ) / ᾱ) would be infinite; this is 4096.
-_LEAST_SIGNAL = 2.0**-24
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +90,11 @@ def make_scheduler(name: str, schedule: NoiseSchedule) -> Any:
     import diffusers
 
     sampler = SAMPLERS[sampler_name(name)]
-    begins_in_noise = float(schedule.alphas[-1]) < _LEAST_SIGNAL
     settings = {
         "num_train_timesteps": schedule.steps,
         "trained_betas": _betas(schedule).tolist(),
         "prediction_type": schedule.prediction,
-        "timestep_spacing": "trailing" if begins_in_noise else sampler.spacing,
+        "timestep_spacing": "trailing" if schedule.zero_terminal_snr else sampler.spacing,
         "steps_offset": 1,
         **sampler.settings,
     }
@@ -108,10 +105,10 @@ def make_scheduler(name: str, schedule: NoiseSchedule) -> Any:
 
 
 def _betas(schedule: NoiseSchedule) -> torch.Tensor:
-    """β_t = 1 − ᾱ_t / ᾱ_(t−1)."""
+    """β_t = 1 − ᾱ_t / ᾱ_(t−1); with no signal at all, the noise level would be infinite."""
     import torch
 
-    alphas = schedule.alphas.detach().cpu().double().clamp(min=_LEAST_SIGNAL)
+    alphas = schedule.alphas.detach().cpu().double().clamp(min=LEAST_SIGNAL)
     before = torch.cat([torch.ones(1, dtype=alphas.dtype), alphas[:-1]])
     return 1 - alphas / before
 

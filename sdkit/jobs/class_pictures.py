@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from sdkit.core.hashing import quick_id
 from sdkit.core.paths import cache_folder
+from sdkit.generation.prompt import literal
 from sdkit.generation.request import Request
 from sdkit.training.cache import cache_key
 from sdkit.training.data import Sample, prior_sample, read_dataset
@@ -53,8 +53,7 @@ class ClassPictures:
 
     def request(self, number: int) -> Request:
         """What one of them is drawn from; its seed is its number, so more of them begin with the same."""
-        literal = re.sub(r"([()\[\]\\])", r"\\\1", self.prompt)  # a caption knows no weights
-        return Request(literal, seed=number, steps=STEPS, cfg=CFG, width=self.side, height=self.side)
+        return Request(literal(self.prompt), seed=number, steps=STEPS, cfg=CFG, width=self.side, height=self.side)
 
     def path(self, number: int) -> Path:
         """Where one of them lies."""

@@ -24,20 +24,23 @@ from sdkit.core.report import Report
 from sdkit.families import FAMILIES, identify
 from sdkit.families.family import Model
 from sdkit.formats import (
+    NEGATIVE,
     Dialect,
     Format,
     adapter_family,
     check_writable,
     format_for,
+    negative_beside,
     own_metadata,
     read_adapter,
+    recognise,
     without_idle,
     write_adapter,
     writing_codec,
 )
 from sdkit.jobs.algebra import described, one_thread
 from sdkit.jobs.fitting import fitting_model
-from sdkit.jobs.inputs import parent_of
+from sdkit.jobs.inputs import parent_of, with_words_beside
 from sdkit.jobs.merge_checks import check_is_not_input, family_error, known_model
 from sdkit.jobs.record import recorded
 from sdkit.merging.tokens import token_paths
@@ -140,6 +143,42 @@ def convert_adapter(
 ) -> AdapterConversion:
     """Write an opened adapter in another format; see `sdkit.convert`.
 
+    Of a pair of embeddings, NAME and NAME-neg beside it, both are written, or neither where one cannot be.
+
+    Raises:
+        SdkitError: whatever is wrong, with a hint. No output is left behind, and the source is never touched.
+    """
+
+    def one(source: Weights, place: Path | None, *, dry: bool) -> AdapterConversion:
+        return _convert_one(source, to, place, options, verify=verify, force=force, dry_run=dry, progress=progress)
+
+    negative = negative_beside(weights.path)
+    if negative is None or recognise(weights)[0] != "textual-inversion":
+        return one(weights, output, dry=dry_run)
+    with open_weights(negative) as other:
+        planned = one(weights, output, dry=True)
+        place = Path(planned.output)
+        beside = place.with_name(f"{place.stem}{NEGATIVE}{place.suffix}")
+        second = one(other, beside, dry=True)
+        if not dry_run:
+            second, planned = one(other, beside, dry=False), one(weights, place, dry=False)
+    note = f"{negative.name}, the negative half of the pair, is {beside.name}"
+    return replace(planned, saved=(*planned.saved, second.output), notes=(*planned.notes, *second.notes, note))
+
+
+def _convert_one(
+    weights: Weights,
+    to: str,
+    output: Path | None,
+    options: AdapterOptions,
+    *,
+    verify: bool,
+    force: bool,
+    dry_run: bool,
+    progress: Progress | None,
+) -> AdapterConversion:
+    """One file; see `convert_adapter`.
+
     Raises:
         SdkitError: whatever is wrong, with a hint. No output is left behind, and the source is never touched.
     """
@@ -147,7 +186,7 @@ def convert_adapter(
     with ExitStack() as stack, one_thread():
         base = stack.enter_context(open_weights(options.base)) if options.base else None
         source, model, family = _read(weights, base, options)
-        format, dialect = _format(to, source)
+        source, format, dialect = _format(to, with_words_beside(stack, source))
         _check_names(source, model, family, format)
         place = output if output is not None else _default_output(weights.path, dialect.name or format.name, dialect)
         told.start("fitting", len(source.deltas))
@@ -206,9 +245,15 @@ def _recast(artifact: Artifact, dtype: DType | None) -> Artifact:
     return recast(artifact, dtype) if dtype is not None else artifact
 
 
-def _format(to: str, source: Artifact) -> tuple[Format, Dialect]:
+def _format(to: str, source: Artifact) -> tuple[Artifact, Format, Dialect]:
+    """The format, and the adapter as one of the kind it holds: what Custom Diffusion changes may become a LoRA."""
     try:
-        return format_for(to, source.kind)
+        try:
+            return source, *format_for(to, source.kind)
+        except SdkitError:
+            if source.kind != "custom-diffusion":
+                raise
+            return replace(source, kind="lora"), *format_for(to, "lora")
     except UsageError as error:
         message = f"{source.source.path}: is an adapter ({source.format}), and {error.message} of that kind"
         raise UsageError(message, error.hint) from None
@@ -413,6 +458,7 @@ def _default_output(source: Path, to: str, dialect: Dialect) -> Path:
 def _nbytes(artifact: Artifact) -> int:
     infos = {read.info.name: read.info for delta in artifact.deltas.values() for read in reads(delta)}
     infos |= {f"{rows.token} {rows.component}": rows.info for rows in artifact.tokens}
+    infos |= {f"{part.component} steering": part.vector.info for part in artifact.steering}
     networks = artifact.key_value.networks.values() if artifact.key_value else ()
     stored = [read.info for pair in networks for network in pair for read in network.values()]
     return sum(info.nbytes for info in (*infos.values(), *stored))

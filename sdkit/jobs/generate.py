@@ -26,12 +26,15 @@ from sdkit.jobs.edited import CROSS_REPLACE, SELF_REPLACE, EditedPicture
 from sdkit.jobs.find_adapter import Shelf, open_shelf
 from sdkit.jobs.live_adapters import Dose, Library, UsedAdapter, live, plain_names
 from sdkit.report.sheet import contact_sheet
+from sdkit.runtime.image_tower import text_projections
 from sdkit.runtime.load import backbone_class, load_backbone
+from sdkit.runtime.steering import check_steering
 from sdkit.weights import open_weights
 from sdkit.weights.atomic import check_target, write_file
 from sdkit.weights.hashes import hash_file
 
 if TYPE_CHECKING:
+    import torch
     from PIL.Image import Image
 
     from sdkit.runtime.backbone import Backbone
@@ -106,6 +109,7 @@ def generate(
     cross_replace: float = CROSS_REPLACE,
     self_replace: float = SELF_REPLACE,
     folder: PathLike | None = None,
+    image_encoder: str = "",
     grid: bool = False,
     batch: int = 1,
     device: str = "auto",
@@ -123,7 +127,8 @@ def generate(
         base: a checkpoint, a diffusers folder, or ``tiny``.
         prompt: one or several, in the syntax of `sdkit.generation.prompt`.
         output: the file; several pictures are numbered, ``picture-1.png``.
-        negative: what the pictures should not show.
+        negative: what the pictures should not show; by default, where the prompt calls an embedding that is one of a
+            pair (NAME, with NAME-neg beside it), its other half.
         seed: of the first picture of every prompt; the next has the next number.
         steps: of the sampler.
         cfg: guidance.
@@ -139,6 +144,8 @@ def generate(
         cross_replace: of an edit, the share of the steps whose attention over the text is taken over from the picture.
         self_replace: the same of the attention over the picture itself.
         folder: where adapters lie that prompts call by name; the current folder is looked at, too.
+        image_encoder: the CLIP (several with commas between) that an aesthetic embedding was made with, where its file
+            does not say what the base's texts are there; see `sdkit.runtime.image_tower`.
         grid: write one picture of all of them with labels.
         batch: pictures drawn at once.
         device: ``auto`` or a device's name.
@@ -163,8 +170,19 @@ def generate(
     prompts = _prompts(prompt, settings.pop("prompt", None))
     if count < 1 or batch < 1:
         raise UsageError(f"{'count' if count < 1 else 'batch'} must be at least 1")
-    request, target = Request("", **settings), Path(output)
-    job = _Job(resolve_base(base), request, count, target, grid, force, batch, watch or ignore, edited)
+    job = _Job(
+        resolve_base(base),
+        Request("", **settings),
+        count,
+        Path(output),
+        grid,
+        force,
+        batch,
+        watch or ignore,
+        "negative" not in settings,
+        str(image_encoder),
+        edited,
+    )
     with ExitStack() as stack:
         plan = job.plan(stack, prompts, _pairs(adapters), open_shelf(Path(folder) if folder is not None else None))
         if not dry_run:
@@ -225,11 +243,13 @@ class _PromptPlan:
     Attributes:
         text: what is encoded, without adapters' tags.
         recorded: what the pictures say of it.
+        negative: the negative prompt, as it was written.
         doses: its adapters.
     """
 
     text: str
     recorded: str
+    negative: str
     doses: tuple[Dose, ...]
 
 
@@ -242,12 +262,14 @@ class _Plan:
         file: the base's file; None if it has several.
         prompts: in order.
         notes: facts a person should see.
+        projections: see `sdkit.runtime.steering.steering`.
     """
 
     model: Model
     file: Path | None
     prompts: tuple[_PromptPlan, ...]
     notes: tuple[str, ...]
+    projections: Sequence[torch.Tensor] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,6 +284,8 @@ class _Job:
     force: bool
     batch: int
     watch: Callable[[Event], None]
+    pairs: bool  # whether the negative halves of pairs of embeddings are the negative prompt
+    image_encoder: str
     edited: EditedPicture | None = None
 
     def plan(
@@ -284,15 +308,27 @@ class _Job:
             raise UsageError("the negative prompt names an adapter", "adapters are named in the prompt")
         beside = [library.dose(Tag("lora", name, strength, strength)) for name, strength in adapters]
         planned = tuple(self._prompt(prompt, beside, library) for prompt in prompts)
-        return _Plan(model, file, planned, tuple(dict.fromkeys(library.notes)))
+        projections = self._projections(model, [dose for prompt in planned for dose in prompt.doses])
+        return _Plan(model, file, planned, tuple(dict.fromkeys(library.notes)), projections)
+
+    def _projections(self, model: Model, doses: Sequence[Dose]) -> Sequence[torch.Tensor]:
+        """What aesthetic embeddings need beside their files, which are checked."""
+        steering = [dose.artifact for dose in doses if dose.artifact.steering]
+        projections = text_projections(self.image_encoder, self.base) if steering else []
+        for artifact in steering:
+            check_steering(artifact, model, projections)
+        return projections
 
     def _prompt(self, prompt: str, beside: Sequence[Dose], library: Library) -> _PromptPlan:
         parsed = parse_prompt(prompt)  # says what is wrong with it
         words, _ = split_tags(prompt)
         doses = [*beside, *(library.dose(tag) for tag in parsed.tags)]
         doses += library.embeddings(f"{words}\n{self.request.negative}", doses)
+        halves = library.negatives(doses) if self.pairs else []
+        negative = ", ".join(dose.name for dose in halves) or self.request.negative
         tags = "".join(f" {dose.short_tag()}" for dose in beside if dose.artifact.kind != "textual-inversion")
-        return _PromptPlan(plain_names(words), without_folders(prompt) + tags, tuple(doses))
+        recorded = without_folders(prompt) + tags
+        return _PromptPlan(plain_names(words), recorded, negative, (*doses, *halves))
 
     def paths(self, total: int) -> list[Path]:
         """Where `total` pictures go."""
@@ -302,7 +338,7 @@ class _Job:
 
     def requests(self, prompt: _PromptPlan) -> list[Request]:
         """What is drawn of one prompt."""
-        first = replace(self.request, prompt=prompt.text, negative=plain_names(self.request.negative))
+        first = replace(self.request, prompt=prompt.text, negative=plain_names(prompt.negative))
         return [replace(first, seed=self.request.seed + number) for number in range(self.count)]
 
     def imagined(self, plan: _Plan) -> list[DrawnPicture]:
@@ -324,8 +360,8 @@ class _Job:
         for prompt in plan.prompts:
             hashes = {dose.name: digest for dose in prompt.doses if (digest := dose.digest())}
             rows.append((prompt.recorded, []))
-            for request, picture in self._pictures(backbone, prompt, self._watch(len(drawn), total)):
-                said = replace(request, prompt=prompt.recorded, negative=self.request.negative)
+            for request, picture in self._pictures(backbone, prompt, plan.projections, self._watch(len(drawn), total)):
+                said = replace(request, prompt=prompt.recorded, negative=prompt.negative)
                 inversion = self.edited.path.stem if self.edited else ""
                 text = str(Parameters(said, _base_name(self.base), model_hash, hashes, inversion))
                 drawn.append(DrawnPicture(str(next(paths)), prompt.recorded, request.seed, text))
@@ -339,15 +375,19 @@ class _Job:
         return drawn
 
     def _pictures(
-        self, backbone: Backbone, prompt: _PromptPlan, watch: Callable[[int], Watch]
+        self,
+        backbone: Backbone,
+        prompt: _PromptPlan,
+        projections: Sequence[torch.Tensor],
+        watch: Callable[[int], Watch],
     ) -> Iterator[tuple[Request, Image]]:
         """The pictures of one prompt, batch by batch."""
         if self.edited is not None:
-            with live(backbone, prompt.doses), _enough_memory():
+            with live(backbone, prompt.doses, projections), _enough_memory():
                 yield self.edited.draw(backbone, self.requests(prompt)[0], watch(0))
             return
         requests = [checked(request, backbone) for request in self.requests(prompt)]
-        with live(backbone, prompt.doses):
+        with live(backbone, prompt.doses, projections):
             for start in range(0, self.count, self.batch):
                 group = requests[start : start + self.batch]
                 with _enough_memory():

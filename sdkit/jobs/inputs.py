@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from sdkit.adapters.artifact import Artifact
 from sdkit.core.errors import UsageError
 from sdkit.core.hashing import quick_id
 from sdkit.families import identify
-from sdkit.formats import recognise
+from sdkit.formats import embeddings_beside, read_adapter, recognise
 from sdkit.jobs.pull import local_path, source_of
 from sdkit.streaming.lazy import LazyWeights, leaves
 from sdkit.weights import Weights, open_weights
@@ -99,6 +100,14 @@ def is_adapter(path: Path) -> bool:
     """Whether a file or folder holds an adapter and not a checkpoint."""
     with open_weights(path) as weights:
         return not identify(weights).has_denoiser and recognise(weights)[0] is not None
+
+
+def with_words_beside(stack: ExitStack, artifact: Artifact) -> Artifact:
+    """A Custom Diffusion with the words that lie beside it, as its usual format has no place for them."""
+    if artifact.kind != "custom-diffusion":
+        return artifact
+    opened = [stack.enter_context(open_weights(path)) for path in embeddings_beside(artifact)]
+    return replace(artifact, tokens=(*artifact.tokens, *(rows for one in opened for rows in read_adapter(one).tokens)))
 
 
 @dataclass(slots=True)

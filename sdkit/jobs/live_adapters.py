@@ -12,15 +12,18 @@ from typing import TYPE_CHECKING
 from sdkit.adapters.artifact import Artifact
 from sdkit.core.errors import SdkitError
 from sdkit.families.family import Model
-from sdkit.formats import adapter_family, embeddings_beside, read_adapter, recognise
+from sdkit.formats import adapter_family, embeddings_beside, negative_beside, read_adapter, recognise
 from sdkit.generation.prompt import Tag
 from sdkit.jobs.find_adapter import Shelf
 from sdkit.jobs.merge_checks import check_is_adapter
 from sdkit.runtime.install import install
+from sdkit.runtime.steering import SteeringSettings, inverting, steering
 from sdkit.weights import Weights, open_weights
 from sdkit.weights.hashes import hash_file
 
 if TYPE_CHECKING:
+    import torch
+
     from sdkit.runtime.backbone import Backbone
 
 _NAMED_EMBEDDING = re.compile(r"\bembedding:([\w.\-]+)")  # as ComfyUI spells them
@@ -71,13 +74,22 @@ class Dose:
             yield replace(self.artifact, deltas=rest, tokens=()), self.tag.unet
 
     @property
+    def steering(self) -> SteeringSettings:
+        """How an aesthetic embedding acts."""
+        said = dict(self.tag.steering)
+        usual = SteeringSettings(self.tag.unet)
+        steps, slerp = int(said.get("steps", usual.steps)), bool(said.get("slerp", usual.slerp))
+        return replace(usual, steps=steps, lr=said.get("lr", usual.lr), slerp=slerp)
+
+    @property
     def name(self) -> str:
         """Its file's name, as web UIs know it."""
         return self.artifact.source.path.stem
 
     def short_tag(self) -> Tag:
         """The tag by which a prompt elsewhere names the same file."""
-        kind = "hypernet" if self.artifact.kind == "hypernetwork" else "lora"
+        kind = {"hypernetwork": "hypernet", "aesthetic": "aesthetic"}.get(self.artifact.kind, "lora")
+        kind = "image" if self.tag.kind == "image" else kind
         return replace(self.tag, kind=kind, name=self.name)
 
     def digest(self) -> str:
@@ -90,10 +102,20 @@ class Dose:
 
 
 @contextmanager
-def live(backbone: Backbone, doses: Sequence[Dose]) -> Iterator[None]:
-    """Put adapters live while the context lasts."""
+def live(backbone: Backbone, doses: Sequence[Dose], projections: Sequence[torch.Tensor] = ()) -> Iterator[None]:
+    """Put adapters live while the context lasts.
+
+    Args:
+        projections: for aesthetic embeddings without one, see `sdkit.runtime.steering.steering`.
+    """
     with ExitStack() as stack:
         for dose in doses:
+            if dose.tag.kind == "image":
+                stack.enter_context(inverting(backbone, dose.artifact, dose.tag.unet, projections))
+                continue
+            if dose.artifact.steering:
+                stack.enter_context(steering(backbone, dose.artifact, dose.steering, projections))
+                continue
             for part, strength in dose.parts():
                 stack.enter_context(install(part, backbone, strength))
         yield
@@ -117,7 +139,10 @@ class Library:
         """
         path = self._shelf.find(tag.name)
         known = self._opened.get(path.resolve())
-        return Dose(known or self._read(self._open(path)), tag)
+        artifact = known or self._read(self._open(path))
+        if tag.kind in ("aesthetic", "image") and not artifact.steering:
+            raise SdkitError(f"{path}: is no aesthetic embedding but a {artifact.kind}", f"write <lora:{path.stem}>")
+        return Dose(artifact, tag)
 
     def embeddings(self, text: str, doses: Sequence[Dose]) -> list[Dose]:
         """The embeddings whose names stand in a text, without those that are there already.
@@ -130,6 +155,14 @@ class Library:
         there = {dose.artifact.source.path.resolve() for dose in doses}
         found = {dose.artifact.source.path.resolve(): dose for dose in (*named, *called) if dose is not None}
         return [dose for path, dose in found.items() if path not in there]
+
+    def negatives(self, doses: Sequence[Dose]) -> list[Dose]:
+        """The negative halves of the pairs of embeddings of which only the positive ones are among `doses`."""
+        paths = [dose.artifact.source.path for dose in doses if dose.artifact.kind == "textual-inversion"]
+        there = {path.resolve() for path in paths}
+        files = [file for path in paths if (file := negative_beside(path)) is not None and file.resolve() not in there]
+        self.notes += [f"{file.stem} is the negative prompt, as the other half of its pair is called" for file in files]
+        return [self.dose(Tag("embedding", str(file))) for file in files]
 
     def _embedding(self, path: Path) -> Dose | None:
         """A file whose name stands in a prompt, if it is an embedding: most are called by words of every day."""

@@ -16,6 +16,7 @@ from sdkit.core.errors import SdkitError, UsageError
 from sdkit.core.memory import peak_memory_mib
 from sdkit.core.progress import NoProgress, Progress
 from sdkit.formats import read_adapter
+from sdkit.jobs.algebra import one_thread
 from sdkit.jobs.inputs import (
     Input,
     Target,
@@ -28,6 +29,7 @@ from sdkit.jobs.inputs import (
     open_input,
     parent_of,
     with_earlier_steps,
+    with_words_beside,
 )
 from sdkit.jobs.merge_checks import (
     check_bakeable,
@@ -43,16 +45,20 @@ from sdkit.jobs.merge_report import MergeReport, adapter_report
 from sdkit.jobs.record import recorded
 from sdkit.merging.bake import Bake, Dose, bake
 from sdkit.merging.blocks import BlockSpec, block_strengths
+from sdkit.merging.concepts import KIND, Concept, is_concept, joined
 from sdkit.merging.strengths import Strengths
 from sdkit.merging.tokens import save_tokens, token_paths
+from sdkit.merging.trained_on import doubts
 from sdkit.merging.undo import Changed, write_undo
+from sdkit.runtime.load import load_backbone
 from sdkit.streaming import Output, Rounding, Stream
 from sdkit.streaming.checkpoint import check_output, checkpoint_stream, is_folder
 from sdkit.streaming.lazy import LazyWeights, leaves
+from sdkit.streaming.quantised import quantisation_scale
 from sdkit.weights import DType, Weights
 from sdkit.weights.atomic import AtomicFile, check_space, check_target
 from sdkit.weights.dtypes import parse_dtype
-from sdkit.weights.metadata import merged_metadata
+from sdkit.weights.metadata import merged_metadata, read_recipe
 from sdkit.weights.reader import Container, raw_header
 
 PathLike = str | os.PathLike[str]
@@ -165,12 +171,14 @@ class _Merge:
         adapters = [(open_input(stack, adapter), strength) for adapter, strength in request.adapters]
         self._inputs = input_files([self._base, *(weights for weights, _ in adapters)])
         self._check_targets()
+        self._stack = stack
         self._doses = [Dose(self._open(weights), strength) for weights, strength in adapters]
+        self._warned = [doubt for dose in self._doses for doubt in doubts(dose.artifact, self._base, self._model)]
 
     def run(self, *, dry_run: bool) -> MergeReport:
         request = self._request
         strengths = Strengths(request.unet_alpha, request.te_alpha, block_strengths(request.blocks, self._model))
-        plan = bake(self._base, self._model, self._doses, strengths)
+        plan = bake(self._base, self._model, self._joined(), strengths)
         check_requantisation(self._base, request.dtype)
         outputs = plan.outputs(request.dtype, request.rounding)
         target = request.output
@@ -191,6 +199,29 @@ class _Merge:
         if not dry_run:
             self._write(plan, outputs, tokens, merged_metadata(self._kept_metadata(), recipe, checkpoint=True))
         return self._report(plan, outputs, tokens, parents, dry_run=dry_run)
+
+    def _joined(self) -> list[Dose]:
+        """The adapters, with several Custom Diffusions as one where they can be joined."""
+        kind = [dose for dose in self._doses if dose.artifact.kind == KIND and dose.strength != 0.0]
+        able = [dose for dose in kind if is_concept(dose.artifact)]
+        if len(kind) < 2 or self._is_scaled(able):  # which `bake` refuses
+            return self._doses
+        if len(able) < len(kind):
+            strange = next(dose for dose in kind if dose not in able).artifact.source.path
+            self._warned.append(
+                f"{len(kind)} Custom Diffusions are added up, so that each changes the others' words: they are joined "
+                f"where all are whole keys and values with a word, and {strange.name} is not"
+            )
+            return self._doses
+        with one_thread():
+            found = joined(load_backbone(self._base, text_only=True), self._base, [_concept(dose) for dose in able])
+        self._warned.append(found.sentence)
+        return [*(dose for dose in self._doses if dose not in able), Dose(found.artifact, 1.0)]
+
+    def _is_scaled(self, doses: Sequence[Dose]) -> bool:
+        """Whether whole weights are to take the places of scaled fp8 ones."""
+        names = {target.name for dose in doses for target in dose.artifact.deltas}
+        return any(quantisation_scale(self._base, self._model.places[name].key) != 1.0 for name in names)
 
     def _lazy(self, outputs: Sequence[Output], recipe: Mapping[str, object], name: str) -> LazyWeights:
         check_not_rounded(self._request.rounding, name)
@@ -235,7 +266,7 @@ class _Merge:
         check_bakeable(artifact)
         if artifact.unmatched and not self._request.allow_unmatched:
             raise family_error(weights, self._model) or unmatched_error(artifact, self._model)
-        return artifact
+        return with_words_beside(self._stack, artifact)
 
     def _write(
         self,
@@ -334,6 +365,7 @@ class _Merge:
 
     def _warnings(self, plan: Bake) -> Iterable[str]:
         yield from notes_of([self._base])
+        yield from self._warned
         if isinstance(self._request.output, Unwritten):
             return
         coarse = Counter(self._stored_type(key).name for key in plan.addends)
@@ -345,6 +377,13 @@ class _Merge:
 
     def _stored_type(self, key: str) -> DType:
         return self._request.dtype or self._base.tensors[key].dtype
+
+
+def _concept(dose: Dose) -> Concept:
+    """A Custom Diffusion with the class, or the classes, that its recipe names."""
+    options = (read_recipe(dose.artifact.metadata) or {}).get("options")
+    class_ = options.get("class") if isinstance(options, dict) else None
+    return Concept(dose.artifact, dose.strength, tuple(class_.split("|")) if isinstance(class_, str) else ())
 
 
 def default_output(base: Path, adapters: Sequence[Path]) -> Path:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from sdkit.core.errors import SdkitError
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from sdkit.training.trainer import Trainer
 
 Watch = Callable[[Event], None]
+PROMPT_SUFFIX = ".txt"  # of results that are words alone, which the registry has no place for
 
 
 def train(
@@ -69,7 +71,8 @@ def train(
     request = read_request(method, base, data, output, options, resume=resume)
     run = _Run(request, watch or (lambda event: None), should_stop or StopRequest())
     report = run.go(resume=resume, force=force, dry_run=dry_run)
-    return recorded(report, [base]) if run.is_main else report
+    is_model = Path(report.output).suffix != PROMPT_SUFFIX
+    return recorded(report, [base]) if run.is_main and is_model else report
 
 
 class _StoppedEarlyError(Exception):
@@ -101,6 +104,8 @@ class _Run:
             request.folder.check(resume=resume, force=force, beside=request.beside)
         base = look_at_base(request.base)
         pictures = read_pictures(request, base)
+        request = replace(request, options=request.method.look(request.options, pictures.dataset))
+        self._request = request
         plan = make_plan(
             request.name,
             request.method,
@@ -138,7 +143,8 @@ class _Run:
         from sdkit.runtime.load import load_backbone
 
         request = self._request
-        backbone = load_backbone(base.path, prediction=request.options.prediction)
+        options = request.options
+        backbone = load_backbone(base.path, prediction=options.prediction, zero_terminal_snr=options.zero_terminal_snr)
         trainer = self._prepared(base, backbone, pictures)
         states = complete_states(request.folder.states)
         first = int(states[-1].name.rpartition("-")[2]) if states and resume else 0
@@ -146,6 +152,7 @@ class _Run:
         with self._log(first) as log, self._board(first) as board:
             write_event(log, begun(first, plan, request.options, request.data, backbone))
             for note in (*plan.notes, *self._account.notes):
+                self._watch(Note(first, note))
                 write_event(log, Note(first, note))
             try:
                 for event in trainer.run(resume=resume):

@@ -13,6 +13,7 @@ from sdkit.core.events import Drawn
 from sdkit.jobs.class_pictures import STEPS, ClassPictures, class_pictures, given_pictures
 from sdkit.jobs.train_request import TrainRequest
 from sdkit.training.data import Dataset, Sample, split_dataset
+from sdkit.training.method import Prior
 from sdkit.training.plan import Base, ClassPlan
 from sdkit.training.processes import Processes
 
@@ -27,16 +28,16 @@ class RunPictures:
     Attributes:
         dataset: what is trained on.
         held_out: what is never trained on; None without validation.
-        class_plan: the pictures of the class; None without prior preservation.
+        class_plan: the pictures of the classes; None without prior preservation.
         given: those of them that a person has.
-        drawn: those of them that the base draws; None where it draws none.
+        drawn: those of them that the base draws, by class.
     """
 
     dataset: Dataset
     held_out: Dataset | None
     class_plan: ClassPlan | None = None
     given: Sequence[Sample] = ()
-    drawn: ClassPictures | None = None
+    drawn: Sequence[ClassPictures] = ()
 
     @property
     def id(self) -> str:
@@ -46,16 +47,18 @@ class RunPictures:
     @property
     def shown(self) -> tuple[Sample, ...]:
         """Everything that is trained on, once the base has drawn."""
-        return (*self.dataset.samples, *self.given, *(self.drawn.samples() if self.drawn else ()))
+        return (*self.dataset.samples, *self.given, *(sample for one in self.drawn for sample in one.samples()))
 
     def draw(self, backbone: Backbone, processes: Processes) -> Iterator[Drawn]:
         """Have the base draw what is missing of its class; several processes share the work."""
-        if self.drawn is None:
+        if not self.drawn:
             return
-        began = time.perf_counter()
-        mine = [number for number in self.drawn.missing if number % processes.count == processes.rank]
-        for done, _ in enumerate(self.drawn.draw(backbone, mine), 1):
-            yield Drawn(0, done, len(mine), time.perf_counter() - began)
+        began, done = time.perf_counter(), 0
+        missing = [(one, [number for number in one.missing if processes.has(number)]) for one in self.drawn]
+        for one, mine in missing:
+            for _ in one.draw(backbone, mine):
+                done += 1
+                yield Drawn(0, done, sum(len(numbers) for _, numbers in missing), time.perf_counter() - began)
         processes.wait()
 
 
@@ -99,13 +102,21 @@ def _read_data(request: TrainRequest) -> tuple[Dataset, Dataset | None]:
 
 
 def _with_class(pictures: RunPictures, request: TrainRequest, base: Base) -> RunPictures:
-    """With the pictures of the class: a person's own are read, the base's are looked for."""
-    prior = request.method.prior(request.options)
-    if prior is None:
+    """With the pictures of the classes: a person's own are read, the base's are looked for."""
+    priors: Sequence[Prior] = request.method.prior(request.options)
+    if not priors:
         return pictures
-    if prior.folder is not None:
-        given = given_pictures(prior.folder, prior.prompt, request.options.background)
-        return replace(pictures, class_plan=ClassPlan(prior.prompt, len(given)), given=given)
-    drawn = class_pictures(base, request.options, prior)
-    plan = ClassPlan(prior.prompt, drawn.count, len(drawn.missing), STEPS)
-    return replace(pictures, class_plan=plan, drawn=drawn)
+    given: list[Sample] = []
+    drawn: list[ClassPictures] = []
+    for prior in priors:
+        if prior.folder is not None:
+            given += given_pictures(prior.folder, prior.prompt, request.options.background)
+        else:
+            drawn.append(class_pictures(base, request.options, prior))
+    plan = ClassPlan(
+        " | ".join(prior.prompt for prior in priors),
+        len(given) + sum(one.count for one in drawn),
+        sum(len(one.missing) for one in drawn),
+        STEPS if drawn else 0,
+    )
+    return replace(pictures, class_plan=plan, given=given, drawn=drawn)

@@ -111,20 +111,17 @@ def _feed(
 
 
 def _updater(request: TrainRequest, backbone: Backbone, trained: list[Trainable], processes: Processes) -> Updater:
-    from sdkit.training.optimizers import lr_factor, make_optimizer
-    from sdkit.training.updates import Updater
+    from sdkit.training.optimizers import lr_factor
+    from sdkit.training.piecewise import make_updater
 
     options = request.options
-    groups = [group for trainable in trained for group in trainable.groups()]
-    return Updater(
+    return make_updater(
         trained,
-        make_optimizer(options.optimizer, groups, options.weight_decay),
+        options,
         lr_factor(options.schedule, options.warmup, options.steps),
         backbone.device,
         backbone.dtype,
-        max_grad_norm=options.max_grad_norm,
-        ema=options.ema,
-        processes=processes,
+        processes,
     )
 
 
@@ -160,7 +157,8 @@ def _validation(
     if pictures.held_out is None:
         return None
     sizes = buckets(base, request.options)
-    held_out = [feed.held_out(sample, nearest_size(sample.size, sizes)) for sample in pictures.held_out.samples]
+    among = pictures.held_out.samples
+    held_out = [feed.held_out(sample, nearest_size(sample.size, sizes), among) for sample in among]
     losses = request.method.held_out(request.options)
     return lambda: losses(backbone, held_out)
 

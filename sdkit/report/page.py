@@ -13,7 +13,7 @@ from sdkit.report.chart import Band, Chart, Line, Point, number, smoothed
 from sdkit.report.log import Record, RunLog
 from sdkit.report.thumbnails import SampleSheet, sample_sheet
 
-TEMPLATE = Path(__file__).with_name("page.html")
+TEMPLATE, STYLE = (Path(__file__).with_name(name) for name in ("page.html", "page.css"))
 
 
 def render(log: RunLog) -> str:
@@ -22,14 +22,8 @@ def render(log: RunLog) -> str:
     Raises:
         OSError: a picture that is there cannot be read.
     """
-    import jinja2
-
-    # Captions, prompts and names come from anywhere: everything is escaped but the charts, which are ours.
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(
+    return filled(
+        TEMPLATE,
         title=Path(log.begun["plan"]["output"]).stem,
         subtitle=_subtitle(log),
         state=_state(log),
@@ -45,6 +39,23 @@ def render(log: RunLog) -> str:
         notes=_notes(log),
         command=_command(log),
     )
+
+
+def filled(template: Path, **values: Any) -> str:
+    """A page of the house's looks.
+
+    Args:
+        template: its file.
+        values: what the template asks for beside its style.
+    """
+    import jinja2
+
+    # Captions, prompts and names come from anywhere: all is escaped but the style and the charts, which are ours.
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    page = environment.from_string(template.read_text(encoding="utf-8"))
+    return page.render(style=STYLE.read_text(encoding="utf-8"), **values)
 
 
 # Charts
@@ -158,7 +169,7 @@ def _figures(log: RunLog) -> list[tuple[str, str, str]]:
     if losses:
         last = losses[-_window(len(losses)) :]
         figures.append(("Training loss", f"{sum(last) / len(last):.4f}", f"mean of the last {len(last)} steps"))
-    figures.append(("Time", human_seconds(_seconds(log)), _pace(log)))
+    figures.append(("Time", human_seconds(run_seconds(log)), _pace(log)))
     figures += _memory_figures(log)
     figures.append(("Trained", f"{plan['parameters']:,}", f"parameters in {plan['modules']:,} modules"))
     size = [record["output_bytes"] for record in log.named("ended") if record.get("output_bytes")]
@@ -177,7 +188,7 @@ def _held_out_figure(log: RunLog) -> tuple[str, str, str]:
     return "Held-out loss", f"{after:.4f}", remark
 
 
-def _seconds(log: RunLog) -> float:
+def run_seconds(log: RunLog) -> float:
     """Wall time of all processes of the run; of one that was killed, that of its steps."""
     total = steps = 0.0
     for record in log.named("begun", "step", "ended"):

@@ -36,7 +36,7 @@ def sample_sheet(log: RunLog) -> SampleSheet:
     records = spread(log.samples, COLUMNS)
     prompts = records[-1]["prompts"]
     rows = [
-        (prompt, [_address(_picture(log.folder, record, row)) for record in records])
+        (prompt, [data_address(_picture(log.folder, record, row)) for record in records])
         for row, prompt in enumerate(prompts)
     ]
     return SampleSheet([step_name(record["step"]) for record in records], rows)
@@ -63,7 +63,8 @@ def _picture(folder: Path, record: Record, row: int) -> Path | None:
     return path if path.is_file() else None
 
 
-def _address(path: Path | None) -> str | None:
+def data_address(path: Path | None) -> str | None:
+    """A picture file, made small, as a ``data:`` address; None for none."""
     if path is None:
         return None
     import PIL.Image

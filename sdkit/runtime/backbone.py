@@ -14,8 +14,13 @@ from sdkit.runtime.schedule import NoiseSchedule
 from sdkit.runtime.tokens import installed_words, marked_ids, token_ids
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
     from torch import nn
+
+    from sdkit.runtime.image_tower import ImageTower
+    from sdkit.runtime.steering import Steer
 
 TEXT_MODEL = "text_model."  # transformers 5 leaves it out of a text encoder's names; hub names always have it
 
@@ -100,6 +105,9 @@ class Backbone(ABC):
         schedule: the noise schedule.
         base_id: the base's quick id.
         base_name: the base's file or folder name.
+        base_path: where it lies; None where it lies nowhere.
+        towers: text encoder's component → CLIP's image side of it, where a method has asked for one.
+        steers: what changes how prompts are encoded at the moment, in the order it was installed.
         device: where the components are.
         dtype: their floating-point type.
     """
@@ -112,6 +120,7 @@ class Backbone(ABC):
         schedule: NoiseSchedule,
         base_id: str = "",
         base_name: str = "",
+        base_path: Path | None = None,
     ) -> None:
         import torch
 
@@ -121,6 +130,9 @@ class Backbone(ABC):
         self.schedule = schedule
         self.base_id = base_id
         self.base_name = base_name
+        self.base_path = base_path
+        self.towers: dict[str, ImageTower] = {}
+        self.steers: list[Steer] = []
         self.device = torch.device("cpu")
         self.dtype = torch.float32
         for component in self.components.values():
@@ -147,6 +159,8 @@ class Backbone(ABC):
 
         for name, component in self.components.items():  # diffusers' own `to` warns of what does not concern us
             torch.nn.Module.to(component, device=device, dtype=torch.float32 if name == "vae" else dtype)
+        for tower in self.towers.values():
+            tower.to(device)
         self.schedule = self.schedule.to(device)
         self.device, self.dtype = device, dtype
         return self

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from sdkit.runtime.load import build_component
@@ -113,6 +114,16 @@ def autoencoder_cost(config: Mapping[str, Any], size: tuple[int, int]) -> StepCo
     return _measure(vae, lambda: vae.decode(vae.encode(pixels).latent_dist.mean))
 
 
+def image_encoder_cost(config: Mapping[str, Any]) -> StepCost:
+    """The cost of an image encoder of this configuration."""
+    import torch
+
+    vision: Any = build_component("image_encoder", config)
+    side = config["image_size"]
+    pixels = torch.empty(1, 3, side, side, device="meta", requires_grad=True)
+    return _measure(vision, lambda: vision(pixel_values=pixels).image_embeds)
+
+
 def _measure(model: nn.Module, run: Callable[[], object]) -> StepCost:
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -153,8 +164,12 @@ def _added(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"added_cond_kwargs": {"text_embeds": torch.empty(1, pooled), "time_ids": torch.empty(1, 6)}}
 
 
+@cache
 def measured_machine(device: torch.device, dtype: torch.dtype) -> Machine:
-    """What a device does in numbers of a type: a small U-Net at a size where its calls count, and where they do not."""
+    """What a device does in numbers of a type: a small U-Net at a size where its calls count, and where they do not.
+
+    It is measured once in a process: several plans are compared by the same machine.
+    """
     import torch
 
     unet: Any = build_component("unet", _MEASURED)

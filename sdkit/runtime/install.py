@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 from sdkit.adapters.artifact import Artifact, Target
 from sdkit.adapters.deltas.delta import Delta
+from sdkit.adapters.deltas.lightweight import Lightweight
 from sdkit.adapters.deltas.low_rank import LowRank
 from sdkit.adapters.key_value import Hypernetwork, Tensors, attention_inputs
 from sdkit.core.errors import SdkitError
 from sdkit.runtime.backbone import Backbone
+from sdkit.runtime.steering import SteeringSettings, steering
 from sdkit.runtime.tokens import spliced, words_of
 from sdkit.streaming.add_delta import LooksFirst
 
@@ -25,17 +27,19 @@ Networks = Mapping[int, tuple["KeyValueNetwork", "KeyValueNetwork"]]  # width â†
 
 @contextmanager
 def install(artifact: Artifact, backbone: Backbone, strength: float = 1.0) -> Iterator[int]:
-    """Put an adapter live while the context lasts: weight changes, words, a hypernetwork's networks.
+    """Put an adapter live while the context lasts: weight changes, words, a hypernetwork's networks, steering.
 
     A low-rank change stands beside its layer; any other is added to a copy of the weight. A word acts where the text
-    has it, whatever the strength. Networks transform what the changed layers read. At strength 0 nothing is touched,
-    so outputs are the base's own bits.
+    has it, whatever the strength. Networks transform what the changed layers read. An aesthetic embedding steers
+    prompts (see `sdkit.runtime.steering`), at the strength as its weight. At strength 0 nothing is touched, so outputs
+    are the base's own bits.
 
     Args:
         artifact: read for this base's model, so that its targets are the base's modules.
 
     Yields:
-        The number of parameters changed and of inputs transformed, each text encoder's rows of a word counted as one.
+        The number of parameters changed, of inputs transformed and of text encoders steered, each text encoder's rows
+        of a word counted as one.
 
     Raises:
         SdkitError: the adapter holds nothing that can be put live, or something that has no place in this base.
@@ -50,7 +54,10 @@ def install(artifact: Artifact, backbone: Backbone, strength: float = 1.0) -> It
             for target, delta in artifact.deltas.items():
                 stack.enter_context(_one(target, delta, backbone, strength))
             stack.enter_context(transformed(backbone, networks, strength))
-        yield len(artifact.deltas) + len(artifact.tokens) + sum(len(inputs[width]) for width in networks)
+            if artifact.steering:
+                stack.enter_context(steering(backbone, artifact, SteeringSettings(strength)))
+        inside = len(artifact.deltas) + len(artifact.tokens) + len(artifact.steering)
+        yield inside + sum(len(inputs[width]) for width in networks)
 
 
 @contextmanager
@@ -105,7 +112,7 @@ def loaded_networks(hypernetwork: Hypernetwork, backbone: Backbone) -> Networks:
 def check_installable(artifact: Artifact, backbone: Backbone) -> None:
     """Refuse an adapter that would do nothing, or only a part of what it should."""
     networks = artifact.key_value.networks if artifact.key_value else {}
-    if not artifact.deltas and not artifact.tokens and not networks:
+    if not artifact.deltas and not artifact.tokens and not networks and not artifact.steering:
         raise SdkitError(
             f"{artifact.source.path}: nothing of it applies to the base {backbone.base_name} ({artifact.kind})",
             "`sdkit inspect` shows what it holds and what it was made for",
@@ -122,7 +129,7 @@ def check_installable(artifact: Artifact, backbone: Backbone) -> None:
 def _one(target: Target, delta: Delta, backbone: Backbone, strength: float) -> Iterator[None]:
     place = beneath(backbone, target.module)
     module = backbone.module(place)
-    if isinstance(delta, LowRank) and target.parameter == "weight":
+    if isinstance(delta, (LowRank, Lightweight)) and target.parameter == "weight":
         with replaced(backbone, place, low_rank_layer(delta, module, target.module, strength)):
             yield
         return
@@ -130,7 +137,7 @@ def _one(target: Target, delta: Delta, backbone: Backbone, strength: float) -> I
         yield
 
 
-def low_rank_layer(delta: LowRank, module: nn.Module, name: str, strength: float) -> nn.Module:
+def low_rank_layer(delta: LowRank | Lightweight, module: nn.Module, name: str, strength: float) -> nn.Module:
     """The layer that stands in for `module` and adds `delta`."""
     import torch
 

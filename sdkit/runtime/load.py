@@ -34,12 +34,20 @@ if TYPE_CHECKING:
 Configs = Mapping[str, Mapping[str, Any]]
 
 
-def load_backbone(source: Path | str | Weights, *, prediction: str | None = None) -> Backbone:
+def load_backbone(
+    source: Path | str | Weights,
+    *,
+    prediction: str | None = None,
+    zero_terminal_snr: bool = False,
+    text_only: bool = False,
+) -> Backbone:
     """Load a base, on the CPU and in float32.
 
     Args:
         source: a diffusers folder or a single checkpoint file, or weights that are open or computed (they stay open).
         prediction: ``epsilon`` or ``v_prediction``, where the base does not say or says it wrongly.
+        zero_terminal_snr: rescale its schedule so that the last timestep holds no signal, as it may be already.
+        text_only: load the text encoders alone, where nothing is drawn.
 
     Raises:
         SdkitError: it is no base of a family that can be run, a component is missing, or its weights do not fit its
@@ -49,16 +57,19 @@ def load_backbone(source: Path | str | Weights, *, prediction: str | None = None
         model = identify(weights)
         kind = backbone_class(weights.path, model)
         configs = base_configs(weights, model)
-        components = {name: _component(name, configs, weights, model) for name in component_names(model)}
+        names = [name for name in component_names(model) if not text_only or name.startswith("text_encoder")]
+        components = {name: load_component(name, configs, weights, model) for name in names}
         schedule = noise_schedule(
-            configs["scheduler"], prediction or model.prediction, zero_terminal_snr="ztsnr" in model.markers
+            configs["scheduler"],
+            prediction or model.prediction,
+            zero_terminal_snr=zero_terminal_snr or "ztsnr" in model.markers,
         )
         tokenizers = {
             name: load_tokenizer(weights, name, int(configs[name]["vocab_size"]), padding(model.family, name))
             for name in components
             if name.startswith("text_encoder")
         }
-        return kind(model, components, tokenizers, schedule, quick_id(*weights.files), weights.path.name)
+        return kind(model, components, tokenizers, schedule, quick_id(*weights.files), weights.path.name, weights.path)
 
 
 def backbone_class(path: Path, model: Model) -> type[Backbone]:
@@ -118,7 +129,13 @@ def build_component(name: str, config: Mapping[str, Any], *, empty: bool = True)
     """
     import torch
     from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+    from transformers import (
+        CLIPTextConfig,
+        CLIPTextModel,
+        CLIPTextModelWithProjection,
+        CLIPVisionConfig,
+        CLIPVisionModelWithProjection,
+    )
 
     plain = {key: value for key, value in config.items() if not key.startswith("_")}
     try:
@@ -127,6 +144,8 @@ def build_component(name: str, config: Mapping[str, Any], *, empty: bool = True)
                 projects = "CLIPTextModelWithProjection" in config.get("architectures", ())
                 text_class = CLIPTextModelWithProjection if projects else CLIPTextModel
                 return text_class(CLIPTextConfig.from_dict(dict(plain)))  # type: ignore[no-any-return]
+            if name == "image_encoder":
+                return CLIPVisionModelWithProjection(CLIPVisionConfig.from_dict(dict(plain)))  # type: ignore[no-any-return]
             image_class = UNet2DConditionModel if name == "unet" else AutoencoderKL
             return image_class.from_config(plain)  # type: ignore[no-any-return]
     except (TypeError, ValueError, KeyError, AttributeError) as error:
@@ -147,7 +166,12 @@ def fill_buffers(module: nn.Module) -> None:
         module.get_submodule(parent).register_buffer(last, positions, persistent=False)
 
 
-def _component(name: str, configs: Configs, weights: Weights, model: Model) -> nn.Module:
+def load_component(name: str, configs: Configs, weights: Weights, model: Model) -> nn.Module:
+    """One component of a base, on the CPU and in float32.
+
+    Raises:
+        SdkitError: it is not there, or its weights do not fit its configuration.
+    """
     if name not in configs:
         raise SdkitError(f"{weights.path}: {name}/config.json is missing", "download the folder again")
     module = build_component(name, configs[name])
@@ -196,14 +220,11 @@ def load_tokenizer(weights: Weights, component: str, vocabulary: int, padding: s
     Raises:
         SdkitError: there is none, and the text encoder has another vocabulary than CLIP's.
     """
-    from transformers import CLIPTokenizer, PreTrainedTokenizerFast
+    from transformers import CLIPTokenizer
 
-    folder = weights.path / component.replace("text_encoder", "tokenizer")
-    if weights.path.is_dir():
-        if (folder / "tokenizer.json").is_file():
-            return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-        if (folder / "vocab.json").is_file():
-            return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    own = tokenizer_in(weights.path / component.replace("text_encoder", "tokenizer"))
+    if own is not None:
+        return own
     known = known_tokenizer(vocabulary)
     if known is None:
         raise SdkitError(
@@ -212,3 +233,14 @@ def load_tokenizer(weights: Weights, component: str, vocabulary: int, padding: s
         )
     marks = {"pad_token": padding} if is_clip(known) else {}
     return CLIPTokenizer.from_pretrained(known, local_files_only=True, **marks)
+
+
+def tokenizer_in(folder: Path) -> Any:
+    """The tokenizer whose files lie in a folder; None where there is none."""
+    from transformers import CLIPTokenizer, PreTrainedTokenizerFast
+
+    if (folder / "tokenizer.json").is_file():
+        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    if (folder / "vocab.json").is_file():
+        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    return None

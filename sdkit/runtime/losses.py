@@ -29,6 +29,7 @@ class HeldOut:
         pixels: [1, 3, h, w] in −1 … 1; None where only latents are looked at.
         frame: how it was cut; None for a whole picture.
         mask: [1, 1, h, w] of the latents, how much each place counts; None when all count alike.
+        reference: of another picture of the same subject, [1, c, h, w], for methods that look at one first.
     """
 
     id: str
@@ -38,6 +39,7 @@ class HeldOut:
     pixels: torch.Tensor | None = None
     frame: Frame | None = None
     mask: torch.Tensor | None = None
+    reference: torch.Tensor | None = None
 
 
 def held_out_losses(

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 PREDICTIONS = ("epsilon", "v_prediction")
+LEAST_SIGNAL = 2.0**-24  # a smaller ᾱ is none: the noise level sqrt((1 − ᾱ) / ᾱ) of this one is 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,11 @@ class NoiseSchedule:
     def steps(self) -> int:
         """Number of timesteps T."""
         return self.alphas.shape[0]
+
+    @property
+    def zero_terminal_snr(self) -> bool:
+        """Whether the last timestep holds no signal (arXiv:2305.08891)."""
+        return float(self.alphas[-1]) < LEAST_SIGNAL
 
     def to(self, device: torch.device) -> NoiseSchedule:
         """The same schedule on another device."""

@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -47,6 +47,7 @@ class Sample:
         templates: captions of which each showing takes one instead; `caption` is among them.
         mask: the file that says which parts of it count (see `masks`); None when all of it does.
         mask_id: names the mask by content, where it has a file of its own.
+        subject: which of several subjects it shows; empty where there is one.
     """
 
     id: str
@@ -59,6 +60,7 @@ class Sample:
     templates: tuple[str, ...] = ()
     mask: Path | None = None
     mask_id: str = ""
+    subject: str = ""
 
     @property
     def captions(self) -> tuple[str, ...]:
@@ -89,10 +91,16 @@ class Dataset:
     def id(self) -> str:
         """Names the pictures and captions by content."""
         lines = sorted(
-            "\0".join([sample.id, sample.caption, f"{sample.repeats}{sample.mask_id}", *sample.templates])
+            "\0".join(
+                [sample.id, sample.caption, f"{sample.repeats}{sample.mask_id}", *sample.templates, *_named(sample)]
+            )
             for sample in self.samples
         )
         return hashlib.blake2b("\n".join(lines).encode(), digest_size=16).hexdigest()
+
+
+def _named(sample: Sample) -> tuple[str, ...]:
+    return ("subject", sample.subject) if sample.subject else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +146,7 @@ def read_dataset(
     _check_all_captioned(folder, samples)
     samples = [_masked(sample, mask, masks) for sample in samples]
     notes = [*_notes(folder, found, listed, masks), *_mask_notes(folder, samples, mask)]
-    return Dataset(tuple(_distinct(samples)), quarantined, tuple(notes))
+    return Dataset(tuple(distinct(samples)), quarantined, tuple(notes))
 
 
 def read_picture(path: Path, *, caption: str = "", background: str = "white") -> Dataset:
@@ -185,29 +193,39 @@ def _mask_notes(folder: Path, samples: list[Sample], choice: str) -> Iterator[st
 def split_dataset(dataset: Dataset, share: float) -> tuple[Dataset, Dataset]:
     """The pictures to train on, and those held out: about `share` of them, at least one, never all.
 
-    Which they are depends on the pictures' contents alone; copies of a picture stay together.
+    Which they are depends on the pictures' contents alone; copies of a picture stay together. Of several subjects whole
+    ones are held out, by their names.
 
     Raises:
         SdkitError: there are no two different pictures.
     """
-    contents = sorted({_picture(sample) for sample in dataset.samples}, key=_scattered)
+    contents = sorted({_kept_together(sample) for sample in dataset.samples}, key=_scattered)
     if len(contents) < 2:
         raise SdkitError("one picture cannot be trained on and held out", "name a folder of others with validation=")
     count = min(max(1, round(share * len(contents))), len(contents) - 1)
     chosen = frozenset(contents[:count])
-    train = tuple(sample for sample in dataset.samples if _picture(sample) not in chosen)
-    held_out = tuple(sample for sample in dataset.samples if _picture(sample) in chosen)
+    train = tuple(sample for sample in dataset.samples if _kept_together(sample) not in chosen)
+    held_out = tuple(sample for sample in dataset.samples if _kept_together(sample) in chosen)
     note = f"{len(held_out)} of {len(dataset.samples)} pictures are held out"
     return replace(dataset, samples=train, notes=(*dataset.notes, note)), Dataset(held_out, {})
 
 
-def _picture(sample: Sample) -> str:
-    return sample.id.partition("+")[0]
+def _kept_together(sample: Sample) -> str:
+    return sample.subject or sample.id.partition("+")[0]
 
 
 def _scattered(content: str) -> str:
     """A digest, because nothing says that the ids themselves have no order."""
     return hashlib.blake2b(f"held out\0{content}".encode(), digest_size=16).hexdigest()
+
+
+def joined_datasets(parts: Sequence[Dataset]) -> Dataset:
+    """Several folders' pictures as one; a picture that is in two of them has an id in each."""
+    return Dataset(
+        tuple(distinct(sample for part in parts for sample in part.samples)),
+        {name: reason for part in parts for name, reason in part.quarantined.items()},
+        tuple(dict.fromkeys(note for part in parts for note in part.notes)),
+    )
 
 
 def prior_sample(path: Path, caption: str) -> Sample:
@@ -361,12 +379,13 @@ def _check_all_captioned(folder: Path, samples: list[Sample]) -> None:
         )
 
 
-def _distinct(samples: list[Sample]) -> Iterator[Sample]:
+def distinct(samples: Iterable[Sample]) -> Iterator[Sample]:
     """Equal pictures get ids of their own, so that they get noise of their own."""
     seen: Counter[str] = Counter()
     for sample in samples:
-        seen[sample.id] += 1
-        yield sample if seen[sample.id] == 1 else replace(sample, id=f"{sample.id}+{seen[sample.id] - 1}")
+        content = sample.id.partition("+")[0]
+        seen[content] += 1
+        yield sample if seen[content] == 1 else replace(sample, id=f"{content}+{seen[content] - 1}")
 
 
 def _notes(folder: Path, found: list[_Found], listed: dict[Path, str], masks: Path | None) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from sdkit.core.errors import SdkitError
@@ -87,6 +88,9 @@ class Feed:
         self._keep_text = keep_text
         self._slots = self._by_size([sample for sample in samples if not sample.prior])
         self._priors = [sample for sample in samples if sample.prior]
+        self._subjects: dict[str, list[Sample]] = {}
+        for sample in samples:
+            self._subjects.setdefault(sample.subject, []).append(sample)
         self._epoch: tuple[int, int, list[list[_Slot]]] | None = None
         self._ids: dict[str, str] = {}
 
@@ -107,9 +111,20 @@ class Feed:
         mine = slots[rank::world]
         return self._make(mine, len(mine) / len(slots), rng)
 
-    def held_out(self, sample: Sample, size: Size) -> HeldOut:
-        """A picture beside the run's, on the CPU, as far as the objective looks at it."""
+    @property
+    def square(self) -> Size:
+        """What references are brought to, so that all are alike."""
+        return nearest_size((1, 1), self.settings.buckets)
+
+    def held_out(self, sample: Sample, size: Size, among: Sequence[Sample] = ()) -> HeldOut:
+        """A picture beside the run's, on the CPU, as far as the objective looks at it.
+
+        Args:
+            among: the pictures beside the run's, where its reference is looked for.
+        """
         slot = _Slot(sample, size, 0)
+        same = [other for other in among if other.subject == sample.subject]
+        other = same[(same.index(sample) + 1) % len(same)] if sample in same else sample
         mask = self._mask(slot, False)
         return HeldOut(
             sample.id,
@@ -119,6 +134,7 @@ class Feed:
             self._pixels(slot, False)[None] if "pixels" in self._inputs else None,
             frame_of(sample.size, size),
             None if mask is None else mask[None],
+            self._look_at(other)[None] if self._looks_at_references else None,
         )
 
     def all_pixels(self) -> Iterator[torch.Tensor]:
@@ -147,7 +163,9 @@ class Feed:
                 for flipped in {False, self.settings.flip}:
                     self._latents(slot, flipped)
                     self._mask(slot, flipped)
-            if "cond" in self._inputs and self._keep_text:
+            if self._looks_at_references:
+                self._look_at(slot.sample)
+            if {"cond", "text"} & self._inputs and self._keep_text:
                 for caption in slot.sample.captions:
                     self._cond(caption, slot.size)
             watch(number, len(slots))
@@ -183,15 +201,39 @@ class Feed:
 
     def _make(self, slots: Sequence[_Slot], share: float, rng: StepRNG) -> Batch:
         flips = [self.settings.flip and rng.chance(0.5, "flip", slot.id) for slot in slots]
+        captions = tuple(self._caption(slot, rng) for slot in slots)
         return Batch(
             samples=tuple(slot.id for slot in slots),
             share=share,
             prior=tuple(slot.sample.prior for slot in slots),
+            captions=captions,
             pixels=self._stack_pixels(slots, flips) if "pixels" in self._inputs else None,
             latents=self._stack_latents(slots, flips) if "latents" in self._inputs else None,
-            cond=self._stack_text(slots, rng) if "cond" in self._inputs else None,
+            cond=self._stack_text(slots, captions) if "cond" in self._inputs else None,
             mask=self._stack_masks(slots, flips) if "latents" in self._inputs else None,
+            subjects=tuple(slot.sample.subject for slot in slots),
+            text=partial(self._stack_text, slots, captions) if "text" in self._inputs else None,
+            reference=self._stack_references(slots, rng) if self._looks_at_references else None,
         )
+
+    @property
+    def _looks_at_references(self) -> bool:
+        return bool({"reference latents", "reference pixels"} & self._inputs)
+
+    def _stack_references(self, slots: Sequence[_Slot], rng: StepRNG) -> torch.Tensor:
+        import torch
+
+        found = []
+        for slot in slots:
+            others = [other for other in self._subjects[slot.sample.subject] if other is not slot.sample]
+            chosen = others[rng.integer(len(others), "reference", slot.id)] if others else slot.sample
+            found.append(self._look_at(chosen))
+        return torch.stack(found).to(self._backbone.device)
+
+    def _look_at(self, sample: Sample) -> torch.Tensor:
+        """A picture as a reference, [c, h, w] on the CPU."""
+        slot = _Slot(sample, self.square, 0)
+        return self._latents(slot, False).mean[0] if "reference latents" in self._inputs else self._pixels(slot, False)
 
     def _stack_pixels(self, slots: Sequence[_Slot], flips: Sequence[bool]) -> torch.Tensor:
         import torch
@@ -225,8 +267,7 @@ class Feed:
         weights = stored.clamp(min=self.settings.unmasked_weight)
         return weights.flip(-1) if flip else weights
 
-    def _stack_text(self, slots: Sequence[_Slot], rng: StepRNG) -> Cond:
-        captions = [self._caption(slot, rng) for slot in slots]
+    def _stack_text(self, slots: Sequence[_Slot], captions: Sequence[str]) -> Cond:
         if self._keep_text:
             cond = Cond.join([self._cond(caption, slot.size) for caption, slot in zip(captions, slots, strict=True)])
         else:

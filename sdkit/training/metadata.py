@@ -11,7 +11,7 @@ from sdkit.core.hashing import quick_id
 from sdkit.families.family import Model
 from sdkit.runtime.backbone import Backbone
 from sdkit.training.data import Dataset
-from sdkit.training.options import TrainOptions, keys
+from sdkit.training.options import SEVERAL, TrainOptions, keys
 from sdkit.weights import open_weights
 from sdkit.weights.metadata import RECIPE_KEY, TRIGGERS_KEY, VERSION_KEY, parent
 
@@ -76,9 +76,9 @@ def of_kind(metadata: Mapping[str, str], kind: str) -> dict[str, str]:
 
 
 def trigger_words(dataset: Dataset, token: str) -> list[str]:
-    """What calls the learnt thing up: the token, else the caption all pictures share."""
+    """What calls the learnt thing up: the token (of several concepts, each), else the caption all pictures share."""
     if token:
-        return [token]
+        return token.split(SEVERAL)
     captions = {sample.caption for sample in dataset.samples if not sample.prior}
     return [captions.pop()] if len(captions) == 1 else []
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from sdkit.runtime.backbone import Backbone
+    from sdkit.runtime.cost import StepCost
     from sdkit.runtime.rng import StepRNG
     from sdkit.training.batch import Objective
     from sdkit.training.feed import Feed
@@ -115,14 +116,17 @@ class Method(Generic[Options]):
         beside: the further files it writes beside the result's, given the result's path.
         modelspec: what ModelSpec calls such a file, behind its architecture; empty for a base.
         trains_base: whether the base's own weights are trained, and not something small beside them.
-        component: the component that is run: ``unet`` or ``vae``.
+        component: the component that is run: ``unet``, ``vae`` or ``image_encoder``.
+        cost: what a picture of a width and height costs in a step where that is neither the U-Net's nor the
+            autoencoder's cost.
         held_out: gives the losses of held-out pictures, [pictures, pairs].
         passes: how often a step runs the denoiser on each picture.
         rounds: how many times a step does all that, one after the other.
         settle: fills in options that depend on the result's name.
+        look: fills in fields of the options that are no keys, and depend on the pictures.
         dataset: reads a folder of pictures and gives them the captions they are shown with.
         notes: what a person should know of these options with this base and these pictures.
-        prior: the pictures of the class; None for no prior preservation.
+        prior: the pictures of the class, or of each concept's; none for no prior preservation.
         verdict: looks at the finished run; None where its losses say all.
         forms: what ``as=`` may say, and the method it makes, the usual one first; empty where there is one form.
     """
@@ -137,13 +141,15 @@ class Method(Generic[Options]):
     modelspec: str = "lora"
     trains_base: bool = False
     component: str = "unet"
+    cost: Callable[[Base, Any, tuple[int, int]], StepCost] | None = None
     held_out: Callable[[Options], HeldOutLosses] = lambda options: held_out_losses
     passes: int = 1
     rounds: Callable[[Options], int] = lambda options: 1
     settle: Callable[[Options, str], Options] = lambda options, name: options
+    look: Callable[[Options, Dataset], Options] = lambda options, dataset: options
     dataset: Callable[[Path, Options], Dataset] = read_captioned
     notes: Callable[[Base, Dataset, Options], Sequence[str]] = lambda base, dataset, options: ()
-    prior: Callable[[Options], Prior | None] = lambda options: None
+    prior: Callable[[Options], Sequence[Prior]] = lambda options: ()
     verdict: Callable[[Result[Options]], Verdict] | None = None
     forms: Mapping[str, Method[Any]] = field(default_factory=dict)
 

@@ -23,6 +23,7 @@ class _Recipe:
     name: str
     package: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
+    looks_at_all: bool = False  # its step is one number for all parameters
 
 
 OPTIMIZERS = {
@@ -32,7 +33,9 @@ OPTIMIZERS = {
     "adafactor": _Recipe("torch.optim", "Adafactor"),
     "adamw8bit": _Recipe("bitsandbytes.optim", "AdamW8bit", "bitsandbytes"),
     "lion": _Recipe("lion_pytorch", "Lion", "lion-pytorch"),
-    "prodigy": _Recipe("prodigyopt", "Prodigy", "prodigyopt", {"use_bias_correction": True, "safeguard_warmup": True}),
+    "prodigy": _Recipe(
+        "prodigyopt", "Prodigy", "prodigyopt", {"use_bias_correction": True, "safeguard_warmup": True}, True
+    ),
     "adamw-schedulefree": _Recipe("schedulefree", "AdamWScheduleFree", "schedulefree"),
 }
 

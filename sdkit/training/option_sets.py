@@ -8,12 +8,21 @@ bases behind it declare.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from sdkit.training.options import IsFile, TrainOptions, always, fixed, option
+
+if TYPE_CHECKING:
+    from sdkit.runtime.cost import StepCost
+    from sdkit.training.plan import Base
 
 
 def _is_mask_folder(text: str, is_file: IsFile) -> bool:
     return text not in ("alpha", "files")
+
+
+def _is_one_file(text: str, is_file: IsFile) -> bool:
+    return text != "tiny" and "," not in text
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,19 @@ class TextEncoderOptions:
 
 
 @dataclass(frozen=True)
+class WholeWeightOptions:
+    """Of methods that train the base's own weights, where memory is what runs out."""
+
+    weights: str = option("fp32", "type the trained weights are kept in: fp32, or bf16 rounded at random")
+    fused_backward: bool = option(False, "update each weight as soon as its gradient is there, and free the gradient")
+
+    def for_memory(self) -> dict[str, Any]:
+        """Defaults that follow: bf16 weights compute in bf16, and a fused pass cannot clip what it never holds."""
+        precision = {"precision": "bf16"} if self.weights == "bf16" else {}
+        return precision | ({"max_grad_norm": 0.0} if self.fused_backward else {})
+
+
+@dataclass(frozen=True)
 class PriorOptions:
     """Of methods that may show pictures of the subject's class beside those of the subject (prior preservation)."""
 
@@ -60,7 +82,7 @@ class PriorOptions:
 class LoraOptions(TextEncoderOptions):
     """Of methods that train a LoRA, by any algorithm."""
 
-    algo: str = option("lora", "what is trained beside a layer: lora, dora, loha or lokr")
+    algo: str = option("lora", "what is trained beside a layer: lora, dora, loha, lokr or lidb")
     rank: int = option(16, "rank of the LoRA", minimum=1)
     network_alpha: float | None = option(None, "scale × rank of the LoRA [default: rank]", minimum=0.0)
     targets: str = option("transformer", "layers: attention, transformer, or a regular expression")
@@ -69,5 +91,36 @@ class LoraOptions(TextEncoderOptions):
     rslora: bool = option(False, "scale by alpha / sqrt(rank)")
     factor: int = option(-1, "size of LoKr's smaller side; -1 makes both sides about equal", minimum=-1)
     decompose_both: bool = option(False, "LoKr's smaller side may be low-rank too")
+    basis_up: int = option(100, "columns of LiDB's frozen basis at a layer's output", minimum=1)
+    basis_down: int = option(50, "rows of LiDB's frozen basis at a layer's input", minimum=1)
+    basis_seed: int = option(0, "LiDB's frozen bases follow from it", minimum=0)
     lora_plus: float = option(1.0, "learning rate of up beside that of down (LoRA+: 16)", minimum=0.0)
-    format: str = option("kohya", "file format of the result: kohya or peft")
+    format: str = option("kohya", "file format of the result: kohya or peft (lidb of a LiDB)")
+
+
+@dataclass(frozen=True)
+class ImageEncoderOptions:
+    """Of methods that look at pictures with CLIP's image encoder."""
+
+    image_encoder: str = option(
+        "",
+        "CLIP of the base's text encoder: a folder or file, several with commas [default: the base's own]",
+        names_file=_is_one_file,
+    )
+
+    def check_towers(self, base: Base) -> None:
+        """Look for the image encoder before anything is loaded.
+
+        Raises:
+            SdkitError: there is none, or one of another text encoder.
+        """
+        from sdkit.runtime.image_tower import check_towers
+
+        check_towers(self.image_encoder, base.path, base.configs)
+
+    def tower_cost(self, base: Base) -> StepCost:
+        """What a picture costs."""
+        from sdkit.runtime.cost import image_encoder_cost
+        from sdkit.runtime.image_tower import tower_configs
+
+        return image_encoder_cost(tower_configs(self.image_encoder, base.path)[0].vision)

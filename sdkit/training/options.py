@@ -18,6 +18,7 @@ from sdkit.core.errors import UsageError
 from sdkit.core.plugins import nearest_hint
 
 WEIGHT_SUFFIXES = frozenset({".safetensors", ".pt", ".bin", ".ckpt", ".pth"})
+SEVERAL = "|"  # between the values of a key that takes several
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 IsFile = Callable[[str], bool]
 _NAMES = {bool: "yes or no", int: "a whole number", float: "a number"}
@@ -174,6 +175,9 @@ class TrainOptions:
     mask: str = fixed("")
     unmasked_weight: float = fixed(0.0)
     prediction: str | None = fixed(None)
+    zero_terminal_snr: bool = fixed(False)
+    weights: str = fixed("fp32")
+    fused_backward: bool = fixed(False)
 
     def usual(self) -> Mapping[str, Any]:
         """Defaults that follow from other options, by the names of their fields; what is given goes before them."""

@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from sdkit.core.errors import SdkitError, UsageError
+from sdkit.core.plugins import nearest_hint
 from sdkit.core.report import Report
 from sdkit.families import identify
 from sdkit.families.family import Model
 from sdkit.runtime.load import Configs, backbone_class, base_configs, component_names
 from sdkit.runtime.losses import PAIRS
+from sdkit.training.audit import audit_captions, audit_pictures
 from sdkit.training.buckets import Size, bucket_sizes, nearest_size
 from sdkit.training.data import Dataset
 from sdkit.training.feed import batches_per_epoch
+from sdkit.training.identifier import base_tokenizer
 from sdkit.training.method import Method
 from sdkit.training.optimizers import find_optimizer, optimizer_bytes
 from sdkit.training.options import TrainOptions
@@ -24,6 +27,7 @@ from sdkit.weights import open_weights
 
 FIXED_BYTES = 700 << 20  # Python, torch, diffusers and transformers themselves
 SHOWN = 3
+_WEIGHT_BYTES = {"fp32": 4, "bf16": 2}
 GUIDED = 2  # passes of a sampler's step: with and without the prompt
 
 
@@ -177,8 +181,10 @@ def make_plan(
     per_epoch = batches_per_epoch(list(groups.values()), options.batch) / options.accumulate
     steps = steps_of(options, per_epoch)
     find_optimizer(options.optimizer)
+    _check_schedule(base, options)
+    check_memory_options(options)
     size = method.size(base.model, options)
-    state = size.parameters * 4 + optimizer_bytes(options.optimizer, size.parameters)
+    state = _state_bytes(options, size.parameters)
     shown = options.batch * (2 if prior else 1)  # as many of the class
     estimate = _estimate(base, method, options, sizes, shown, size.modules)
     if prior is not None:
@@ -202,14 +208,31 @@ def make_plan(
         batch=options.batch * options.accumulate,
         output_bytes=size.output_bytes,
         disk_bytes=size.output_bytes + (options.keep_states + 1) * state,
-        memory_bytes=estimate.memory_bytes + state,
+        memory_bytes=estimate.memory_bytes + state + _gradient_bytes(options, size.parameters),
         seconds=estimate.step_seconds * steps
         + estimate.encode_seconds * encoded
         + looks
         + (prior.seconds if prior else 0.0),
         class_pictures=prior,
-        notes=(*_notes(dataset), *size.notes, *method.notes(base, dataset, options)),
+        notes=(
+            *_notes(dataset),
+            *_advice(method, base, dataset, options, sizes),
+            *size.notes,
+            *method.notes(base, dataset, options),
+        ),
     )
+
+
+def _advice(method: Method[Any], base: Base, dataset: Dataset, options: TrainOptions, sizes: list[Size]) -> list[str]:
+    """What is doubtful about the pictures, and about the captions of methods that read them."""
+    if method.verdict is not None:  # such a method takes the picture it is given as it is, and judges it by itself
+        return []
+    notes = audit_pictures(dataset.samples, sizes, options.background)
+    if method.component == "unet":
+        text = base.configs["text_encoder"]
+        tokenizer, length = base_tokenizer(base.path, text), int(text["max_position_embeddings"])
+        notes += audit_captions(dataset.samples, getattr(options, "token", ""), tokenizer, length)
+    return notes
 
 
 def buckets(base: Base, options: TrainOptions) -> list[Size]:
@@ -236,6 +259,54 @@ def steps_of(options: TrainOptions, steps_per_epoch: float) -> int:
     if options.warmup > steps:
         raise UsageError(f"{steps} steps are fewer than warmup={options.warmup}", "train longer, or warm up for less")
     return steps
+
+
+def _check_schedule(base: Base, options: TrainOptions) -> None:
+    """Refuse to learn noise where there is nothing but noise: the loss of that timestep would be 0 for a mere copy.
+
+    Raises:
+        UsageError: the last timestep is to hold no signal, and the model predicts the noise.
+    """
+    said = options.prediction or base.model.prediction or base.configs["scheduler"].get("prediction_type", "epsilon")
+    if options.zero_terminal_snr and said != "v_prediction":
+        raise UsageError(
+            f"zero_terminal_snr=yes: nothing is learnt of the last timestep from {said}", "add prediction=v_prediction"
+        )
+
+
+def check_memory_options(options: TrainOptions) -> None:
+    """Refuse what cannot go with weights in bfloat16, or with a fused backward pass.
+
+    Raises:
+        UsageError: an option needs float32, or all gradients at once.
+    """
+    if options.weights not in _WEIGHT_BYTES:
+        raise UsageError(f"weights={options.weights}: unknown", nearest_hint(options.weights, _WEIGHT_BYTES))
+    if options.weights == "bf16" and options.precision != "bf16":
+        raise UsageError(f"weights=bf16 does not go with precision={options.precision}", "leave precision= out")
+    if not options.fused_backward:
+        return
+    whole = find_optimizer(options.optimizer).looks_at_all
+    reasons = {
+        f"accumulate={options.accumulate} adds up the gradients of several batches": options.accumulate > 1,
+        f"max_grad_norm={options.max_grad_norm:g} measures all gradients before it shortens one": (
+            options.max_grad_norm > 0
+        ),
+        "precision=fp16 looks at all gradients before a step": options.precision == "fp16",
+        f"the step of optimizer={options.optimizer} is one for all weights": whole,
+    }
+    reason = next((reason for reason, holds in reasons.items() if holds), None)
+    if reason is not None:
+        raise UsageError(f"fused_backward=yes frees each gradient at once, but {reason}", "leave out one of the two")
+
+
+def _state_bytes(options: TrainOptions, parameters: int) -> int:
+    """What a saved state holds: the weights, and what the optimizer keeps of them."""
+    return parameters * _WEIGHT_BYTES[options.weights] + optimizer_bytes(options.optimizer, parameters)
+
+
+def _gradient_bytes(options: TrainOptions, parameters: int) -> int:
+    return 0 if options.fused_backward else parameters * _WEIGHT_BYTES[options.weights]
 
 
 def _looks(method: Method[Any], options: TrainOptions, steps: int, held_out: int, prompts: int) -> int:
@@ -289,7 +360,9 @@ def _estimate(
     width, height = max(sizes, key=lambda size: size[0] * size[1])
     channels = int(base.configs["unet"]["in_channels"])
     shape = (channels, height // base.pixels_per_latent, width // base.pixels_per_latent)
-    if method.component == "vae":
+    if method.cost is not None:
+        cost, encoding = method.cost(base, options, (width, height)), None
+    elif method.component == "vae":
         cost, encoding = autoencoder_cost(base.configs["vae"], (width, height)), None
     else:
         cost = step_cost(base.configs["unet"], shape, _tokens(base.configs))

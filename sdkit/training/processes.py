@@ -35,6 +35,10 @@ class Processes:
         """Whether this is the one that saves and reports."""
         return self.rank == 0
 
+    def has(self, number: int) -> bool:
+        """Whether the work of this number is this process's, when all share it."""
+        return number % self.count == self.rank
+
     def wait(self) -> None:
         """Until all have come as far."""
         if self.count > 1:

@@ -190,9 +190,10 @@ class Trainer:
         """A step of the optimizer along the gradients of the step's batches."""
         import torch
 
+        self.updater.begin(StepRNG(self.settings.seed, self.step, self._attempt))
         losses = [self._backward(objective, index) for index in self._batches()]
         total = torch.stack([loss.value.detach() for loss in losses]).mean()
-        return Solved(Loss(total, losses[-1].parts), self.updater.apply(self.step))
+        return Solved(Loss(total, losses[-1].parts), self.updater.apply())
 
     def _batches(self) -> range:
         first = self.step * self.settings.accumulate
@@ -261,7 +262,7 @@ class Trainer:
     def _validation(self) -> Iterator[Event]:
         if self._validate is None or not self._processes.is_main:
             return
-        with self.updater.autocast():
+        with self.updater.settled(), self.updater.autocast():
             losses = self._validate()
         if self._first_validation is None:
             self._first_validation = losses

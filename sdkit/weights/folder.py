@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
@@ -19,8 +20,10 @@ STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 ADAPTER_STEMS = ("adapter_model", "pytorch_lora_weights")
 # Each with a PEFT adapter of its own.
 ADAPTER_COMPONENTS = ("unet", "text_encoder", "text_encoder_2", "text_encoder_3", "transformer")
+CONCEPT_STEM = "pytorch_custom_diffusion_weights"  # Custom Diffusion's, with a file ``<word>`` for each word beside
 VARIANTS = ("", ".fp16", ".bf16", ".non_ema")
 SUFFIXES = ("safetensors", "bin")
+_WORD_FILE = re.compile(r"<[^<>]+>\.(?:bin|safetensors)")
 
 
 def open_folder(path: Path) -> Weights:
@@ -41,6 +44,10 @@ def open_folder(path: Path) -> Weights:
         files = _files_of(path, stem)
         if files:
             return _join(path, {"": files}, _configs(path, ("",)))
+    concept = _files_of(path, CONCEPT_STEM)
+    if concept:
+        words = sorted(file for file in path.iterdir() if _WORD_FILE.fullmatch(file.name))
+        return _join(path, {"": concept, **{file.stem: [file] for file in words}}, {})  # safetensors before a pickle
     adapters = {name: files for name in ADAPTER_COMPONENTS if (files := _files_of(path / name, ADAPTER_STEMS[0]))}
     if adapters:
         configs = {name: _configs(path / name, ("",)) for name in adapters}

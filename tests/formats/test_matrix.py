@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import a1111
+import numpy as np
 import pytest
 import torch
 from header_files import weights_of
@@ -204,7 +206,10 @@ def close(found: torch.Tensor, meant: torch.Tensor, error: float = 1e-5) -> bool
     return float((found - meant).norm()) <= error * float(meant.norm())
 
 
-@pytest.mark.parametrize("mark", [mark for mark in CHANGES if mark.format != "cloneofsimo"], ids=str)
+OWN_TESTS = ("cloneofsimo", "lidb")  # formats whose files are made below
+
+
+@pytest.mark.parametrize("mark", [mark for mark in CHANGES if mark.format not in OWN_TESTS], ids=str)
 def test_weight_changes(mark: Mark, tmp_path: Path) -> None:
     format = STATED[mark.format]
     assert format.changes is not None, "say which kinds it holds"
@@ -296,6 +301,44 @@ def test_files_addressed_by_position(mark: Mark, tmp_path: Path) -> None:
     check_same_tensors(written, golden)
     with safe_open(written, "pt") as file:
         assert file.metadata().items() >= {"unet:0:rank": "1", "<w>": "<embed>"}.items()
+
+
+# Files whose numbers lie within bases that follow from a seed.
+
+
+def basis(seed: int, module: str, side: str, height: int, width: int) -> torch.Tensor:
+    """As docs/formats.md says: the Q of standard normal numbers with R's diagonal positive."""
+    name = "\0".join(["philox-normal-qr-v1", str(seed), module, side])
+    key = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=16).digest(), "little")
+    normal = np.random.Generator(np.random.Philox(key=key)).standard_normal((height, width))
+    q, r = np.linalg.qr(normal)
+    return torch.from_numpy(q * np.sign(np.diagonal(r)))
+
+
+@pytest.mark.parametrize("mark", [mark for mark in CHANGES if mark.format == "lidb"], ids=str)
+def test_files_within_bases(mark: Mark, tmp_path: Path) -> None:
+    module = LAYERS[mark.family][0][0]
+    rows, columns = module.shape
+    up, down = normal(10, 2, seed=1), normal(2, 6, seed=2)
+    left, right = basis(5, module.hub, "left", rows, 10), basis(5, module.hub, "right", columns, 6).T
+    steps = [(side * 256).round().to(torch.int16).contiguous().numpy().astype("<i2") for side in (left, right)]
+    digest = hashlib.sha256(b"".join(side.tobytes() for side in steps)).hexdigest()
+    fields = {"basis": "philox-normal-qr-v1", "seed": 5, "sizes": {module.hub: [rows, columns]}, "sha256": digest}
+    tensors = {f"{module.hub}.lidb_up": up, f"{module.hub}.lidb_down": down, f"{module.hub}.alpha": torch.tensor(1.0)}
+    golden, written = tmp_path / "golden.safetensors", tmp_path / "written.safetensors"
+    save_file(tensors, golden, {"lidb": json.dumps(fields)})
+    with open_weights(golden) as weights:
+        artifact = read_adapter(weights, reference(mark.family))
+        if mark.does == "read":
+            assert recognise(weights)[0] == "lidb" and artifact.unmatched == ()
+            change = change_of(artifact.deltas[Target(module.hub)], base_weight(module))
+            assert close(change, 0.5 * (left @ up.double()) @ (down.double() @ right), 1e-12)
+            return
+        assert mark.does == "write"
+        write_adapter(artifact, reference(mark.family), written, {}, format="lidb")
+    check_same_tensors(written, golden)
+    with safe_open(written, "pt") as file:
+        assert json.loads(file.metadata()["lidb"]).items() >= fields.items()
 
 
 # What is no change of weights.
@@ -431,12 +474,30 @@ def hypernetwork(mark: Mark, tmp_path: Path) -> None:
 
 
 def aesthetic(mark: Mark, tmp_path: Path) -> None:
-    assert mark.does == "read"
-    vector = normal(768, seed=1)
-    torch.save(vector, tmp_path / "a.pt")
-    with open_weights(tmp_path / "a.pt") as weights:
+    widths = {"text_encoder": 768} | ({"text_encoder_2": 1280} if mark.family == "sdxl" else {})
+    vectors = {name: normal(1, width, seed=1) for name, width in widths.items()}
+    golden = tmp_path / ("a.pt" if mark.dialect == "a1111" else "a.safetensors")
+    if mark.dialect == "a1111":
+        vectors = {"text_encoder": vectors["text_encoder"]}
+        torch.save(vectors["text_encoder"], golden)
+    else:
+        projections = {f"{name}.text_projection": normal(widths[name], 4, seed=2) for name in vectors}
+        save_file({f"{name}.aesthetic": vector for name, vector in vectors.items()} | projections, golden)
+    with open_weights(golden) as weights:
         artifact = read_adapter(weights)
-        assert artifact.steering is not None and torch.equal(artifact.steering.load(), vector)
+        if mark.does == "read":
+            assert {part.component: part.width for part in artifact.steering} == {
+                name: vector.numel() for name, vector in vectors.items()
+            }
+            assert all(torch.equal(part.vector.load(), vectors[part.component]) for part in artifact.steering)
+            return
+        assert mark.does == "write"
+        written = golden.with_stem("written")
+        write_adapter(artifact, None, written, {}, format="aesthetic", dialect=mark.dialect)
+    if mark.dialect == "a1111":
+        assert torch.equal(torch.load(written, weights_only=True), vectors["text_encoder"])
+    else:
+        check_same_tensors(written, golden)
 
 
 def custom_diffusion(mark: Mark, tmp_path: Path) -> None:
@@ -495,6 +556,106 @@ def diffusers_takes_a_custom_diffusion(golden: Path, written: Path) -> None:
     assert sum(bool(list(processor.parameters())) for processor in processors.values()) == 1
 
 
+WORD_WIDTHS = {"sd1": (768,), "sd2": (1024,), "sdxl": (768, 1280)}
+
+
+def custom_diffusion_pickle(mark: Mark, tmp_path: Path) -> None:
+    """The authors' files, over diffusers and over LDM, whole and compressed; LDM's knows one text encoder alone."""
+    suffix = ".ckpt" if mark.dialect == "ldm" else ".bin"
+    golden, written = tmp_path / f"golden{suffix}", tmp_path / f"written{suffix}"
+    modules = [
+        module for module in LAYERS[mark.family][0] if ".attn2.to_k" in module.hub or ".attn2.to_v" in module.hub
+    ]
+    factors = {
+        module.hub: (normal(module.shape[0], 2, seed=2), normal(2, module.shape[1], seed=3)) for module in modules
+    }
+    vectors = [normal(width, seed=4) for width in WORD_WIDTHS[mark.family]]
+    word = {"<new1>": vectors if len(vectors) > 1 else vectors[0]}
+    if mark.format == "custom-diffusion-compressed":
+        pairs = {f"{module.name}.weight": factors[module.hub] for module in modules}
+        contents = {"unet": {name: {"u": u, "v": v} for name, (u, v) in pairs.items()}, "modifier_token": word}
+    elif mark.dialect == "ldm":
+        names = {module.hub: f"model.diffusion_model.{module.native}.weight" for module in modules}
+        state = {names[hub]: u @ v for hub, (u, v) in factors.items()}
+        contents = {"state_dict": {**state, **({"embed": vectors[0][None]} if len(vectors) == 1 else {})}}
+    else:
+        whole = {f"{module.name}.weight": torch.matmul(*factors[module.hub]) for module in modules}
+        contents = {"unet": whole, "modifier_token": word}
+    torch.save(contents, golden)
+    model = reference(mark.family)
+    with open_weights(golden) as weights:
+        artifact = read_adapter(weights, model)
+        assert artifact.kind == "custom-diffusion" and len(artifact.deltas) == 2 and not artifact.unmatched
+        has_words = mark.dialect != "ldm" or len(vectors) == 1
+        assert [part.info.shape[-1] for part in artifact.tokens] == (
+            list(WORD_WIDTHS[mark.family]) if has_words else []
+        )
+        for module in modules:
+            change = change_of(artifact.deltas[Target(module.hub)], base_weight(module))
+            whole = torch.zeros_like(change) if mark.format.endswith("compressed") else base_weight(module)
+            assert close(whole + change, torch.matmul(*factors[module.hub]).double())
+        if mark.does == "write":
+            write_adapter(artifact, model, written, {}, format=mark.format, dialect=mark.dialect)
+            ours, theirs = nested(torch.load(written, weights_only=True)), nested(contents)
+            assert theirs.keys() <= ours.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
+            return
+    assert mark.does == "read"
+
+
+def nested(contents: object, name: str = "") -> Tensors:
+    """The tensors of nested tables and lists."""
+    if isinstance(contents, torch.Tensor):
+        return {name: contents}
+    items = (
+        contents.items() if isinstance(contents, dict) else enumerate(contents) if isinstance(contents, list) else ()
+    )
+    return {key: tensor for own, value in items for key, tensor in nested(value, f"{name}/{own}").items()}
+
+
+def custom_diffusion_folder(mark: Mark, tmp_path: Path) -> None:
+    golden, written = tmp_path / "golden", tmp_path / "written"
+    golden.mkdir()
+    modules = [
+        module for module in LAYERS[mark.family][0] if ".attn2.to_k" in module.hub or ".attn2.to_v" in module.hub
+    ]
+    tensors = {custom_name(module.name): normal(*module.shape, seed=2) for module in modules}
+    save_file(tensors, golden / "pytorch_custom_diffusion_weights.safetensors")
+    if mark.family != "sdxl":  # diffusers' script is for models of one text encoder
+        save_file({"<new1>": normal(*WORD_WIDTHS[mark.family], seed=4)}, golden / "<new1>.safetensors")
+    model = reference(mark.family)
+    with open_weights(golden) as weights:
+        artifact = read_adapter(weights, model)
+        assert artifact.kind == "custom-diffusion" and len(artifact.deltas) == 2 and not artifact.unmatched
+        if mark.does == "write":
+            write_adapter(artifact, model, written, {}, format="custom-diffusion-folder")
+            for file in golden.iterdir():
+                ours = {name: tensor for name, tensor in load_file(written / file.name).items() if tensor.numel()}
+                theirs = load_file(file)
+                assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+            return
+    assert mark.does == "read"
+
+
+def hyperdreambooth(mark: Mark, tmp_path: Path) -> None:
+    assert mark.does == "read"
+    layer = LAYERS[mark.family][0][0]
+    fields = {
+        "base_id": "b",
+        "base_name": "base",
+        "prompt": "a sks face",
+        "encoder": "vae",
+        "encoder_id": "",
+        "side": 64,
+    }
+    fields |= {"width": 32, "blocks": 1, "iterations": 1, "rank": 1, "seed": 0, "basis": "philox-normal-qr-v1"}
+    fields |= {"layers": [[layer.hub, *layer.shape, 10, 6]], "sha256": "0" * 64}
+    save_file({"start": normal(16, seed=1)}, tmp_path / "h.safetensors", {"hyperdreambooth": json.dumps(fields)})
+    with open_weights(tmp_path / "h.safetensors") as weights:
+        assert recognise(weights)[0] == "hyperdreambooth"
+        artifact = read_adapter(weights, reference(mark.family))
+        assert artifact.kind == "hyperdreambooth" and "16 numbers for the base base" in artifact.notes[0]
+
+
 def inversion(mark: Mark, tmp_path: Path) -> None:
     width = {"sd1": 768, "sd2": 1024, "sdxl": 2048}[mark.family]
     tensors = {"latents": normal(1, 4, 64, 64, seed=1), "uncond": normal(2, 1, 77, width, seed=2)}
@@ -525,6 +686,10 @@ EXERCISES: dict[str, Callable[[Mark, Path], None]] = {
     "hypernetwork": hypernetwork,
     "aesthetic": aesthetic,
     "custom-diffusion": custom_diffusion,
+    "custom-diffusion-compressed": custom_diffusion_pickle,
+    "custom-diffusion-delta": custom_diffusion_pickle,
+    "custom-diffusion-folder": custom_diffusion_folder,
+    "hyperdreambooth": hyperdreambooth,
     "inversion": inversion,
 }
 

@@ -44,7 +44,7 @@ def test_aesthetic(pickled):
     weights = pickled({"": (768,)})
     assert recognise(weights)[0] == "aesthetic"
     artifact = read_adapter(weights)
-    assert artifact.kind == "aesthetic" and artifact.steering is not None and artifact.tokens == ()
+    assert artifact.kind == "aesthetic" and artifact.steering[0].width == 768 and artifact.tokens == ()
     assert "steers" in (artifact.not_bakeable or "")
 
 
@@ -60,15 +60,26 @@ def test_hypernetwork(pickled):
 
 
 @pytest.mark.parametrize(
-    "shapes",
+    ("format", "shapes"),
     [
-        {"down_blocks.0.attentions.0.transformer_blocks.0.attn2.processor.to_k_custom_diffusion.weight": (320, 768)},
-        {"unet.down_blocks.0.attn2.to_k.weight": (320, 768), "modifier_token.<new1>": (768,)},
+        (
+            "custom-diffusion",
+            {
+                "down_blocks.0.attentions.0.transformer_blocks.0.attn2.processor.to_k_custom_diffusion.weight": (
+                    320,
+                    768,
+                )
+            },
+        ),
+        (
+            "custom-diffusion-delta",
+            {"unet.down_blocks.0.attn2.to_k.weight": (320, 768), "modifier_token.<new1>": (768,)},
+        ),
     ],
 )
-def test_custom_diffusion(pickled, shapes):
+def test_custom_diffusion(pickled, format, shapes):
     weights = pickled(shapes)
-    assert recognise(weights)[0] == "custom-diffusion"
+    assert recognise(weights)[0] == format
     artifact = read_adapter(weights)
     assert artifact.kind == "custom-diffusion" and len(artifact.deltas) == 1
     assert next(iter(artifact.deltas)).name.endswith("attn2.to_k.weight")

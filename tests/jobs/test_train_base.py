@@ -127,3 +127,47 @@ def test_parameters_that_share_a_tensor_are_put_into_their_rows(tmp_path: Path) 
     wanted = tensors[key].clone()
     wanted[24:48] = 1
     assert torch.equal(read_tensors(tmp_path / "new.safetensors")[key], wanted)
+
+
+ZERO_SNR = {"steps": 1, "lr": 1e-3, "prediction": "v_prediction", "zero_terminal_snr": True}
+
+
+def assert_begins_in_noise(alphas: torch.Tensor) -> None:
+    """The schedule of arXiv:2305.08891, algorithm 1: √ᾱ moved and stretched from its last value to 0."""
+    roots = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64).square().neg().add(1).cumprod(0).sqrt()
+    wanted = (roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])
+    assert float((alphas.double().sqrt() - wanted).abs().max()) < 1e-4 and float(alphas[-1]) == 0
+
+
+def test_a_base_taught_velocities_down_to_no_signal_says_so(tiny_base: Path, pictures: Path, tmp_path: Path) -> None:
+    from diffusers import DiffusionPipeline
+
+    report = sdkit.train("fine-tune", tiny_base, pictures, tmp_path / "run", **ZERO_SNR)
+    made = Path(report.output)
+    scheduler = DiffusionPipeline.from_pretrained(made).scheduler
+    assert scheduler.config.prediction_type == "v_prediction" and scheduler.config.timestep_spacing == "trailing"
+    assert_begins_in_noise(scheduler.alphas_cumprod)
+    again = load_backbone(made)
+    assert again.schedule.prediction == "v_prediction" and again.schedule.zero_terminal_snr
+    plain = sdkit.train("fine-tune", tiny_base, pictures, tmp_path / "plain", steps=1)
+    kept = json.loads((Path(plain.output) / "scheduler/scheduler_config.json").read_text())
+    assert kept == json.loads((tiny_base / "scheduler/scheduler_config.json").read_text())
+    sure = sdkit.train("fine-tune", made, pictures, tmp_path / "further", steps=1)  # the base says it by itself now
+    assert load_backbone(sure.output).schedule.zero_terminal_snr
+
+
+def test_a_single_file_taught_velocities_carries_the_markers(pictures: Path, tmp_path: Path) -> None:
+    report = sdkit.train("fine-tune", write_single_file(tmp_path), pictures, tmp_path / "run", **ZERO_SNR)
+    assert {"v_pred", "ztsnr"} <= read_tensors(Path(report.output)).keys()
+    schedule = load_backbone(report.output).schedule
+    assert schedule.prediction == "v_prediction" and schedule.zero_terminal_snr
+    assert_begins_in_noise(schedule.alphas)
+    options = {"steps": 1, "lr": 1e-3, "prediction": "epsilon"}
+    back = sdkit.train("fine-tune", report.output, pictures, tmp_path / "back", **options)
+    assert "v_pred" not in read_tensors(Path(back.output))
+    assert load_backbone(back.output).schedule.prediction == "epsilon"
+
+
+def test_noise_is_not_learnt_from_noise_alone(tiny_base: Path, pictures: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="nothing is learnt of the last timestep"):
+        sdkit.train("fine-tune", tiny_base, pictures, tmp_path / "run", steps=1, zero_terminal_snr=True)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,49 @@ def test_a_word_the_base_knows_and_a_long_beginning_are_said(tiny_base: Path, pi
     notes = train(tiny_base, pictures, tmp_path / "x", token="z", init="ball", dry_run=True).plan.notes
     assert "token=z: the base knows the word z already; it will mean the subject in prompts" in notes
     assert "init=ball has 4 tokens, of which the first is used" in notes
+
+
+@pytest.fixture
+def two(pictures: Path) -> Path:
+    """Two concepts' folders, with a picture in both."""
+    for number, name in enumerate(("cat", "dog")):
+        (pictures / name).mkdir()
+        for picture in (number, 2, 3 + number):
+            shutil.copy(pictures / f"{picture}.png", pictures / name)
+    return pictures
+
+
+def test_several_concepts_learn_in_one_run_each_with_its_word(tiny_base: Path, two: Path, tmp_path: Path) -> None:
+    given = {"concepts": "cat|dog", "class_": "cat|old dog", "class_images": 2, "init": "k|p", "token_lr": 1.0}
+    report = train(tiny_base, two, tmp_path / "both", **given)
+    assert [Path(path).name for path in report.saved] == ["both.cat.safetensors", "both.dog.safetensors"]
+    assert report.plan.pictures == 6 and report.plan.class_pictures is not None
+    assert report.plan.class_pictures.prompt == "a cat | an old dog"
+    assert (report.plan.class_pictures.pictures, report.plan.class_pictures.to_draw) == (4, 4)
+    assert report.plan.examples["0.png"] == "photo of a <cat> cat"
+    table = load_backbone(tiny_base).module("text_encoder.text_model.embeddings.token_embedding").weight
+    with open_weights(report.output) as weights:
+        assert json.loads(weights.metadata["sdkit.trigger_words"]) == ["<cat>", "<dog>"]
+    for path, letter in zip(report.saved, "kp", strict=True):
+        row = next(iter(load_file(path).values()))[0]
+        own = table[3 + "abcdefghijklmnopqrstuvwxyz".index(letter)]  # behind the three marks
+        assert not torch.equal(row, own) and float((row - own).norm()) < 3 * 24**0.5  # AdamW steps of at most 1
+    merged = sdkit.merge(tiny_base, report.output, tmp_path / "merged")
+    assert len(merged.saved) == 2  # both words lie beside the merged model
+
+
+def test_concepts_that_do_not_fit_together_are_named(tiny_base: Path, two: Path, tmp_path: Path) -> None:
+    for message, given in (
+        ("class=dog: 1 for 2 concepts", {"class_": "dog"}),
+        ("token=<a>: 1 for 2 concepts", {"token": "<a>"}),
+        ("two concepts have one word", {"token": "<a>|<a>"}),
+        ("is no list of different folders", {"concepts": "cat|cat"}),
+        ("is no list of different folders", {"concepts": "cat|../dog"}),
+        ("no such folder", {"concepts": "cat|cow"}),
+        ("is of one concept", {"init": str(tmp_path / "x.safetensors")}),
+    ):
+        with pytest.raises(SdkitError, match=message):
+            train(tiny_base, two, tmp_path / "x", **{"concepts": "cat|dog", "init": "", **given})
 
 
 @pytest.mark.slow

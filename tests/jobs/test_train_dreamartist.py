@@ -12,6 +12,11 @@ from safetensors.torch import load_file
 import sdkit
 from sdkit.core.errors import SdkitError
 from sdkit.jobs.train import TrainReport
+from sdkit.runtime.guidance import Guidance
+from sdkit.runtime.load import load_backbone
+from sdkit.runtime.losses import HeldOut, held_out_losses
+from sdkit.runtime.tokens import spliced
+from sdkit.training.images import open_picture, pixels
 
 
 def train(base: Path, data: Path, out: Path, **options: Any) -> TrainReport:
@@ -73,12 +78,31 @@ def test_a_prompt_and_its_negative_call_them_by_name(tiny_base: Path, bare: Path
     train(tiny_base, bare, tmp_path / "pup", steps=1, negative_lr=1.0)
     few = {"steps": 2, "folder": tmp_path / "pup", "width": 16, "height": 16}
 
-    def drawn(name: str, prompt: str, negative: str) -> bytes:
+    def drawn(name: str, prompt: str, negative: str | None) -> bytes:
         report = sdkit.generate(tiny_base, prompt, tmp_path / name, negative=negative, **few)
+        said = [note for note in report.notes if note.startswith("pup-neg is the negative prompt")]
+        assert bool(said) == (negative is None)
+        assert ("Negative prompt: pup-neg" in report.pictures[0].parameters) == (negative in (None, "pup-neg"))
         return Image.open(report.pictures[0].path).tobytes()
 
     both = drawn("1.png", "a pup", "pup-neg")
     assert both == drawn("2.png", "a <pup>", "<pup-neg>") != drawn("3.png", "a pup", "")
+    assert both == drawn("4.png", "a pup", None)  # nobody says what the negative prompt is, and there is a pair
+
+
+def test_a_pair_is_converted_as_one(tiny_base: Path, bare: Path, tmp_path: Path) -> None:
+    made = train(tiny_base, bare, tmp_path / "pup", vectors=2, steps=1)
+    report = sdkit.convert(made.output, "a1111", tmp_path / "x.pt")
+    assert report.saved == (str(tmp_path / "x-neg.pt"),)
+    for path, source, word in (("x.pt", made.output, "<pup>"), ("x-neg.pt", made.saved[0], "<pup-neg>")):
+        rows = torch.load(tmp_path / path, weights_only=True)["string_to_param"]["*"]
+        assert torch.equal(rows, load_file(source)[word])
+    (tmp_path / "y-neg.pt").touch()
+    with pytest.raises(SdkitError, match=r"y-neg.pt: already exists"):
+        sdkit.convert(made.output, "a1111", tmp_path / "y.pt")
+    assert not (tmp_path / "y.pt").exists()
+    alone = sdkit.convert(made.saved[0], "a1111", tmp_path / "z.pt")
+    assert alone.saved == () and not (tmp_path / "z-neg.pt").exists()
 
 
 def test_training_goes_on_from_a_pair(tiny_base: Path, bare: Path, tmp_path: Path) -> None:
@@ -129,3 +153,17 @@ def test_the_guided_loss_falls_and_the_negative_embedding_has_its_part_in_it(
         losses[name] = report.validation
         assert report.validation < report.validation_before
     assert losses["both"] < losses["alone"]
+    assert guided_loss(tiny_base, bare, tmp_path / "both", "<both-neg>") < guided_loss(
+        tiny_base, bare, tmp_path / "both", ""
+    )
+
+
+def guided_loss(base: Path, data: Path, run: Path, negative: str) -> float:
+    """The mean loss of the guided prediction with a trained word, against a negative prompt."""
+    backbone = load_backbone(base)
+    picture = pixels(open_picture(next(data.glob("*.png"))))[None]
+    held_out = HeldOut("x", f"<{run.name}> c", (16, 16), backbone.encode_image(picture))
+    rows = {path.stem: load_file(path) for path in run.glob("*.safetensors")}
+    words = {word: {"text_encoder": part} for file in rows.values() for word, part in file.items()}
+    with spliced(backbone, words):
+        return float(held_out_losses(backbone, [held_out], guidance=Guidance(negative, 5.0)).mean())

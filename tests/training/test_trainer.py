@@ -19,11 +19,12 @@ from sdkit.training.buckets import bucket_sizes
 from sdkit.training.cache import TensorCache
 from sdkit.training.feed import Feed, FeedSettings
 from sdkit.training.method import load_method
-from sdkit.training.optimizers import lr_factor, make_optimizer
+from sdkit.training.optimizers import lr_factor
 from sdkit.training.options import parse_options
+from sdkit.training.piecewise import make_updater
 from sdkit.training.state import RunState, complete_states, load_newest
 from sdkit.training.trainer import LoopSettings, Trainer
-from sdkit.training.updates import Updater, named_parameters
+from sdkit.training.updates import named_parameters
 
 compute_types = {"auto": torch.float32, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Make = Callable[..., Trainer]
@@ -52,16 +53,8 @@ def make(tiny_base: Path, pictures: Path, tmp_path: Path) -> Make:
             objective.inputs,
             keep_text=not any(one.trains_text for one in trained),
         )
-        optimizer = make_optimizer(options.optimizer, [g for t in trained for g in t.groups()], options.weight_decay)
-        updater = Updater(
-            trained,
-            optimizer,
-            lr_factor(options.schedule, options.warmup, options.steps),
-            torch.device("cpu"),
-            dtype,
-            max_grad_norm=options.max_grad_norm,
-            ema=options.ema,
-        )
+        factor = lr_factor(options.schedule, options.warmup, options.steps)
+        updater = make_updater(trained, options, factor, torch.device("cpu"), dtype)
         loop = LoopSettings(options.steps, options.seed, options.accumulate, options.save_every, 2, 0, 0, {})
         if wrap is not None:
             objective = wrap(objective)
@@ -89,9 +82,13 @@ def losses(events: list[Event]) -> list[float]:
         {},
         {"text_encoder": True, "caption_dropout": 0.3, "flip": True, "ema": 0.9},
         {"optimizer": "adafactor", "schedule": "cosine", "warmup": 2},
+        {"optimizer": "prodigy", "lr": 1.0},
+        {"optimizer": "adamw-schedulefree", "sample_every": 2},
+        {"optimizer": "lion"},
         {"accumulate": 2, "optimizer": "sgd", "lora_plus": 4, "snr_gamma": 5},
         {"precision": "bf16", "algo": "dora"},
         {"precision": "fp16", "algo": "lokr"},
+        {"algo": "lidb", "basis_up": 9},
         {"method": "hypernetwork", "activation": "relu", "layer_norm": True, "layer_dropout": 0.3},
         {"method": "textual_inversion", "vectors": 2, "init": "ball", "caption": "{}", "ema": 0.9},
         {"method": "custom_diffusion", "layers": "all", "ema": 0.9, "accumulate": 2},
@@ -102,14 +99,20 @@ def losses(events: list[Event]) -> list[float]:
         {"algo": "dora", "conv_rank": 1},
         {"algo": "loha", "checkpointing": True},
         {"algo": "lokr", "factor": 4, "decompose_both": True, "text_encoder": True},
+        {"method": "fine_tune", "weights": "bf16", "accumulate": 2, "text_encoder": True, "lr": 1e-3},
+        {"method": "fine_tune", "weights": "bf16", "fused_backward": True, "ema": 0.9, "optimizer": "adafactor"},
     ],
     ids=[
         "plain",
         "text",
         "adafactor",
+        "prodigy",
+        "schedule-free",
+        "lion",
         "accumulate",
         "bf16",
         "fp16",
+        "lidb",
         "hypernetwork",
         "embedding",
         "custom-diffusion",
@@ -120,6 +123,8 @@ def losses(events: list[Event]) -> list[float]:
         "dora",
         "loha",
         "lokr",
+        "bf16-weights",
+        "fused",
     ],
 )
 def test_a_resumed_run_is_the_same_run_bit_for_bit(make: Make, given: dict[str, Any]) -> None:

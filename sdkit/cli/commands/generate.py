@@ -58,6 +58,7 @@ from sdkit.core.human import human_seconds
     help="Of an edit: share of the steps that take over attention within the picture, and so shapes.",
 )
 @click.option("--adapters", "folder", type=click.Path(path_type=Path), help="Folder of adapters that prompts name.")
+@click.option("--image-encoder", default="", metavar="CLIP", help="What an aesthetic .pt was made with.")
 @click.option("--grid", is_flag=True, help="Write one picture of all, with labels.")
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Pictures drawn at once.")
 @click.option("--device", default="auto", show_default=True, help="cuda, mps, xpu, cpu, or auto.")
@@ -79,7 +80,8 @@ def command(
     """Draw pictures.
 
     A prompt may hold what people paste from web UIs: (word:1.2), [word], BREAK, <lora:name:0.8>, <hypernet:name:1>, and
-    the names of embeddings. Pictures say what they were drawn with, as A1111's do.
+    the names of embeddings; <aesthetic:name:0.9> steers it towards an aesthetic embedding. Pictures say what they were
+    drawn with, as A1111's do.
     """
     if show_list:
         list_samplers(output)

@@ -181,7 +181,8 @@ def is_first_process() -> bool:
 def describe(report: Any) -> list[str]:
     """The report in lines for people."""
     lines = plan_lines(report.plan) if report.dry_run else []
-    lines += [f"note: {note}" for note in report.notes]
+    told = () if report.dry_run else report.plan.notes  # at the start
+    lines += [f"note: {note}" for note in report.notes if note not in told]
     if report.dry_run:
         return [*lines, "nothing was trained"]
     if not report.finished:

@@ -12,17 +12,17 @@ from typing import Any
 from sdkit.conversion.checkpoint import Checkpoint
 from sdkit.conversion.plan import Plan, PlannedFile, Settings
 from sdkit.conversion.rest import as_it_is, folder_to_single, sort_rest
-from sdkit.conversion.sampling import FLAGS, markers_for, sampling_metadata, sampling_of
+from sdkit.conversion.sampling import markers_for, sampling_metadata, sampling_of
 from sdkit.conversion.tensors import converted
 from sdkit.core.errors import UsageError
 from sdkit.families.clip import TextLayout
 from sdkit.families.configs import CONFIG_KEY
 from sdkit.families.parts import Part
+from sdkit.families.sampling import FLAGS, flag_tensors
 from sdkit.families.spell import spelled, spelled_alone, spellings
 from sdkit.families.tokenizers import known_tokenizer
 from sdkit.streaming import Output, Read
-from sdkit.weights import DTYPES, DType
-from sdkit.weights.memory import MemoryWeights
+from sdkit.weights import DType
 
 FOLDER = False
 PROGRAMS = ("a1111", "automatic1111", "comfy", "comfyui", "forge", "kohya")
@@ -96,9 +96,8 @@ def _leftovers(chosen: Checkpoint, tensors: list[Output], markers: tuple[str, ..
 
 
 def _flags(markers: tuple[str, ...], tensors: list[Output]) -> list[Output]:
-    """Empty tensors, as the trainers of such models save them."""
     taken = {tensor.name for tensor in tensors}
-    flags = MemoryWeights("markers", {name: (DTYPES["I64"], (0,), b"") for name in markers}, {})
+    flags = flag_tensors(markers)
     return [Output(name, info.dtype, Read(flags, info)) for name, info in flags.tensors.items() if name not in taken]
 
 

@@ -22,7 +22,7 @@ from sdkit.training.options import Key
 # Verbs whose steps fuse into one expression, and those that live in a module of another name.
 TENSOR_VERBS = frozenset({"blend", "merge"})
 _MODULES = {"resize": "combine", "scale": "combine", "subtract": "combine"}
-_NOT_STEPS = frozenset({"inspect", "hash", "quickstart", "run", "reproduce"})
+_NOT_STEPS = frozenset({"inspect", "hash", "quickstart", "run", "reproduce", "compare"})
 
 # What the executor decides and a recipe does not.
 _CONTROLS = frozenset("output dry_run force resume progress watch should_stop threads".split())

@@ -34,9 +34,13 @@ class SplicedEmbedding(nn.Module):
         weight: torch.Tensor = self.table.weight  # type: ignore[assignment]
         return weight
 
+    def installed(self) -> torch.Tensor:
+        """The rows of all installed words, [n, width]."""
+        return torch.cat(list(self.rows))
+
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Embeddings [..., width] of ids [...], in the table's type."""
         plain: torch.Tensor = self.table(ids.clamp(min=0))
-        rows = torch.cat(list(self.rows)).to(plain)
+        rows = self.installed().to(plain)
         spliced = F.embedding((-1 - ids).clamp(min=0), rows)
         return torch.where((ids < 0).unsqueeze(-1), spliced, plain)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from sdkit.adapters.deltas.delta import Delta
@@ -21,6 +22,19 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What a change goes beside.
+
+    Attributes:
+        module: hub name.
+        weight: shape of its weight, in diffusers' convention.
+    """
+
+    module: str
+    weight: Shape
 
 
 class Draw:
@@ -69,11 +83,11 @@ class Algorithm(Protocol):
         """
         ...
 
-    def layer(self, base: nn.Module, factors: Mapping[str, nn.Parameter], scale: float) -> nn.Module:
+    def layer(self, base: nn.Module, factors: Mapping[str, nn.Parameter], scale: float, site: Site) -> nn.Module:
         """The layer that takes the place of `base`."""
         ...
 
-    def delta(self, factors: Mapping[str, Read], scale: float) -> Delta:
+    def delta(self, factors: Mapping[str, Read], scale: float, site: Site) -> Delta:
         """The change as files hold it."""
         ...
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from sdkit.adapters.deltas.delta import Delta
 from sdkit.adapters.deltas.dora import Dora as DoraDelta
 from sdkit.streaming.expression import Read
-from sdkit.training.algorithms.algorithm import Draw, Shape, Shapes
+from sdkit.training.algorithms.algorithm import Draw, Shape, Shapes, Site
 from sdkit.training.algorithms.lora import Lora
 from sdkit.training.option_sets import LoraOptions
 
@@ -45,15 +45,15 @@ class Dora:
         lengths = row_norms(weight.flatten(1)).reshape(shapes["lengths"])
         return {**self.direction.start(base, shapes, draw), "lengths": lengths}
 
-    def layer(self, base: nn.Module, factors: Mapping[str, nn.Parameter], scale: float) -> nn.Module:
+    def layer(self, base: nn.Module, factors: Mapping[str, nn.Parameter], scale: float, site: Site) -> nn.Module:
         """See `DoraLayer`."""
         from sdkit.runtime.layers.dora import DoraLayer
 
         return DoraLayer(base, factors["down"], factors["up"], factors["lengths"], scale)
 
-    def delta(self, factors: Mapping[str, Read], scale: float) -> Delta:
+    def delta(self, factors: Mapping[str, Read], scale: float, site: Site) -> Delta:
         """See `sdkit.adapters.deltas.dora.Dora`."""
-        return DoraDelta(self.direction.delta(factors, scale), factors["lengths"], by_input=False)
+        return DoraDelta(self.direction.delta(factors, scale, site), factors["lengths"], by_input=False)
 
     def factors(self, delta: Delta, weight: Shape) -> Mapping[str, torch.Tensor] | None:
         """Those of a LoRA whose lengths are of output features."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from sdkit.adapters.deltas.delta import Delta
 from sdkit.adapters.deltas.hadamard import Hadamard
 from sdkit.streaming.expression import Read
-from sdkit.training.algorithms.algorithm import Draw, Shape, Shapes
+from sdkit.training.algorithms.algorithm import Draw, Shape, Shapes, Site
 from sdkit.training.option_sets import LoraOptions
 
 if TYPE_CHECKING:
@@ -47,13 +47,13 @@ class Loha:
             "w2_b": draw.normal(shapes["w2_b"], "w2_b", 1.0),
         }
 
-    def layer(self, base: nn.Module, factors: Mapping[str, nn.Parameter], scale: float) -> nn.Module:
+    def layer(self, base: nn.Module, factors: Mapping[str, nn.Parameter], scale: float, site: Site) -> nn.Module:
         """See `HadamardLayer`."""
         from sdkit.runtime.layers.hadamard import HadamardLayer
 
         return HadamardLayer(base, **factors, scale=scale)
 
-    def delta(self, factors: Mapping[str, Read], scale: float) -> Delta:
+    def delta(self, factors: Mapping[str, Read], scale: float, site: Site) -> Delta:
         """See `Hadamard`."""
         return Hadamard(**factors, scale=scale)
 

@@ -11,7 +11,7 @@ from sdkit.adapters.deltas.delta import Delta
 from sdkit.adapters.deltas.kronecker import Kronecker, Side, factorization
 from sdkit.core.errors import UsageError
 from sdkit.streaming.expression import Read
-from sdkit.training.algorithms.algorithm import Draw, Shape, Shapes
+from sdkit.training.algorithms.algorithm import Draw, Shape, Shapes, Site
 from sdkit.training.option_sets import LoraOptions
 
 if TYPE_CHECKING:
@@ -58,13 +58,13 @@ class Lokr:
             for name, shape in shapes.items()
         }
 
-    def layer(self, base: nn.Module, factors: Mapping[str, nn.Parameter], scale: float) -> nn.Module:
+    def layer(self, base: nn.Module, factors: Mapping[str, nn.Parameter], scale: float, site: Site) -> nn.Module:
         """See `KroneckerLayer`."""
         from sdkit.runtime.layers.kronecker import KroneckerLayer
 
         return KroneckerLayer(base, dict(factors), scale)
 
-    def delta(self, factors: Mapping[str, Read], scale: float) -> Delta:
+    def delta(self, factors: Mapping[str, Read], scale: float, site: Site) -> Delta:
         """See `Kronecker`."""
         sides = [Side(*(factors.get(f"{side}{part}") for part in ("", "_a", "_b"))) for side in ("w1", "w2")]
         return Kronecker(sides[0], sides[1], scale)

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sdkit.adapters.deltas.delta import Delta
+from sdkit.adapters.deltas.lightweight import Lightweight
 from sdkit.adapters.deltas.low_rank import LowRank
 from sdkit.streaming.expression import Read
-from sdkit.training.algorithms.algorithm import Draw, Shape, Shapes
+from sdkit.training.algorithms.algorithm import Draw, Shape, Shapes, Site
 from sdkit.training.option_sets import LoraOptions
 
 if TYPE_CHECKING:
@@ -40,18 +41,24 @@ class Lora:
 
         return {"down": draw.as_linear(shapes["down"], "lora"), "up": torch.zeros(shapes["up"])}
 
-    def layer(self, base: nn.Module, factors: Mapping[str, nn.Parameter], scale: float) -> nn.Module:
+    def layer(self, base: nn.Module, factors: Mapping[str, nn.Parameter], scale: float, site: Site) -> nn.Module:
         """See `LowRankLayer`."""
         from sdkit.runtime.layers.low_rank import LowRankLayer
 
         return LowRankLayer(base, factors["down"], factors["up"], scale)
 
-    def delta(self, factors: Mapping[str, Read], scale: float) -> Delta:
+    def delta(self, factors: Mapping[str, Read], scale: float, site: Site) -> Delta:
         """See `LowRank`."""
         return LowRank(factors["up"], factors["down"], scale)
 
     def factors(self, delta: Delta, weight: Shape) -> Mapping[str, torch.Tensor] | None:
-        """The pair of a change without a Tucker core."""
+        """The pair of a change without a Tucker core; a LiDB's is its factors times its bases."""
+        if isinstance(delta, Lightweight):
+            import torch
+
+            up, down = delta.factors(torch.float32)
+            shapes = self.shapes(weight, delta.rank)
+            return {"down": down.reshape(shapes["down"]), "up": up.reshape(shapes["up"])}
         if not isinstance(delta, LowRank) or delta.mid is not None:
             return None
         shapes = self.shapes(weight, delta.rank)

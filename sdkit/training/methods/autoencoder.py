@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sdkit.core.errors import UsageError
 from sdkit.families.family import Model
 from sdkit.runtime.losses import reconstruction_losses
 from sdkit.training.method import Method, Result, Size
 from sdkit.training.methods.fine_tune import full_size
+from sdkit.training.option_sets import WholeWeightOptions
 from sdkit.training.options import TrainOptions, fixed, option
 from sdkit.training.targets import component_parameters
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Options(TrainOptions):
+class Options(WholeWeightOptions, TrainOptions):
     """The autoencoder's."""
 
     lr: float = 1e-3
@@ -31,7 +32,12 @@ class Options(TrainOptions):
     save_dtype: str = "keep"
     init: str = fixed("")
     compile: bool = fixed(False)
+    weights: str = fixed("fp32")  # as the autoencoder is computed in float32
     kl_weight: float = option(1e-6, "pull of the latents towards a normal distribution", minimum=0.0)
+
+    def usual(self) -> Mapping[str, Any]:
+        """See `WholeWeightOptions.for_memory`."""
+        return self.for_memory()
 
 
 def _size(model: Model, options: Options) -> Size:

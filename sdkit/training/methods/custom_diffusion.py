@@ -2,7 +2,8 @@
 
 Of the base only the keys and values of cross-attention learn, 2 % of SD1's U-Net, together with the word's vector
 (Kumari et al. 2023, arXiv:2212.04488). With ``class=`` pictures of the class are shown beside those of the subject, as
-in DreamBooth. The weights are written as diffusers has them, with the word as an embedding beside.
+in DreamBooth. With ``concepts=`` several subjects learn together, each with a word of its own. The weights are written
+as diffusers has them, with the words as embeddings beside.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from sdkit.formats import read_adapter, word_of, write_adapter
 from sdkit.formats.textual_inversion import file_beside
 from sdkit.runtime.tokens import check_fits, token_widths
 from sdkit.training.captions import PLACE, naming, templates_of
-from sdkit.training.data import Dataset
+from sdkit.training.data import Dataset, joined_datasets
 from sdkit.training.identifier import base_tokenizer, known_words, word_for
 from sdkit.training.metadata import of_kind
-from sdkit.training.method import Method, Result, Size, read_captioned
+from sdkit.training.method import Method, Prior, Result, Size, read_captioned
 from sdkit.training.methods import dreambooth
 from sdkit.training.option_sets import DenoisingOptions, PriorOptions
-from sdkit.training.options import is_init_file, option
+from sdkit.training.options import SEVERAL, is_init_file, option
 from sdkit.weights import open_weights
 from sdkit.weights.dtypes import parse_precision
 
@@ -46,6 +47,9 @@ LAYERS = {
 }
 
 
+RARE = ("ktn", "pll", "ucd")  # what words begin as, one after the other
+
+
 @dataclass(frozen=True)
 class Options(PriorOptions, DenoisingOptions):
     """Of Custom Diffusion. The defaults are those of the authors' and diffusers' own recipes on one GPU."""
@@ -53,19 +57,96 @@ class Options(PriorOptions, DenoisingOptions):
     steps: int = 500
     batch: int = 2
     lr: float = 2e-5
-    token: str = option("", "the subject's word [default: <NAME>]")
-    init: str = option("ktn", "continue from this file, or the rare word the word begins as", names_file=is_init_file)
+    concepts: str = option("", "several concepts, with | between: a folder in --data each; class= and token= alike")
+    token: str = option("", "the subject's word [default: <NAME>, of several concepts <FOLDER>]")
+    init: str = option(
+        "", "continue from this file, or the rare word the word begins as [default: ktn]", names_file=is_init_file
+    )
     token_lr: float | None = option(None, "learning rate of the word [default: lr]", minimum=0.0, late=True)
     layers: str = option("kv", "of cross-attention: kv (keys and values), or all (queries and outputs too)")
 
 
+@dataclass(frozen=True, slots=True)
+class Concept:
+    """One subject.
+
+    Attributes:
+        folder: of its pictures, within the run's; empty for that itself.
+        token: its word.
+        class_: what it is one of; empty where nobody says.
+        init: the rare word its word begins as.
+    """
+
+    folder: str
+    token: str
+    class_: str
+    init: str
+
+    @property
+    def caption(self) -> str:
+        """Of pictures that have none."""
+        return " ".join(filter(None, ("photo of a", PLACE, self.class_)))
+
+
+def concepts_of(options: Options) -> list[Concept]:
+    """The subjects of a run whose words are settled.
+
+    Raises:
+        UsageError: there are more or fewer words or classes than concepts, or a concept is named twice.
+    """
+    folders = options.concepts.split(SEVERAL)
+    count = len(folders)
+    if len(set(folders)) < count or not all(map(_is_folder_name, folders if options.concepts else ())):
+        raise UsageError(f"concepts={options.concepts}: is no list of different folders", "concepts='cat|dog'")
+    if count > 1 and options.init_file is not None:
+        raise UsageError("init= names a file, which is of one concept", "leave concepts= or init= out")
+    classes = _each("class", options.class_ or "", count)
+    rare = [RARE[number % len(RARE)] for number in range(count)]
+    inits = _each("init", options.init, count) if options.init_file is None and options.init else rare
+    tokens = _each("token", options.token, count)
+    if len(set(tokens)) < count:
+        raise UsageError(f"token={options.token}: two concepts have one word")
+    return list(map(Concept, folders, tokens, classes, inits))
+
+
+def _is_folder_name(name: str) -> bool:
+    return bool(name) and Path(name).name == name and name != ".."
+
+
+def _each(key: str, value: str, count: int) -> list[str]:
+    """A value for each concept; none, where there are none at all."""
+    values = value.split(SEVERAL) if value else [""] * count
+    if len(values) != count:
+        raise UsageError(f"{key}={value}: {len(values)} for {count} concepts", f"one for each, with {SEVERAL} between")
+    return values
+
+
 def _settle(options: Options, name: str) -> Options:
-    return options if options.token else replace(options, token=word_for(name))
+    if options.token:
+        return options
+    words = options.concepts.split(SEVERAL) if options.concepts else [name]
+    return replace(options, token=SEVERAL.join(map(word_for, words)))
 
 
 def _dataset(folder: Path, options: Options) -> Dataset:
-    caption = options.caption or " ".join(filter(None, ("photo of a", PLACE, options.class_)))
-    return naming(read_captioned(folder, replace(options, caption=caption)), options.token, templates_of("object"))
+    def read(concept: Concept) -> Dataset:
+        given = replace(options, caption=options.caption or concept.caption)
+        return naming(read_captioned(folder / concept.folder, given), concept.token, templates_of("object"))
+
+    parts = [read(concept) for concept in concepts_of(options)]
+    return parts[0] if len(parts) == 1 else joined_datasets(parts)
+
+
+def _prior(options: Options) -> tuple[Prior, ...]:
+    """As DreamBooth's, for each concept; ``class_data`` then holds a folder for each."""
+    concepts = concepts_of(options)
+    if len(concepts) == 1 or not options.class_:
+        return dreambooth.prior(options)
+    data = Path(options.class_data) if options.class_data else None
+    return tuple(
+        Prior(dreambooth.with_article(one.class_), options.class_images, data / one.folder if data else None)
+        for one in concepts
+    )
 
 
 def _targets(model: Model, options: Options) -> list[Target]:
@@ -88,8 +169,9 @@ def _size(model: Model, options: Options) -> Size:
     targets, widths = _targets(model, options), token_widths(model)
     item = parse_precision(options.save_dtype).itemsize
     weights = sum(math.prod(model.places[target.name].shape) for target in targets)
-    words = sum(widths.values())
-    return Size(weights + words, len(targets) + len(widths), weights * item + 400 * len(targets))
+    count = len(concepts_of(options))
+    words = count * sum(widths.values())
+    return Size(weights + words, len(targets) + count * len(widths), weights * item + 400 * len(targets))
 
 
 @contextmanager
@@ -124,14 +206,16 @@ def _trainables(backbone: Backbone, options: Options, rng: StepRNG) -> list[Trai
     from sdkit.training.trainables.weights import WeightSubset
 
     names = [target.name for target in _targets(backbone.model, options)]
-    rates = {"lr": options.lr, "text_lr": options.lr}
+    lr, concepts = options.lr, concepts_of(options)
     if options.init_file is None:
-        weights, rows = WeightSubset(backbone, names, **rates), rows_of_text(backbone, options.init, 1)
+        weights = WeightSubset(backbone, names, lr=lr, text_lr=lr)
+        rows = [rows_of_text(backbone, concept.init, 1) for concept in concepts]
     else:
         with _continued(options.init_file, backbone.model) as (artifact, word), install(artifact, backbone):
-            weights, rows = WeightSubset(backbone, names, **rates), rows_of_file(word, backbone, 1)
-    token_lr = options.lr if options.token_lr is None else options.token_lr
-    return [weights, Tokens(options.token, rows, lr=token_lr)]
+            weights, rows = WeightSubset(backbone, names, lr=lr, text_lr=lr), [rows_of_file(word, backbone, 1)]
+    token_lr = lr if options.token_lr is None else options.token_lr
+    words = [Tokens(concept.token, own, lr=token_lr) for concept, own in zip(concepts, rows, strict=True)]
+    return [weights, *words]
 
 
 def _objective(options: Options) -> Objective:
@@ -141,7 +225,7 @@ def _objective(options: Options) -> Objective:
 
 
 def _beside(path: Path, options: Options) -> list[Path]:
-    return [file_beside(path, options.token)]
+    return [file_beside(path, concept.token) for concept in concepts_of(options)]
 
 
 def _save(result: Result[Options], path: Path, metadata: Mapping[str, str]) -> None:
@@ -149,25 +233,28 @@ def _save(result: Result[Options], path: Path, metadata: Mapping[str, str]) -> N
     from sdkit.training.trainables.tokens import Tokens
     from sdkit.training.trainables.weights import WeightSubset
 
-    (weights, word), options, model = result.trained, result.options, result.backbone.model
-    assert isinstance(weights, WeightSubset) and isinstance(word, Tokens)
-    (file,) = _beside(path, options)
-    own = word.artifact(save_type("fp32"))  # a few kilobytes
-    write_adapter(own, model, file, of_kind(metadata, "textual-inversion"), format="textual-inversion", overwrite=True)
+    (weights, *words), options, model = result.trained, result.options, result.backbone.model
+    assert isinstance(weights, WeightSubset)
+    said = of_kind(metadata, "textual-inversion")
+    for word, file in zip(words, _beside(path, options), strict=True):
+        assert isinstance(word, Tokens)
+        own = word.artifact(save_type("fp32"))  # a few kilobytes
+        write_adapter(own, model, file, said, format="textual-inversion", overwrite=True)
     trained = weights.artifact(save_type(options.save_dtype))
     write_adapter(trained, model, path, metadata, format="custom-diffusion", overwrite=True)
 
 
 def _notes(base: Base, dataset: Dataset, options: Options) -> list[str]:
-    """What is doubtful about the word."""
-    tokenizer = base_tokenizer(base.path, base.configs["text_encoder"])
-    notes = [
-        f"token={options.token}: the base knows the word {word} already; it will mean the subject in prompts"
-        for word in known_words(tokenizer, options.token)
-    ]
-    count = 1 if options.init_file else len(tokenizer(options.init, add_special_tokens=False).input_ids)
-    if count > 1:
-        notes.append(f"init={options.init} has {count} tokens, of which the first is used")
+    """What is doubtful about the words."""
+    tokenizer, notes = base_tokenizer(base.path, base.configs["text_encoder"]), []
+    for concept in concepts_of(options):
+        notes += [
+            f"token={concept.token}: the base knows the word {word} already; it will mean the subject in prompts"
+            for word in known_words(tokenizer, concept.token)
+        ]
+        count = 1 if options.init_file else len(tokenizer(concept.init, add_special_tokens=False).input_ids)
+        if count > 1:
+            notes.append(f"init={concept.init} has {count} tokens, of which the first is used")
     return notes
 
 
@@ -182,5 +269,5 @@ METHOD = Method(
     settle=_settle,
     dataset=_dataset,
     notes=_notes,
-    prior=dreambooth.prior,
+    prior=_prior,
 )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdkit.core.errors import SdkitError, UsageError
 from sdkit.families.family import Model
+from sdkit.formats import NEGATIVE
 from sdkit.runtime.guidance import Guidance
 from sdkit.runtime.losses import held_out_losses
 from sdkit.training.method import HeldOutLosses, Method, Result, Size
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from sdkit.training.batch import Objective
     from sdkit.training.trainable import Trainable
 
-NEGATIVE = "-neg"
 _ONE: Method[Any] = textual_inversion.METHOD  # how one embedding is trained
 
 

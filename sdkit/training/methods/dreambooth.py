@@ -41,7 +41,8 @@ class WeightOptions(SubjectOptions, fine_tune.Options):
 
     def usual(self) -> Mapping[str, Any]:
         """A text encoder is trained more gently, and with a class there is more to learn."""
-        return ({"lr": 2e-6} if self.text_encoder else {}) | ({"steps": 800} if self.class_ else {})
+        gentle = {"lr": 2e-6} if self.text_encoder else {}
+        return {**super().usual(), **gentle, **({"steps": 800} if self.class_ else {})}
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,8 @@ def instance_prompt(options: Options) -> str:
     return options.caption or " ".join(filter(None, ("a", options.token, options.class_)))
 
 
-def prior(options: PriorOptions) -> Prior | None:
-    """The pictures of the class; None where none are wanted.
+def prior(options: PriorOptions) -> tuple[Prior, ...]:
+    """The pictures of the class; none where none are wanted.
 
     Raises:
         UsageError: there are pictures of a class, and no name for it.
@@ -71,9 +72,14 @@ def prior(options: PriorOptions) -> Prior | None:
     if not options.class_:
         if options.class_data:
             raise UsageError("class_data= needs class=", "name what the pictures show: class=dog")
-        return None
-    prompt = f"{'an' if options.class_[0].lower() in 'aeiou' else 'a'} {options.class_}"
-    return Prior(prompt, options.class_images, Path(options.class_data) if options.class_data else None)
+        return ()
+    folder = Path(options.class_data) if options.class_data else None
+    return (Prior(with_article(options.class_), options.class_images, folder),)
+
+
+def with_article(noun: str) -> str:
+    """A class as a prompt names it."""
+    return f"{'an' if noun[0].lower() in 'aeiou' else 'a'} {noun}"
 
 
 def _dataset(folder: Path, options: Options) -> Dataset:

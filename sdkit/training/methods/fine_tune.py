@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sdkit.families.family import Model
 from sdkit.training.method import Method, Result, Size
-from sdkit.training.option_sets import DenoisingOptions, TextEncoderOptions
-from sdkit.training.options import TrainOptions, fixed
+from sdkit.training.option_sets import DenoisingOptions, TextEncoderOptions, WholeWeightOptions
+from sdkit.training.options import TrainOptions, fixed, option
 from sdkit.training.targets import component_parameters
 from sdkit.weights.dtypes import parse_precision
 
@@ -22,13 +22,20 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Options(TextEncoderOptions, DenoisingOptions):
+class Options(WholeWeightOptions, TextEncoderOptions, DenoisingOptions):
     """Of fine-tuning."""
 
     lr: float = 1e-5
     caption_dropout: float = 0.1
     save_dtype: str = "keep"
     init: str = fixed("")  # a base to go on with is the base
+    zero_terminal_snr: bool = option(
+        False, "rescale the noise schedule so that the last timestep holds no signal; prediction=v_prediction learns it"
+    )
+
+    def usual(self) -> Mapping[str, Any]:
+        """See `WholeWeightOptions.for_memory`."""
+        return self.for_memory()
 
 
 def _components(options: Options) -> tuple[str, ...]:
@@ -52,7 +59,8 @@ def _trainables(backbone: Backbone, options: Options, rng: StepRNG) -> list[Trai
     from sdkit.training.trainables.weights import WeightSubset
 
     names = list(component_parameters(backbone.model, _components(options)))
-    return [WeightSubset(backbone, names, lr=options.lr, text_lr=options.text_lr(options.lr))]
+    text_lr = options.text_lr(options.lr)
+    return [WeightSubset(backbone, names, lr=options.lr, text_lr=text_lr, dtype=options.weights)]
 
 
 def _objective(options: Options) -> Objective:
@@ -65,7 +73,8 @@ def _save(result: Result[Options], path: Path, metadata: Mapping[str, str]) -> N
     from sdkit.runtime.save import save_base
 
     (weights,) = result.trained
-    save_base(result.base, weights.parameters, path, metadata, dtype=result.options.save_dtype)
+    dtype, schedule = result.options.save_dtype, result.backbone.schedule
+    save_base(result.base, weights.parameters, path, metadata, dtype=dtype, schedule=schedule)
 
 
 METHOD = Method(

@@ -1,20 +1,22 @@
-"""Train a LoRA, DoRA, LoHa or LoKr: small matrices beside the layers of the base."""
+"""Train a LoRA, DoRA, LoHa, LoKr or LiDB: small matrices beside the layers of the base."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sdkit.adapters.artifact import Artifact, Target
 from sdkit.adapters.builder import reads
+from sdkit.adapters.deltas.lightweight import Lightweight
 from sdkit.core.errors import UsageError
 from sdkit.core.plugins import nearest_hint
 from sdkit.families.family import Model
 from sdkit.formats import check_writable, read_adapter, write_adapter
 from sdkit.streaming.expression import Read
-from sdkit.training.algorithms.algorithm import Algorithm, Shapes, load_algorithm
+from sdkit.training.algorithms.algorithm import Algorithm, Shape, Shapes, Site, load_algorithm
+from sdkit.training.algorithms.lora import Lora as PlainLora
 from sdkit.training.method import Method, Result, Size
 from sdkit.training.option_sets import DenoisingOptions, LoraOptions
 from sdkit.training.targets import has_kernel, lora_scale, lora_targets
@@ -23,17 +25,25 @@ from sdkit.weights.dtypes import parse_precision
 from sdkit.weights.memory import MemoryWeights
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from sdkit.runtime.backbone import Backbone
     from sdkit.runtime.rng import StepRNG
     from sdkit.training.batch import Objective
     from sdkit.training.trainable import Trainable
 
-_FORMATS = ("kohya", "peft")
+_FORMATS = ("kohya", "peft", "lidb")
 
 
 @dataclass(frozen=True)
 class Options(LoraOptions, DenoisingOptions):
     """Of a LoRA."""
+
+    def usual(self) -> Mapping[str, Any]:
+        """A LiDB is of rank 1, beside attention alone, in a file of its own, which is small in any type."""
+        if self.algo != "lidb":
+            return {}
+        return {"rank": 1, "targets": "attention", "format": "lidb", "save_dtype": "fp32"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +52,7 @@ class _Shape:
 
     shapes: Shapes
     scale: float
+    weight: Shape
 
 
 def _shapes(model: Model, options: Options, algorithm: Algorithm) -> dict[str, _Shape]:
@@ -53,29 +64,67 @@ def _shapes(model: Model, options: Options, algorithm: Algorithm) -> dict[str, _
         rank, alpha = (options.conv_rank, options.conv_alpha) if kernel else (options.rank, options.network_alpha)
         shapes = algorithm.shapes(weight, rank)
         scale = lora_scale(rank if alpha is None else alpha, rank, rank_stabilised=options.rslora)
-        found[module] = _Shape(shapes, scale if algorithm.has_scale(shapes) else 1.0)
+        found[module] = _Shape(shapes, scale if algorithm.has_scale(shapes) else 1.0, weight)
     return found
 
 
 def _planned(model: Model, options: Options, algorithm: Algorithm) -> Artifact:
     """The adapter a run begins with, without its numbers."""
     if options.init:
-        from sdkit.training.trainables.lora import factors_of
-
-        with open_weights(options.init) as weights:
-            artifact = read_adapter(weights, model)
-            factors_of(artifact, algorithm, model)  # says what does not fit
-        return artifact
-    found = _shapes(model, options, algorithm)
+        artifact = _continued(model, options, algorithm)[0]
+        if not _relaxing(artifact, algorithm):
+            return artifact
+        found = _relaxed_shapes(artifact, model, options, algorithm)
+    else:
+        found = _shapes(model, options, algorithm)
     tensors = {f"{name}.{part}": shape for name, own in found.items() for part, shape in own.shapes.items()}
     held = MemoryWeights("the planned LoRA", {name: (DTYPES["F32"], shape, b"") for name, shape in tensors.items()}, {})
     deltas = {
         Target(name): algorithm.delta(
-            {part: Read(held, held.tensors[f"{name}.{part}"]) for part in own.shapes}, own.scale
+            {part: Read(held, held.tensors[f"{name}.{part}"]) for part in own.shapes},
+            own.scale,
+            Site(name, own.weight),
         )
         for name, own in found.items()
     }
     return Artifact(held, "planned", deltas=deltas)
+
+
+def _continued(
+    model: Model, options: Options, algorithm: Algorithm
+) -> tuple[Artifact, Mapping[str, Mapping[str, nn.Parameter]]]:
+    """The adapter of `init`, and its factors by module.
+
+    Raises:
+        SdkitError: it does not fit the base or the algorithm.
+    """
+    from sdkit.training.trainables.lora import factors_of
+
+    with open_weights(options.init) as weights:
+        artifact = read_adapter(weights, model)
+        return artifact, factors_of(artifact, algorithm, model)
+
+
+def _relaxing(artifact: Artifact, algorithm: Algorithm) -> bool:
+    """Whether a LiDB goes on as a LoRA, with room for more than its few numbers (rank relaxation)."""
+    return isinstance(algorithm, PlainLora) and any(
+        isinstance(delta, Lightweight) for delta in artifact.deltas.values()
+    )
+
+
+def _relaxed_shapes(artifact: Artifact, model: Model, options: Options, algorithm: Algorithm) -> dict[str, _Shape]:
+    """What is trained beside the modules of a LiDB that goes on as a LoRA.
+
+    Raises:
+        UsageError: the LoRA's rank is below the LiDB's.
+    """
+    found = {}
+    for target, delta in artifact.deltas.items():
+        if delta.rank is not None and options.rank < delta.rank:
+            raise UsageError(f"rank={options.rank}: {options.init} has rank {delta.rank}", f"rank={delta.rank} or more")
+        weight = model.places[target.name].shape
+        found[target.module] = _Shape(algorithm.shapes(weight, options.rank), delta.scale, weight)
+    return found
 
 
 def _size(model: Model, options: Options) -> Size:
@@ -91,23 +140,31 @@ def _size(model: Model, options: Options) -> Size:
 def _check(options: Options, algorithm: Algorithm) -> None:
     if options.format not in _FORMATS:
         raise UsageError(f"format={options.format}: no LoRA is written in it", nearest_hint(options.format, _FORMATS))
+    if (options.algo == "lidb") != (options.format == "lidb"):
+        raise UsageError(
+            f"format={options.format}: no {options.algo} is written in it",
+            "leave it out; `sdkit convert --to kohya` makes a LoRA of a LiDB, exactly",
+        )
     if options.lora_plus != 1.0 and not algorithm.raised:
         raise UsageError(f"lora_plus= says nothing of algo={options.algo}", "use it with algo=lora or algo=dora")
 
 
 def _trainables(backbone: Backbone, options: Options, rng: StepRNG) -> list[Trainable]:
-    from sdkit.training.trainables.lora import Beside, Lora, factors_of, new_factors
+    from sdkit.training.trainables.lora import Beside, Lora, new_factors, relaxed
 
     algorithm = load_algorithm(options)
     if options.init:
-        with open_weights(options.init) as weights:
-            artifact = read_adapter(weights, backbone.model)
-            factors = factors_of(artifact, algorithm, backbone.model)
-        scales = {target.module: delta.scale for target, delta in artifact.deltas.items()}
-        modules = {module: Beside(parts, scales[module]) for module, parts in factors.items()}
+        artifact, factors = _continued(backbone.model, options, algorithm)
+        if _relaxing(artifact, algorithm):
+            shapes = _relaxed_shapes(artifact, backbone.model, options, algorithm)
+            factors = {module: relaxed(own, shapes[module].shapes, rng, module) for module, own in factors.items()}
+        modules = {
+            target.module: Beside(factors[target.module], delta.scale, backbone.model.places[target.name].shape)
+            for target, delta in artifact.deltas.items()
+        }
     else:
         modules = {
-            module: Beside(new_factors(backbone, algorithm, module, found.shapes, rng), found.scale)
+            module: Beside(new_factors(backbone, algorithm, module, found.shapes, rng), found.scale, found.weight)
             for module, found in _shapes(backbone.model, options, algorithm).items()
         }
     return [Lora(algorithm, modules, lr=options.lr, text_lr=options.text_lr(options.lr), up_ratio=options.lora_plus)]

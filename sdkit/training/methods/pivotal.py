@@ -47,7 +47,7 @@ class Options(lora.Options):
 
     def usual(self) -> Mapping[str, Any]:
         """Two vectors, but as many as a file to go on from has."""
-        return {} if self.init_file is not None else {"vectors": 2}
+        return {**super().usual(), **({} if self.init_file is not None else {"vectors": 2})}
 
 
 def _lora(options: Options) -> Options:

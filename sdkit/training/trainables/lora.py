@@ -16,7 +16,7 @@ from sdkit.runtime.layers.layer import carrier
 from sdkit.runtime.rng import StepRNG
 from sdkit.runtime.tensors import in_memory
 from sdkit.streaming.expression import Read
-from sdkit.training.algorithms.algorithm import Algorithm, Draw, Shapes
+from sdkit.training.algorithms.algorithm import Algorithm, Draw, Shape, Shapes, Site
 from sdkit.training.trainable import Group
 
 if TYPE_CHECKING:
@@ -31,10 +31,12 @@ class Beside:
     Attributes:
         factors: by name, in float32.
         scale: what the change is multiplied with.
+        weight: shape of the module's weight, in diffusers' convention.
     """
 
     factors: Mapping[str, nn.Parameter]
     scale: float
+    weight: Shape
 
 
 class Lora:
@@ -96,7 +98,8 @@ class Lora:
             for module, beside in self.modules.items():
                 place = beneath(backbone, module)
                 carrier(backbone.module(place), module)
-                layer = self.algorithm.layer(backbone.module(place), beside.factors, beside.scale)
+                site = Site(module, beside.weight)
+                layer = self.algorithm.layer(backbone.module(place), beside.factors, beside.scale, site)
                 stack.enter_context(replaced(backbone, place, layer))
             yield
 
@@ -107,7 +110,7 @@ class Lora:
         deltas = {}
         for module, beside in self.modules.items():
             reads = {name: Read(held, held.tensors[f"{module}.{name}"]) for name in beside.factors}
-            deltas[Target(module)] = self.algorithm.delta(reads, beside.scale)
+            deltas[Target(module)] = self.algorithm.delta(reads, beside.scale, Site(module, beside.weight))
         return Artifact(held, "trained", deltas=deltas, metadata=metadata or {})
 
 
@@ -146,6 +149,25 @@ def factors_of(artifact: Artifact, algorithm: Algorithm, model: Model) -> dict[s
             )
         found[target.module] = _parameters(factors)
     return found
+
+
+def relaxed(
+    factors: Mapping[str, nn.Parameter], shapes: Shapes, rng: StepRNG, module: str
+) -> Mapping[str, nn.Parameter]:
+    """A LoRA's factors with more room, which change what they changed before: `up` gets zeros, `down` fresh rows.
+
+    The whole change is not formed and not decomposed (rank relaxation, arXiv:2307.06949).
+
+    Args:
+        shapes: of the wider factors.
+    """
+    import torch
+
+    rank = factors["down"].shape[0]
+    draw = Draw(lambda shape, purpose: rng.uniform(shape, purpose, module), rng.normal)
+    down, up = draw.as_linear(tuple(shapes["down"]), "relaxed"), torch.zeros(shapes["up"])
+    down[:rank], up[:, :rank] = factors["down"].detach(), factors["up"].detach()
+    return _parameters({"down": down, "up": up})
 
 
 def _parameters(tensors: Mapping[str, torch.Tensor]) -> Mapping[str, nn.Parameter]:

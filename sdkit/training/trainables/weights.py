@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from sdkit.adapters.artifact import Artifact, Target
 from sdkit.adapters.deltas.replacement import Replacement
 from sdkit.runtime.backbone import Backbone
+from sdkit.runtime.precision import save_type
 from sdkit.runtime.tensors import in_memory
 from sdkit.streaming.expression import Read
 from sdkit.training.trainable import Group
@@ -19,20 +20,24 @@ if TYPE_CHECKING:
 
 
 class WeightSubset:
-    """Copies of some parameters of a base, in float32. The base keeps its own, and has them back afterwards.
+    """Copies of some parameters of a base. The base keeps its own, and has them back afterwards.
 
     Args:
         backbone: the base.
         names: hub parameters.
         lr: learning rate.
         text_lr: learning rate of the text encoders' parameters.
+        dtype: of the copies, ``fp32`` or ``bf16``.
     """
 
-    def __init__(self, backbone: Backbone, names: Sequence[str], *, lr: float, text_lr: float) -> None:
+    def __init__(
+        self, backbone: Backbone, names: Sequence[str], *, lr: float, text_lr: float, dtype: str = "fp32"
+    ) -> None:
         from torch import nn
 
+        kind = save_type(dtype)
         self.parameters: dict[str, nn.Parameter] = {
-            name: nn.Parameter(_parameter(backbone, name).detach().float().clone()) for name in names
+            name: nn.Parameter(_parameter(backbone, name).detach().to(kind, copy=True)) for name in names
         }
         self._rates = {"text": text_lr, "image": lr}
 

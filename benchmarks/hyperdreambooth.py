@@ -1,0 +1,152 @@
+"""``python -m benchmarks.hyperdreambooth runs/emoji``: does a predicted adapter know what it has never seen?
+
+runs/emoji is what recipes/tiny-base/pictures.py makes. Drawings that the embedded base knows are the population, four
+pictures each; subjects that it has never seen are new, each shown once, and measured on other backgrounds. All are
+called alike, so that only the weights can tell them apart. Interrupted, it goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from PIL import Image
+
+import sdkit
+from sdkit.report.sheet import contact_sheet
+
+BASE, PROMPT = "tiny", "sks"
+TAUGHT_ON, MEASURED_ON = ("white", "blue", "pink", "yellow"), ("black", "gray", "green")
+EVERY = 2  # of the base's drawings, how many make an identity
+TRAINING: dict[str, Any] = {
+    "identity_steps": 600,
+    "steps": 950,
+    "batch": 16,
+    "width": 128,
+    "blocks": 2,
+    "iterations": 2,
+    "identity_lr": 3e-3,
+    "lr": 1e-3,
+    "save_every": 100,
+}
+RELAXED, PLAIN = 40, 400
+RANK, LR = 4, 2e-3
+DRAWN = 4  # subjects on the contact sheet
+
+
+def population(emoji: Path, out: Path) -> Path:
+    """A folder of folders: every other drawing of the base's, on four backgrounds."""
+    concepts = sorted({path.name.partition("--")[0] for path in (emoji / "base").glob("*--noto--white.png")})
+    for concept in concepts[::EVERY]:
+        _copy(emoji / "base", concept, TAUGHT_ON, out / concept)
+    return out
+
+
+def _copy(source: Path, concept: str, backgrounds: tuple[str, ...], place: Path) -> Path:
+    place.mkdir(parents=True, exist_ok=True)
+    for background in backgrounds:
+        shutil.copy(source / f"{concept}--noto--{background}.png", place)
+    return place
+
+
+class Measuring:
+    """Measures new subjects, and remembers what it has measured.
+
+    Args:
+        emoji: the pictures.
+        out: where everything goes.
+        network: the hypernetwork.
+    """
+
+    def __init__(self, emoji: Path, out: Path, network: str) -> None:
+        self._out, self._network = out, network
+        self._file = out / "results.json"
+        self.results: dict[str, dict[str, float]] = json.loads(self._file.read_text()) if self._file.is_file() else {}
+        self.subjects = sorted(path.name for path in (emoji / "subjects").iterdir() if path.is_dir())
+        for subject in self.subjects:
+            _copy(emoji / "subjects" / subject, subject, ("white",), out / "one" / subject)
+            _copy(emoji / "subjects" / subject, subject, MEASURED_ON, out / "other" / subject)
+
+    def subject(self, subject: str, stranger: str) -> dict[str, float]:
+        """The held-out losses of a subject.
+
+        Args:
+            stranger: another one, whose prediction should not suit.
+        """
+        if subject not in self.results:
+            own = self._run(subject, subject, "predicted", steps=0)
+            other = self._run(stranger, subject, "stranger", steps=0)
+            relaxed = self._run(subject, subject, "relaxed", steps=RELAXED, lr=LR, rank=RANK)
+            short = self._lora(subject, RELAXED)
+            plain = self._lora(subject, PLAIN)
+            self.results[subject] = {
+                "base": plain.validation_before,
+                "another's prediction": other.validation,
+                "prediction": own.validation,
+                f"prediction and {RELAXED} steps": relaxed.validation,
+                f"LoRA, {RELAXED} steps": short.validation,
+                f"LoRA, {PLAIN} steps": plain.validation,
+            }
+            self._file.write_text(json.dumps(self.results, indent=1))
+        return self.results[subject]
+
+    def _run(self, shown: str, measured: str, name: str, **options: Any) -> Any:
+        given = {"as": "identity", "init": self._network, **options}
+        return self._train("hyperdreambooth", shown, measured, name, given)
+
+    def _lora(self, subject: str, steps: int) -> Any:
+        given = {"steps": steps, "lr": LR, "rank": RANK, "targets": "attention", "text_encoder": True}
+        return self._train("lora", subject, subject, f"lora-{steps}", given)
+
+    def _train(self, method: str, shown: str, measured: str, name: str, given: Mapping[str, Any]) -> Any:
+        out = self._out / "runs" / f"{measured}-{name}.safetensors"
+        folder, validation = self._out / "one" / shown, str(self._out / "other" / measured)
+        return sdkit.train(
+            method, BASE, folder, out.with_suffix(""), caption=PROMPT, validation=validation, force=True, **given
+        )
+
+    def drawn(self, subject: str) -> list[Image.Image]:
+        """The picture that was shown, and what base, prediction, short run and LoRA draw."""
+        shown = Image.open(next((self._out / "one" / subject).iterdir())).convert("RGB")
+        pictures = [shown]
+        for name in ("", "predicted", "relaxed", f"lora-{PLAIN}"):
+            run = self._out / "runs" / f"{subject}-{name}"
+            adapters = [run / f"{run.name}.safetensors"] if name else []
+            place = self._out / "drawn" / f"{subject}-{name or 'base'}.png"
+            place.parent.mkdir(exist_ok=True)
+            sdkit.generate(BASE, PROMPT, place, adapters=adapters, seed=3, steps=20, cfg=2.5, force=True)
+            pictures.append(Image.open(place).convert("RGB"))
+        return pictures
+
+
+def main() -> None:
+    """Train, measure, and print a table; draw a contact sheet."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.hyperdreambooth")
+    parser.add_argument("emoji", type=Path)
+    parser.add_argument("-o", "--output", type=Path, default=Path("runs/hyperdreambooth"))
+    parser.add_argument("--subjects", type=int, default=12)
+    asked = parser.parse_args()
+    people = population(asked.emoji, asked.output / "population")
+    network = asked.output / "network"
+    trained = sdkit.train("hyperdreambooth", BASE, people, network, caption=PROMPT, resume=True, **TRAINING)
+    measuring = Measuring(asked.emoji, asked.output, trained.output)
+    names = measuring.subjects[: asked.subjects]
+    results = [measuring.subject(name, names[index - 1]) for index, name in enumerate(names)]
+    print("| held-out loss | mean | better than the base |\n|---|---|---|")
+    for row in results[0]:
+        better = sum(result[row] < result["base"] for result in results)
+        print(f"| {row} | {fmean(result[row] for result in results):.4f} | {better} of {len(results)} |")
+    own = sum(result["prediction"] < result["another's prediction"] for result in results)
+    print(f"\nOwn prediction better than another's: {own} of {len(results)}.")
+    heads = ["shown", "base", "predicted", f"{RELAXED} steps more", f"LoRA, {PLAIN} steps"]
+    sheet = contact_sheet(heads, [(name, measuring.drawn(name)) for name in names[:DRAWN]])
+    sheet.save(asked.output / "hyperdreambooth.png", optimize=True)
+
+
+if __name__ == "__main__":
+    main()
