@@ -41,26 +41,31 @@ from sdkit.weights import Weights
 CHANGES = KINDS
 WORDS = True
 _DIFFUSERS = ("sd1", "sd2", "sdxl", "flux")  # it has no rules for SD3's
-_COMFYUI = ("sd1", "sd2", "sdxl", "sdxl-refiner", "sd3", "flux")  # whose names in diffusers it surely knows
+_OLDER = ("sd1", "sd2", "sdxl", "sdxl-refiner", "sd3", "flux")  # where nothing proves that later ones are read, too
 DIALECTS = (
     Dialect(
         ("a1111", "comfyui", "diffusers", "forge", "lycoris", "sd-scripts"),
         says="SDXL's U-Net and every transformer as in the single file",
         said=("invokeai", "onetrainer", "sd-next"),
-        families={"diffusers": (*_DIFFUSERS, "flux2", "z-image"), "lycoris": ("sd1", "sd2")},
+        families={
+            "diffusers": (*_DIFFUSERS, "flux2", "z-image"),
+            "lycoris": ("sd1", "sd2"),
+            "onetrainer": _OLDER,
+            "sd-next": _OLDER,
+        },
     ),
     Dialect(
         ("a1111", "comfyui", "diffusers", "forge", "lycoris"),
         name="diffusers-names",
         says="SDXL's U-Net and every transformer in diffusers' names",
         said=("onetrainer",),
-        families={"comfyui": _COMFYUI, "diffusers": _DIFFUSERS, "lycoris": ("sd1", "sd2", "sdxl")},
+        families={"comfyui": _OLDER, "diffusers": _DIFFUSERS, "lycoris": ("sd1", "sd2", "sdxl"), "onetrainer": _OLDER},
     ),
     Dialect(
         ("comfyui", "lycoris"),
         name="wrapper",
         says="as LyCORIS names what it wraps: one component, diffusers' names",
-        families={"comfyui": _COMFYUI},
+        families={"comfyui": _OLDER},
     ),
 )
 

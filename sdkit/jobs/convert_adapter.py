@@ -14,7 +14,7 @@ from sdkit.adapters.builder import reads
 from sdkit.adapters.difference import Located
 from sdkit.adapters.ranks import RankRule
 from sdkit.adapters.recast import recast
-from sdkit.conversion.adapter import USUAL_RULE, Approximation, Fitted, Fitting
+from sdkit.conversion.adapter import USUAL_RULE, Approximation, Fitted, Fitting, kind_of
 from sdkit.conversion.adapter_proof import AdapterProof, prove_adapter
 from sdkit.conversion.rest import Dropped
 from sdkit.core.errors import SdkitError, UsageError
@@ -89,7 +89,7 @@ class AdapterConversion(Report):
         family: its family; empty where nothing told.
         was: the format it had.
         to: the format, with the dialect behind a colon, that was written.
-        programs: those that read it.
+        programs: those that apply all of it.
         consumed: tensors of the source that went in.
         renamed: how many tensors written have names the source has not; None in a dry run.
         dropped: what was not written, and why.
@@ -206,7 +206,7 @@ def _convert_one(
             family=family,
             was=source.format,
             to=f"{format.name}:{dialect.name}" if dialect.name else format.name,
-            programs=dialect.programs,
+            programs=_readers(fitted.artifact, format, dialect, family),
             consumed=sum(not _is_left(name, source.unmatched) for name in weights.tensors),
             renamed=None,
             dropped=tuple(_dropped(source, fitted)),
@@ -305,6 +305,13 @@ def _with_alpha(artifact: Artifact, alpha: float | None) -> Artifact:
         raise UsageError(f"{artifact.source.path}: states its alphas", "leave --network-alpha out")
     told = {target: replace(delta, scale=alpha / (delta.rank or 1)) for target, delta in unstated.items()}  # type: ignore[type-var]
     return replace(artifact, deltas={**artifact.deltas, **told}, scale_known=True)
+
+
+def _readers(written: Artifact, format: Format, dialect: Dialect, family: str) -> tuple[str, ...]:
+    """The programs that apply all of what is written in this dialect, for models of this family."""
+    kinds = {kind_of(delta) for delta in written.deltas.values()}
+    told = replace(format, dialects=(dialect,)).readers(kinds, family, pickled=dialect.suffix == ".pt")
+    return tuple(program for program in dialect.programs if not told[program])
 
 
 def _check_names(source: Artifact, model: Model | None, family: str, format: Format) -> None:

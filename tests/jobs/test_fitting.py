@@ -46,6 +46,7 @@ def test_a_lora_of_another_size_than_the_usual_is_converted_and_described(tmp_pa
     report = sdkit.convert(path, "diffusers", tmp_path / "d.safetensors")
     modules = {key.partition(".lora_")[0] for key in models.load(report.output)}
     assert modules == {f"transformer.transformer_blocks.0.attn.to_{part}" for part in "qkv"}
+    assert sdkit.convert(path, "kohya", tmp_path / "k.safetensors").programs == ("comfyui", "diffusers")
 
 
 def test_a_checkpoint_of_a_family_whose_adapters_alone_are_read_is_refused(tmp_path):
