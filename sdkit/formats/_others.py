@@ -34,20 +34,11 @@ def _rules() -> Iterator[Rule]:
     for family, layer, width, ratio in (
         ("chroma", r"distilled_guidance_layer_", None, None),
         ("flux2", r"(?:double|single)_stream_modulation", None, None),
-        (
-            "flux2",
-            r"single_transformer_blocks_\d+_attn_to_(?:qkv_mlp_proj|out(?!_0))|transformer_blocks_\d+_ff\w*_linear_(?:in|out)",
-            None,
-            None,
-        ),
+        ("flux2", r"single_transformer_blocks_\d+_attn_to_(?:qkv_mlp_proj|out(?!_0))", None, None),
+        ("flux2", r"transformer_blocks_\d+_ff\w*_linear_(?:in|out)", None, None),
         ("flux2", r"double_blocks_\d+_(?:img|txt)_mlp_0", None, 6),
         ("flux2", r"single_blocks_\d+_linear1", None, 9),
-        (
-            "flux2",
-            r"transformer_blocks_\d+_attn_(?:to|add)_[qkv]",
-            6144,
-            None,
-        ),
+        ("flux2", r"transformer_blocks_\d+_attn_(?:to|add)_[qkv]", 6144, None),
         # No other family's double blocks are as wide as dev's and klein's; the small klein is narrow inside them.
         ("flux2", r"double_blocks_\d+_(?:img|txt)_(?:attn|mlp)", 4096, None),
         ("flux2", r"double_blocks_\d+_(?:img|txt)_(?:attn|mlp)", 6144, None),
