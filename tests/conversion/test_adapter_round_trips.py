@@ -18,7 +18,7 @@ from sdkit.formats import described, formats, read_adapter
 from sdkit.jobs.merge_checks import known_model
 from sdkit.weights import open_weights
 
-# These have tests of their own: the first needs every layer, the second lies within bases, the third is of one component.
+# Tested elsewhere: the first needs every layer, the second lies within bases, the third is of one component.
 NARROW = ("cloneofsimo", "lidb", "kohya:wrapper")
 FORMATS = [
     f"{format.name}:{dialect.name}" if dialect.name else format.name
