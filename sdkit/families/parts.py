@@ -158,10 +158,9 @@ def _find_vae(shapes: Mapping[str, Shape], oddities: list[str]) -> Part | None:
 
 def _find_texts(shapes: Mapping[str, Shape], oddities: list[str]) -> tuple[Part, ...]:
     found = []
-    for key in shapes:
-        style = next((style for style, anchor in _TEXT_ANCHORS.items() if key.endswith(anchor)), None)
-        if style is None:
-            continue
+    anchors = tuple(_TEXT_ANCHORS.values())
+    for key in (key for key in shapes if key.endswith(anchors)):
+        style = next(style for style, anchor in _TEXT_ANCHORS.items() if key.endswith(anchor))
         stem = key.removesuffix(_TEXT_ANCHORS[style])
         names = Names(shapes, stem)
         try:

@@ -59,10 +59,14 @@ def stored(name: str) -> Stored | None:
 
 def looks_so(weights: Weights, *, factors: bool) -> bool:
     """Whether a file holds attention's weights, or their factors, and nothing but words beside them."""
-    entries = [entry for name in weights.tensors if (entry := stored(name)) is not None]
-    others = [name for name in weights.tensors if stored(name) is None]
-    right = bool(entries) and all(bool(entry.factor) == factors for entry in entries)
-    return right and all(name == ROWS or _WORD.fullmatch(name) for name in others)
+    found = False
+    for name in weights.tensors:  # most files show with their first name that they are something else
+        entry = stored(name)
+        if entry is not None and bool(entry.factor) == factors:
+            found = True
+        elif entry is not None or not (name == ROWS or _WORD.fullmatch(name)):
+            return False
+    return found
 
 
 def single_file_names(model: Model | None) -> dict[str, str]:

@@ -105,7 +105,8 @@ def claimed_family(weights: Weights) -> str | None:
 
 
 def _from_cross_attention(weights: Weights) -> Iterator[tuple[str, str]]:
-    for name, info in weights.tensors.items():
+    attention = weights.tensors.items() if weights.mentions("attn2") else ()
+    for name, info in attention:
         named = _CROSS_ATTENTION.fullmatch(name) and _INPUT_SIDE.fullmatch(name) and not _TRANSFORMER.match(name)
         if named and len(info.shape) >= 2 and info.shape[1] in _TEXT_WIDTHS:
             width = info.shape[1]

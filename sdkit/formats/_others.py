@@ -64,11 +64,13 @@ def _rules() -> Iterator[Rule]:
 
 
 RULES = tuple(_rules())
+_ANY = re.compile("|".join(rule.layer.pattern for rule in RULES))  # one look at most layers is enough
 _PREFIX = re.compile(
     r"(?:model\.diffusion_model\.|diffusion_model\.|base_model\.model\.|transformer\.|unet\."
     r"|lora_unet_+|lora_transformer_|lycoris_)+"
 )
 _DOWN = re.compile(r"(?P<module>.+)\.(?:lora_down|lora_A(?:\.default)?|lora\.down|lora_linear_layer\.down)\.weight")
+_DOWN_ENDS = (".lora_down.weight", ".lora_A.weight", ".default.weight", ".down.weight")
 _UP = {
     "lora_down": "lora_up",
     "lora_A": "lora_B",
@@ -80,7 +82,9 @@ _UP = {
 def other_family(weights: Weights) -> Iterator[tuple[str, str]]:
     """The family and the evidence, where one of the rules holds for a layer that the file changes."""
     layers = [(name, info, layer) for name, info in weights.tensors.items() if (layer := _layer(name)) is not None]
+    layers = [entry for entry in layers if _ANY.match(entry[2])]
     others = [(name, info, _flat(name)) for name, info in weights.tensors.items() if _layer(name) is None]
+    others = [entry for entry in others if _ANY.match(entry[2])]
     for rule in RULES:  # of other kinds of change than LoRA the shapes do not say how wide a layer is
         named = rule.width is None and rule.ratio is None
         for name, info, layer in [*layers, *others] if named else layers:
@@ -90,7 +94,7 @@ def other_family(weights: Weights) -> Iterator[tuple[str, str]]:
 
 def _layer(name: str) -> str | None:
     """The flat name of the layer whose input a tensor belongs to, without any prefix."""
-    match = _DOWN.fullmatch(name)
+    match = _DOWN.fullmatch(name) if name.endswith(_DOWN_ENDS) else None
     return _flat(match["module"]) if match else None
 
 

@@ -53,7 +53,7 @@ Pairs = dict[int, dict[str, TensorInfo]]
 
 def detect(weights: Weights) -> Verdict:
     """Recognised by names like ``unet:0:up``, or by a bare list of pairs of thin matrices."""
-    count = sum(1 for name in weights.tensors if _KEY.fullmatch(name))
+    count = sum(1 for name in weights.tensors if _KEY.fullmatch(name)) if weights.mentions(":") else 0
     if count:
         return Verdict(True, f"{count} tensors are named like unet:0:up")
     if _is_list_of_pairs(weights):

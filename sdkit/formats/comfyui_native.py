@@ -41,7 +41,8 @@ _BARE_ROLES = frozenset({"weight", "bias"})  # a checkpoint's own tensors end so
 
 def detect(weights: Weights) -> Verdict:
     """Recognised by a factor of a module that lies in ComfyUI's models."""
-    count = sum(1 for name in weights.tensors if (split := _split(name)) and split[1] not in _BARE_ROLES)
+    names = weights.tensors if weights.mentions(_UNET, "text_encoders.") else ()
+    count = sum(1 for name in names if (split := _split(name)) and split[1] not in _BARE_ROLES)
     if count:
         return Verdict(True, f"{count} tensors are named like diffusion_model.….lora_down.weight")
     return Verdict(False, "no tensor is named like diffusion_model.….lora_down.weight")

@@ -81,7 +81,7 @@ def check(artifact: Artifact, model: Model | None) -> None:
 
 def names_weights(weights: Weights) -> bool:
     """Whether a tensor is named as diffusers names a trained one."""
-    return any(_DIFFUSERS.fullmatch(name) for name in weights.tensors)
+    return weights.mentions("_custom_diffusion") and any(_DIFFUSERS.fullmatch(name) for name in weights.tensors)
 
 
 def is_empty_entry(name: str, info: TensorInfo) -> bool:

@@ -39,6 +39,8 @@ _OLD = re.compile(
 _ALPHA = re.compile(
     r"(?P<module>.+?)(?:\.processor)?(?:\.(?P<slot>to_(?:q|k|v|out))_lora|\.lora|\.lora_linear_layer)?\.alpha"
 )
+# One of these is in every factor's name, as it stands in a file: the last two are taken out of it.
+_FACTORS = (".lora_A.", ".lora_B.", "_lora.", ".lora.", ".lora_linear_layer.", "_orig_mod.", "base_model.model.")
 _SIDES = {"down": "A", "up": "B"}
 _TEXT_SLOTS = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 _COMPONENT = re.compile(r"(?:unet|text_encoder(?:_\d)?|transformer(?:_\d)?|prior|controlnet)\.")
@@ -53,7 +55,8 @@ def detect(weights: Weights) -> Verdict:
     """Recognised by factors named after diffusers' modules. A folder of PEFT's is left to its own codec."""
     if CONFIG in weights.configs:
         return Verdict(False, "adapter_config.json makes it a folder of PEFT's")
-    count = sum(1 for name in weights.tensors if _factor(name) is not None)
+    names = weights.tensors if weights.mentions(*_FACTORS) else ()
+    count = sum(1 for name in names if _factor(name) is not None)
     if count:
         return Verdict(True, f"{count} tensors are named like unet.….lora_A.weight or unet.….to_q_lora.down.weight")
     return Verdict(False, "no tensor is named like unet.….lora_A.weight or unet.….to_q_lora.down.weight")

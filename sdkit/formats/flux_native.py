@@ -45,7 +45,8 @@ _SINGLE_QKV = ("to_q", "to_k", "to_v")
 
 def detect(weights: Weights) -> Verdict:
     """Recognised by a factor of a module of FLUX.1 as its makers name it, with no program's prefix."""
-    count = sum(1 for name in weights.tensors if _split(name) is not None)
+    names = weights.tensors if weights.mentions("_blocks.", "_in.", "final_layer.") else ()
+    count = sum(1 for name in names if _split(name) is not None)
     if count:
         return Verdict(True, f"{count} tensors are named like {_LIKE}")
     return Verdict(False, f"no tensor is named like {_LIKE}")

@@ -46,7 +46,7 @@ _DROPOUT = 0.3  # where a file only says that there is some
 
 def detect(weights: Weights) -> Verdict:
     """Recognised by names like ``768.0.linear.0.weight``."""
-    count = sum(1 for name in weights.tensors if _KEY.fullmatch(name))
+    count = sum(1 for name in weights.tensors if _KEY.fullmatch(name)) if weights.mentions(".linear") else 0
     if count:
         return Verdict(True, f"{count} tensors are named like 768.0.linear.0.weight")
     return Verdict(False, "no tensor is named like 768.0.linear.0.weight")

@@ -41,7 +41,8 @@ _IMG_IN = "transformer.img_in"
 
 def detect(weights: Weights) -> Verdict:
     """Recognised by a kohya factor of a module that is named with its dots, behind no program's prefix."""
-    count = sum(1 for name in weights.tensors if (split := _split(name)) and split[1] in LORA[:2])
+    names = weights.tensors if weights.mentions("unet.", "transformer.", "clip_", "t5.") else ()
+    count = sum(1 for name in names if (split := _split(name)) and split[1] in LORA[:2])
     if count:
         return Verdict(True, f"{count} tensors are named like unet.….lora_down.weight, with dots and no underscores")
     return Verdict(False, "no tensor is named like unet.….lora_down.weight or clip_l.….lora_down.weight")

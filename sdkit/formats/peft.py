@@ -142,7 +142,8 @@ def detect(weights: Weights) -> Verdict:
         return Verdict(False, f"adapter_config.json says {strange[:40]}; of PEFT's kinds {', '.join(_KINDS)} are read")
     if kinds:
         return Verdict(True, f"adapter_config.json says {' and '.join(kinds)}")
-    if any(name.startswith("base_model.model.") for name in weights.tensors):
+    start = "base_model.model."
+    if weights.mentions(start) and any(name.startswith(start) for name in weights.tensors):
         return Verdict(False, "its names are PEFT's, but alpha is in adapter_config.json: open the folder of both")
     return Verdict(False, "there is no adapter_config.json")
 

@@ -99,7 +99,7 @@ def add_bundled(builder: ArtifactBuilder, name: str, info: TensorInfo) -> None:
 def detect(weights: Weights) -> Verdict:
     """Recognised when every tensor is a vector, or a few rows, as wide as a text encoder's tokens."""
     tensors = weights.tensors
-    if any(name.startswith(_A1111) for name in tensors):
+    if weights.mentions(_A1111) and any(name.startswith(_A1111) for name in tensors):
         return Verdict(True, "it holds string_to_param, as A1111's embeddings do")
     if not tensors or len(tensors) > _MAX_TOKENS:
         return Verdict(False, f"{len(tensors)} tensors are too many, or too few, for an embedding")

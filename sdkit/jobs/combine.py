@@ -42,6 +42,7 @@ from sdkit.jobs.algebra import (
 )
 from sdkit.jobs.inputs import parent_of
 from sdkit.jobs.merge_checks import check_is_not_input
+from sdkit.jobs.pull import local_path, optional_path
 from sdkit.jobs.record import recorded
 from sdkit.streaming.expression import torch_dtype
 from sdkit.weights import DType, open_weights
@@ -104,7 +105,8 @@ def combine(
     rank, and the report states the error.
 
     Args:
-        adapters: paths, ``(path, strength)`` pairs or a mapping path → strength; the first decides the format.
+        adapters: paths, ``(path, strength)`` pairs or a mapping path → strength; the first decides the format. A
+            registered name or a reference to a hub stands for a path.
         output: the file to write (PEFT: the folder); default ``A+B.safetensors`` in the current directory.
         rank: a rank, or a rule that finds one for each module.
         options: see `Options`.
@@ -144,8 +146,8 @@ def resize(
         rank: a rank, or a rule that finds one for each module.
         options: see `Options`.
     """
-    path = Path(adapter)
     rule = _rule(rank)
+    path = local_path(adapter)
     suffix = f"rank{rule.rank}" if rule.fixed else "resized"
     return _Sum("resize", [(path, 1.0)], f"{stem(path)}-{suffix}", rule, _Options(**options)).run(output)
 
@@ -157,9 +159,9 @@ def scale(
 
     Only alpha changes where there is one, so the factors keep every bit.
     """
-    path = Path(adapter)
     if factor == 0 or not math.isfinite(factor):
         raise UsageError(f"a factor of {factor:g} leaves no adapter", "readers take an alpha of 0 for a missing one")
+    path = local_path(adapter)
     return _Sum("scale", [(path, factor)], f"{stem(path)}-x{factor:g}", None, _Options(**options)).run(output)
 
 
@@ -189,6 +191,7 @@ class _Sum:
         self._began = time.perf_counter()
         self._verb, self._pairs, self._name, self._options = verb, pairs, name, options
         self._rule = _rule(rank) if rank is not None else None
+        self._base = optional_path(options.base)
         self._norms: dict[Target, float] = {}
         self._cuts: dict[Target, Cut] = {}
 
@@ -201,14 +204,13 @@ class _Sum:
             check_result(target, format, force=self._options.force)
             result = self._result(opened, format)
             report = finish(result, target, self._began, force=self._options.force, dry_run=self._options.dry_run)
-            return recorded(report, [*self._pairs, self._options.base])
+            return recorded(report, [*self._pairs, self._base])
 
     def _open(self, stack: ExitStack) -> Opened:
         options, paths = self._options, [path for path, _ in self._pairs]
-        base = Path(options.base) if options.base is not None else None
         # One adapter in its own format needs no model: its modules keep the names they have.
-        names = len(paths) > 1 or options.format is not None or base is not None
-        opened = open_adapters(paths, stack, base=base, names=names, allow_unmatched=options.allow_unmatched)
+        names = len(paths) > 1 or options.format is not None or self._base is not None
+        opened = open_adapters(paths, stack, base=self._base, names=names, allow_unmatched=options.allow_unmatched)
         first = opened.artifacts[0].format
         if opened.model is None and (options.format or first) != first:
             raise SdkitError(f"{paths[0]}: its model is needed to write it as {options.format}", "name it with --base")
@@ -316,9 +318,9 @@ class _Sum:
         return {**described(opened.model, opened.family), **facts} if opened.family else facts
 
     def _base_parent(self) -> tuple[dict[str, object], ...]:
-        if self._options.base is None:
+        if self._base is None:
             return ()
-        with open_weights(Path(self._options.base)) as weights:
+        with open_weights(self._base) as weights:
             return (parent_of(weights, role="base"),)
 
     def _recipe(self, parents: Sequence[Mapping[str, object]]) -> dict[str, object]:
@@ -372,10 +374,10 @@ def _widest(artifacts: Sequence[Artifact]) -> DType:
 def _pairs(adapters: Adapters) -> list[tuple[Path, float]]:
     """Every adapter with its strength; 1 where none was given."""
     entries = list(adapters.items()) if isinstance(adapters, Mapping) else list(adapters)
-    pairs = [(Path(entry[0]), float(entry[1])) if isinstance(entry, tuple) else (Path(entry), 1.0) for entry in entries]
+    pairs = [(entry[0], float(entry[1])) if isinstance(entry, tuple) else (entry, 1.0) for entry in entries]
     if len(pairs) < 2:
         raise UsageError("only one adapter was given", "sdkit merge LORA LORA=0.5; `sdkit scale` changes a single one")
     for path, strength in pairs:
         if not math.isfinite(strength):
             raise UsageError(f"{path}: the strength {strength} is no finite number")
-    return pairs
+    return [(local_path(path), strength) for path, strength in pairs]

@@ -27,6 +27,7 @@ from sdkit.families.spell import spellings
 from sdkit.jobs.convert_adapter import AdapterConversion, AdapterOptions, convert_adapter
 from sdkit.jobs.inputs import is_adapter, parent_of
 from sdkit.jobs.merge_checks import check_is_not_input
+from sdkit.jobs.pull import local_path, optional_path
 from sdkit.jobs.record import recorded
 from sdkit.streaming import OutputFile, Stream
 from sdkit.weights import Weights, open_weights
@@ -125,7 +126,7 @@ def convert(
 
     Args:
         source: a safetensors file, a pickled checkpoint, a shard index, a diffusers folder or a component's; an
-            adapter in any format.
+            adapter in any format. Like `bake_vae`, `parts` and `base` a path, a registered name or a reference.
         to: a layout (``single``, ``diffusers``) or an adapter's format (``kohya``, ``peft``, ``diffusers``, …), or a
             program that reads it (``comfyui``, ``a1111``, ``invokeai``, …).
         output: the file or folder to write; default: the source's name in the current directory.
@@ -164,23 +165,26 @@ def convert(
         SdkitError: whatever is wrong, with a hint. No output is left behind, and inputs are never touched.
     """
     began = time.perf_counter()
+    element, shard_bytes = parse_dtype(dtype), parse_size(shard_size)
+    check_variant(variant)
+    path = local_path(source, progress)  # all that can be wrong without it is known to be right
     for_adapters = AdapterOptions(
-        Path(base) if base is not None else None,
+        optional_path(base, progress),
         family,
         network_alpha,
         rank,
         allow_lossy,
         keep_training_metadata,
         prune,
-        parse_dtype(dtype),
+        element,
     )
     folders = {"configs": configs, "tokenizer": tokenizer}
     for_checkpoints = {"only": only, "ema": ema, "bake_vae": bake_vae, "prediction": prediction}
     for_checkpoints |= {"part": bool(parts), "variant": variant, "shard_size": shard_size}
-    if is_adapter(Path(source)):
+    if is_adapter(path):
         _check_unused({**for_checkpoints, **folders}, "a checkpoint")
         place = Path(output) if output is not None else None
-        with open_weights(Path(source)) as opened:
+        with open_weights(path) as opened:
             return convert_adapter(
                 opened, to, place, for_adapters, verify=verify, force=force, dry_run=dry_run, progress=progress
             )
@@ -188,12 +192,8 @@ def convert(
     name, target = load_target(to)
     only = only.replace("-", "_") if only else None
     named = {key: Path(folder) for key, folder in folders.items() if folder is not None}
-    check_variant(variant)
-    settings = Settings(
-        only, parse_dtype(dtype), prune, prediction, **named, variant=variant, shard_bytes=parse_size(shard_size)
-    )
+    settings = Settings(only, element, prune, prediction, **named, variant=variant, shard_bytes=shard_bytes)
     with ExitStack() as stack:
-        path = Path(source)
         weights = stack.enter_context(open_weights(path))
         given = read_configs(settings.configs) if settings.configs else None
         whole = read_checkpoint(weights, family=family, configs=given, leftovers=_leftovers(stack, weights))
@@ -256,11 +256,11 @@ def _put_in(
     """The checkpoint with the parts of other files in it; these files, and what each is for."""
     others: list[tuple[Weights, str]] = []
     if vae is not None:
-        other = _other(stack, Path(vae), chosen)
+        other = _other(stack, local_path(vae), chosen)
         chosen = with_vae(chosen, other)
         others.append((other.weights, "vae"))
     for part in parts:
-        other = _other(stack, Path(part), chosen)
+        other = _other(stack, local_path(part), chosen)
         chosen, role = with_part(chosen, other)
         others.append((other.weights, role))
     return chosen, others

@@ -32,6 +32,7 @@ from sdkit.jobs.algebra import (
 )
 from sdkit.jobs.inputs import parent_of
 from sdkit.jobs.merge_checks import check_is_not_input, known_model
+from sdkit.jobs.pull import local_path
 from sdkit.jobs.record import recorded
 from sdkit.streaming.expression import torch_dtype
 from sdkit.streaming.quantised import quantisation_scale
@@ -98,7 +99,7 @@ def extract(
     module is decomposed on its own, so memory does not grow with the checkpoints.
 
     Args:
-        tuned: the changed checkpoint.
+        tuned: the changed checkpoint; like `base` a path, a registered name or a reference to a hub.
         base: what it was changed from.
         output: the file to write (PEFT: the folder); default ``TUNED-lora.safetensors`` in the current directory.
         rank: of every module, default 32; with `ratio` or `error` the largest one allowed, default 128.
@@ -121,14 +122,16 @@ def extract(
         raise UsageError(f"a rank of {conv_rank} for convolutions makes no sense", "0 leaves them out")
     if format != "kohya" and (tucker or diffs):
         raise UsageError(f"{'tucker' if tucker else 'diffs'} needs kohya's format", "leave out --format, or the option")
-    target = Path(output) if output is not None else default_name(f"{stem(Path(tuned))}-lora", format)
-    check_is_not_input(target, [Path(tuned), Path(base)])
+    rule, progress = _rule(rank, ratio, error), progress or NoProgress()
+    first, second = local_path(tuned, progress), local_path(base, progress)
+    target = Path(output) if output is not None else default_name(f"{stem(first)}-lora", format)
+    check_is_not_input(target, [first, second])
     check_result(target, format, force=force)
     with ExitStack() as stack:
-        job = _Extract(Path(tuned), Path(base), stack, _rule(rank, ratio, error), dtype)
-        result = job.run(conv_rank, tucker, diffs, format, threads, progress or NoProgress())
+        job = _Extract(first, second, stack, rule, dtype)
+        result = job.run(conv_rank, tucker, diffs, format, threads, progress)
         report = finish(result, target, job.began, force=force, dry_run=dry_run)
-        return recorded(report, [tuned, base])
+        return recorded(report, [first, second])
 
 
 def _rule(rank: int | None, ratio: float | None, error: float | None) -> RankRule:

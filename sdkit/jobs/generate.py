@@ -16,15 +16,16 @@ from sdkit.core.events import Drawing, Event
 from sdkit.core.memory import peak_memory_mib
 from sdkit.core.report import Report
 from sdkit.families import identify
-from sdkit.families.bases import resolve_base
 from sdkit.families.family import Model
 from sdkit.generation.parameters import Parameters, png, read_settings
 from sdkit.generation.pictures import Watch, check_request, checked, draw
 from sdkit.generation.prompt import Tag, parse_prompt, split_tags, without_folders
 from sdkit.generation.request import Request
+from sdkit.hubs import is_reference
 from sdkit.jobs.edited import CROSS_REPLACE, SELF_REPLACE, EditedPicture
 from sdkit.jobs.find_adapter import Shelf, open_shelf
 from sdkit.jobs.live_adapters import Dose, Library, UsedAdapter, live, plain_names
+from sdkit.jobs.pull import local_path
 from sdkit.report.sheet import contact_sheet
 from sdkit.runtime.image_tower import text_projections
 from sdkit.runtime.load import backbone_class, load_backbone
@@ -124,7 +125,7 @@ def generate(
     What is left open of `negative` … `clip_skip` is as in `like`, else as in `sdkit.generation.request.Request`.
 
     Args:
-        base: a checkpoint, a diffusers folder, or ``tiny``.
+        base: a checkpoint or a diffusers folder, by its path, registered name or a reference to a hub; or ``tiny``.
         prompt: one or several, in the syntax of `sdkit.generation.prompt`.
         output: the file; several pictures are numbered, ``picture-1.png``.
         negative: what the pictures should not show; by default, where the prompt calls an embedding that is one of a
@@ -138,7 +139,8 @@ def generate(
         sampler: by its name in `sdkit.generation.samplers`.
         clip_skip: layer of the text encoder, counted from the end.
         like: a picture that says what it was drawn with.
-        adapters: live beside those the prompts name: paths, ``(path, strength)`` pairs, or path → strength.
+        adapters: live beside those the prompts name: paths, ``(path, strength)`` pairs, or path → strength; a name or
+            a reference stands for a path.
         inversion: an inverted picture, which is drawn again, or edited where `prompt` says something else than its
             own; it brings steps, sampler, size and noise, and `cfg` where none is given.
         cross_replace: of an edit, the share of the steps whose attention over the text is taken over from the picture.
@@ -170,9 +172,11 @@ def generate(
     prompts = _prompts(prompt, settings.pop("prompt", None))
     if count < 1 or batch < 1:
         raise UsageError(f"{'count' if count < 1 else 'batch'} must be at least 1")
+    request, pairs = Request("", **settings), _pairs(adapters)
+    named = [(_local(adapter), strength) for adapter, strength in pairs]
     job = _Job(
-        resolve_base(base),
-        Request("", **settings),
+        local_path(base),
+        request,
         count,
         Path(output),
         grid,
@@ -184,7 +188,7 @@ def generate(
         edited,
     )
     with ExitStack() as stack:
-        plan = job.plan(stack, prompts, _pairs(adapters), open_shelf(Path(folder) if folder is not None else None))
+        plan = job.plan(stack, prompts, named, open_shelf(Path(folder) if folder is not None else None))
         if not dry_run:
             backbone = _loaded(job.base, prediction, device, precision)
             pictures = job.draw(backbone, plan)
@@ -226,6 +230,11 @@ def _pairs(adapters: Adapters) -> list[tuple[str, float]]:
         if not math.isfinite(strength):
             raise UsageError(f"{name}: the strength {strength} is no finite number")
     return pairs
+
+
+def _local(adapter: str) -> str:
+    """A reference to a hub is pulled; files and names are looked for as those of a prompt are."""
+    return os.fspath(local_path(adapter)) if is_reference(adapter) else adapter
 
 
 def _loaded(base: Path, prediction: str | None, device: str, precision: str) -> Backbone:

@@ -141,6 +141,11 @@ def local_path(given: PathLike, progress: Progress | None = None, tell: Callable
     return path
 
 
+def optional_path(given: PathLike | None, progress: Progress | None = None) -> Path | None:
+    """The same for what may be left out."""
+    return None if given is None else local_path(given, progress)
+
+
 # What this process was given as references: path → what recipes say of it. A file given by its path is named by its
 # content alone, so the same command makes the same bytes whatever was pulled before.
 _SOURCES: dict[str, dict[str, str]] = {}

@@ -23,21 +23,19 @@ from sdkit.hubs._card import MARK, About, Sample, write_card
 from sdkit.hubs.hub import PublishingHub, Upload
 from sdkit.hubs.names import below, clean_name
 from sdkit.jobs.pull import WEIGHTS
-from sdkit.registry.facts import Facts, look_at
+from sdkit.jobs.push_files import weights_to_publish
+from sdkit.registry.facts import look_at
 from sdkit.registry.names import resolve
 from sdkit.registry.registry import is_on, open_registry
-from sdkit.registry.rows import Model, Source
+from sdkit.registry.rows import Model, Publication, Source
 from sdkit.registry.sidecars import find_previews
 from sdkit.weights import open_weights
 from sdkit.weights.atomic_folder import AtomicFolder
 from sdkit.weights.metadata import VERSION_KEY, read_recipe
-from sdkit.weights.retag import with_metadata
 
 PathLike = str | os.PathLike[str]
 
 _CARD = "README.md"
-_CAPTIONS = "ss_tag_frequency"
-_PATH = re.compile(r"(?i)(/home/|/users/|/root/|/mnt/|/workspace|/content/|[a-z]:\\+\w|file://)")
 _REPOSITORY = re.compile(r"hf:([\w.-]+/[\w.-]+)")
 _MOST_SAMPLES = 8
 
@@ -104,7 +102,7 @@ def push(
         model: a path, or the name of a registered model.
         reference: where to: ``hf:user/repo``, or ``civitai:``, which lets no program publish.
         output: the folder for what a person publishes by hand; default: NAME-HUB.
-        to: formats to convert it to, as `convert` knows them; default: as it is.
+        to: formats to convert it to, as `convert` knows them, each proven before anything goes up; default: as it is.
         licence: an identifier such as ``apache-2.0``; default: what the registry knows.
         base_model: repositories it was made for or from; default: those its recipe names.
         samples: pictures to show; default: those beside the model and of its training run.
@@ -127,7 +125,7 @@ def push(
     name = known.entry.name if known else path.stem
     with ExitStack() as stack:
         work = Path(stack.enter_context(TemporaryDirectory(prefix="sdkit-push-")))
-        uploads, notes = _weights(facts, name, to, work, progress)
+        uploads, notes = weights_to_publish(facts, name, to, work, progress)
         pictures, shown = _samples(path, samples)
         files = tuple(map(_pushed, uploads))
         told = About(
@@ -165,8 +163,8 @@ def push(
                 progress=progress,
             )
             page = published.page
-            if not create_pr:
-                notes += tuple(_remember(path, reference, published.revision, page, uploads, progress))
+            where = Publication(reference, published.revision, page, tuple(one.name for one in uploads))
+            notes += tuple(_remember(path, where, uploads, progress, is_source=not create_pr))
         files += tuple(map(_pushed, everything[len(uploads) :]))
     return PushReport(
         model=str(path),
@@ -239,59 +237,6 @@ def _sources(parent: Mapping[str, Any]) -> list[str]:
 # Files
 
 
-def _weights(
-    facts: Facts, name: str, to: Sequence[str], work: Path, progress: Progress
-) -> tuple[list[Upload], tuple[str, ...]]:
-    """The weights in every form asked for, and what was done to their metadata."""
-    if not to:
-        source, notes = _without_paths(facts.path, work, progress)
-        return list(_uploads(source, clean_name(name))), notes
-    from sdkit.jobs.convert import convert
-
-    uploads: list[Upload] = []
-    for form in to:
-        folder = work / form
-        folder.mkdir()
-        report = convert(facts.path, form, folder / f"{clean_name(name)}{_ending(form, facts)}", progress=progress)
-        made = Path(report.output)
-        inside = "" if len(to) == 1 or made.is_file() else f"{clean_name(form)}/"
-        stem = clean_name(name) if len(to) == 1 else f"{clean_name(name)}-{clean_name(form)}"
-        uploads += [replace(one, name=f"{inside}{one.name}") for one in _uploads(made, stem)]
-    return uploads, ()
-
-
-def _ending(form: str, facts: Facts) -> str:
-    return "" if form in ("diffusers", "peft") and facts.kind in ("checkpoint", "component") else ".safetensors"
-
-
-def _uploads(path: Path, stem: str) -> Iterator[Upload]:
-    """A file under the model's name, or all files of a folder."""
-    if path.is_file():
-        yield Upload(f"{stem}{path.suffix.lower()}", path)
-        return
-    for file in sorted(path.rglob("*")):
-        relative = file.relative_to(path)
-        if file.is_file() and not any(part.startswith(".") for part in relative.parts) and relative.name != _CARD:
-            yield Upload(relative.as_posix(), file)
-
-
-def _without_paths(path: Path, work: Path, progress: Progress) -> tuple[Path, tuple[str, ...]]:
-    """The file, or a copy without those entries of its header that tell of this or another person's folders."""
-    if path.is_dir() or path.suffix.lower() != ".safetensors":
-        return path, ()
-    with open_weights(path) as weights:
-        metadata = dict(weights.metadata)
-    notes = []
-    if _CAPTIONS in metadata:
-        notes.append(f"its header holds the words of the captions ({_CAPTIONS}), which web UIs show")
-    private = sorted(key for key, value in metadata.items() if _PATH.search(value) and not key.startswith("sdkit."))
-    if not private:
-        return path, tuple(notes)
-    kept = {key: value for key, value in metadata.items() if key not in private}
-    notes.append(f"left out of its header, for they hold paths: {', '.join(private)}")
-    return with_metadata(path, work / path.name, kept, progress), tuple(notes)
-
-
 def _pushed(upload: Upload) -> PushedFile:
     """A file with the sha256 it can be checked by, where it holds weights."""
     content, sha256 = upload.content, ""
@@ -344,20 +289,32 @@ def _doubts(about: About, card: str) -> Iterator[str]:
 # Afterwards
 
 
+def _is_of(upload: Upload, path: Path) -> bool:
+    """Whether these are the bytes that lie at `path`, which may be a folder."""
+    return isinstance(upload.content, Path) and upload.content.is_relative_to(path)
+
+
 def _remember(
-    path: Path, reference: str, revision: str, page: str, uploads: Sequence[Upload], progress: Progress
+    path: Path, told: Publication, uploads: Sequence[Upload], progress: Progress, *, is_source: bool
 ) -> Iterator[str]:
-    """Register where it can be had; a failure there is a note, for the upload is done."""
-    own = next((one.name for one in uploads if one.content == path), None)
-    if not is_on() or (own is None and not path.is_dir()):
-        return  # what was published are other bytes
+    """Register where it was published; a failure there is a note, for the upload is done.
+
+    Args:
+        is_source: whether it can be had there from now on (and is not only proposed). Its own bytes can.
+    """
+    if not is_on():
+        return
     from sdkit.jobs.models.verify import hash_registered
 
     try:
         with open_registry() as registry:
             facts = look_at(path)
-            artifact, _ = hash_registered(registry, facts, progress)
-            place = f"{reference}/{own}" if own else reference
-            registry.add_source(artifact, Source("huggingface", place, revision, page))
+            artifact = registry.observe(facts)
+            own = next((one for one in uploads if _is_of(one, path)), None)
+            if is_source and own is not None:
+                artifact, _ = hash_registered(registry, facts, progress)
+                place = f"{told.reference}/{own.name}" if own.content == path else told.reference
+                registry.add_source(artifact, Source("huggingface", place, told.revision, told.url))
+            registry.add_publication(artifact, told, time.time())
     except (SdkitError, OSError) as error:
         yield f"the registry does not know of it: {error}"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +21,19 @@ from sdkit.weights import Weights
 T = TypeVar("T")
 
 
+_SILENT: ContextVar[bool] = ContextVar("silent", default=False)
+
+
+@contextmanager
+def unrecorded() -> Iterator[None]:
+    """Jobs in this context register nothing: what they make is only on the way to something else."""
+    token = _SILENT.set(True)
+    try:
+        yield
+    finally:
+        _SILENT.reset(token)
+
+
 def recorded(report: T, inputs: Iterable[Any] = ()) -> T:
     """Register the output of a job, and its inputs where they lie; the output's own metadata tell how it was made.
 
@@ -29,7 +44,7 @@ def recorded(report: T, inputs: Iterable[Any] = ()) -> T:
     Returns:
         The report; with a note in it, if the registry could not be written.
     """
-    if not is_on() or getattr(report, "dry_run", False) or not getattr(report, "finished", True):
+    if _SILENT.get() or not is_on() or getattr(report, "dry_run", False) or not getattr(report, "finished", True):
         return report
     given = list(inputs)
     try:

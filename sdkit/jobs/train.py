@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from sdkit.core.errors import SdkitError
 from sdkit.core.events import Event, Interrupted, Note
+from sdkit.families.bases import TINY
 from sdkit.jobs.record import recorded
 from sdkit.jobs.report import report
 from sdkit.jobs.run_facts import begun, ended, written_bytes
@@ -55,7 +56,7 @@ def train(
 
     Args:
         method: its name: ``lora``.
-        base: a diffusers folder or a checkpoint, or ``tiny``.
+        base: a diffusers folder or a checkpoint, by its path, registered name or a reference to a hub; or ``tiny``.
         data: a folder of pictures with captions.
         output: a folder, or a file beside which the rest goes; default ``runs/DATA-METHOD``.
         resume: continue from the newest saved state; with nothing saved, begin; finished, do nothing.
@@ -72,7 +73,8 @@ def train(
     run = _Run(request, watch or (lambda event: None), should_stop or StopRequest())
     report = run.go(resume=resume, force=force, dry_run=dry_run)
     is_model = Path(report.output).suffix != PROMPT_SUFFIX
-    return recorded(report, [base]) if run.is_main and is_model else report
+    given = base if base == TINY else request.base
+    return recorded(report, [given]) if run.is_main and is_model else report
 
 
 class _StoppedEarlyError(Exception):

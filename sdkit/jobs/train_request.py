@@ -11,7 +11,7 @@ from typing import Any
 
 from sdkit.core.errors import SdkitError, UsageError
 from sdkit.core.hashing import quick_id
-from sdkit.families.bases import resolve_base
+from sdkit.jobs.pull import local_path
 from sdkit.training.folder import RunFolder
 from sdkit.training.method import Method, load_method
 from sdkit.training.options import TrainOptions, keys, spelled
@@ -75,12 +75,14 @@ def read_request(
         SdkitError: there is no such method or base, or the saved run is of another base.
     """
     name, kind = load_method(method)
-    found = resolve_base(base)
     target = Path(output) if output is not None else Path("runs") / f"{_name_of(Path(data))}-{name}"
     saved = RunFolder.saved(target) if resume else None
-    if saved is not None:
-        _check_same_run(saved, name, found)
+    if saved is not None and saved.settings["method"] != name:
+        raise UsageError(f"the saved run is {saved.settings['method']}, not {name}")
     kind, parsed = kind.resolve(name, given, saved.settings["options"] if saved is not None else None)
+    found = local_path(base)  # all that can be wrong without it is known to be right
+    if saved is not None:
+        _check_same_base(saved, found)
     notes = _changes(saved, parsed, name)
     suffix = kind.suffix(parsed)
     if suffix is None:
@@ -95,9 +97,7 @@ def _name_of(data: Path) -> str:
     return data.stem if data.is_file() else data.absolute().name
 
 
-def _check_same_run(saved: RunState, name: str, base: Path) -> None:
-    if saved.settings["method"] != name:
-        raise UsageError(f"the saved run is {saved.settings['method']}, not {name}")
+def _check_same_base(saved: RunState, base: Path) -> None:
     with open_weights(base) as weights:
         base_id = quick_id(*weights.files)
     if saved.settings["base"] != base_id:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from sdkit.registry.database import Database
 from sdkit.registry.naming import check_name, name_of, safe_name
-from sdkit.registry.queries import WORDS, Queries
-from sdkit.registry.rows import Entry, Source
+from sdkit.registry.queries import HAS_OUTPUT, PUBLISH, WORDS, Queries
+from sdkit.registry.rows import Entry, Publication, Source
 
 if TYPE_CHECKING:
     from sdkit.registry.recipes import Input, Made
@@ -102,11 +103,38 @@ class Changes(Queries):
             self._index(artifact)
         return self._entries("a.id = ?", [artifact])[0]
 
+    def add_publication(self, artifact: int, told: Publication, when: float | None = None) -> None:
+        """Say where a model was published: an activity that something went into, and nothing came out of."""
+        with self.writing():
+            if told in self._publications(artifact):
+                return
+            recipe = json.dumps(
+                {
+                    "verb": PUBLISH,
+                    "to": told.reference,
+                    "revision": told.revision,
+                    "url": told.url,
+                    "files": told.files,
+                },
+                sort_keys=True,
+            )
+            activity = self._db.run(
+                "INSERT INTO activities (verb, recipe, recipe_hash, ended) VALUES (?, ?, ?, ?)",
+                PUBLISH,
+                recipe,
+                hashlib.sha256(recipe.encode()).hexdigest(),
+                when,
+            )
+            self._edge(activity, 0, artifact, "published", None)
+            self._index(artifact)
+
     def remove(self, artifact: int) -> None:
         """Forget a model and its files. Where something was made from it, its name stays in that lineage."""
         with self.writing():
             self._db.run("DELETE FROM files WHERE artifact = ?", artifact)
-            if self._db.row("SELECT 1 FROM edges WHERE artifact = ? AND role != 'output'", artifact) is None:
+            which = f"SELECT activity FROM edges e WHERE artifact = ? AND NOT {HAS_OUTPUT}"
+            self._db.run(f"DELETE FROM activities WHERE id IN ({which})", artifact)
+            if not self.used(artifact):
                 self._delete_made(artifact)
                 self._db.run("DELETE FROM artifacts WHERE id = ?", artifact)
                 self._db.run("DELETE FROM search WHERE rowid = ?", artifact)
@@ -218,6 +246,7 @@ class Changes(Queries):
             words += self.words(table, artifact)
         for one in self._db.rows("SELECT hub, reference FROM sources WHERE artifact = ?", artifact):
             words += [one["hub"], one["reference"]]
+        words += [one.reference for one in self._publications(artifact)]
         self._db.run("DELETE FROM search WHERE rowid = ?", artifact)
         self._db.run("INSERT INTO search (rowid, words) VALUES (?, ?)", artifact, " ".join(words))
 

@@ -6,7 +6,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING
 
 from sdkit.core.errors import SdkitError
-from sdkit.registry.lineage import Lineage, Row, kind_and_state, rows, went_into
+from sdkit.registry.lineage import Lineage, Row, became, kind_and_state, rows
 
 if TYPE_CHECKING:
     from PIL.ImageDraw import ImageDraw
@@ -31,7 +31,7 @@ def draw(found: Lineage) -> bytes:
     """
     from PIL import Image, ImageDraw
 
-    drawn, below = rows(found), went_into(found)
+    drawn, below = rows(found), became(found)
     if len(drawn) > _MOST_ROWS:
         raise SdkitError(f"{len(drawn)} models are too many for a picture", "--dot writes them for Graphviz")
     width = 2 * _MARGIN + max(len(row.open) for row in drawn) * _INDENT + _WIDTH + _BESIDE
@@ -41,8 +41,9 @@ def draw(found: Lineage) -> bytes:
     for number, row in enumerate(drawn):
         _draw_branches(pen, row, _MARGIN + number * _PITCH)
         _draw_box(pen, row, _MARGIN + number * _PITCH)
-    for line in below:
-        _write(pen, line, _SMALL, _PALE, (_MARGIN, height - _MARGIN - _PITCH // 2), width - 2 * _MARGIN)
+    for number, line in enumerate(below, len(drawn)):
+        top = _MARGIN + number * _PITCH + _PITCH // 2
+        _write(pen, line, _SMALL, _PALE, (_MARGIN, top), width - 2 * _MARGIN)
     data = BytesIO()
     picture.save(data, format="PNG")
     return data.getvalue()

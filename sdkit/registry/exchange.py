@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from sdkit.registry.changes import USER
 from sdkit.registry.facts import unique
 from sdkit.registry.recipes import Input, Made
 from sdkit.registry.registry import Registry
-from sdkit.registry.rows import Model, Source
+from sdkit.registry.rows import Model, Publication, Source
 
 SCHEMA = "sdkit.models/1"
 _SCHEMES = ("content", "sha256", "quick")
@@ -47,6 +48,7 @@ def _model(registry: Registry, model: Model) -> dict[str, Any]:
             {"hub": source.hub, "reference": source.reference, "revision": source.revision, "url": source.url}
             for source in model.sources
         ],
+        "published": [asdict(one) for one in model.published],
         "facts": dict(model.details),
         "made": [
             {
@@ -105,6 +107,11 @@ def _take(registry: Registry, given: Mapping[str, Any]) -> bool | None:
         if isinstance(source, dict) and source.get("hub") and source.get("reference"):
             fields = (str(source.get(key, "")) for key in ("hub", "reference", "revision", "url"))
             registry.add_source(artifact.id, Source(*fields))
+    for told in _list(given, "published"):
+        if isinstance(told, dict) and told.get("reference"):
+            place = {key: str(told.get(key, "")) for key in ("reference", "revision", "url")}
+            told_files = tuple(map(str, _list(told, "files")))
+            registry.add_publication(artifact.id, Publication(**place, files=told_files))
     for made in _list(given, "made"):
         if isinstance(made, dict) and isinstance(made.get("verb"), str):
             registry.add_activity(artifact.id, _made(made))

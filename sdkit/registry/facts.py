@@ -15,7 +15,7 @@ from sdkit.formats import adapter_family, recognise
 from sdkit.registry.recipes import Made, made_by
 from sdkit.weights import Weights, open_weights
 from sdkit.weights.content import sample_id
-from sdkit.weights.dtypes import DType
+from sdkit.weights.dtypes import DTYPES
 from sdkit.weights.metadata import trigger_words
 
 _UNDO_KEY = "sdkit.undo"
@@ -124,14 +124,14 @@ def _what(weights: Weights) -> tuple[str, str, str, dict[str, Any]]:
 
 
 def _details(weights: Weights) -> dict[str, object]:
-    elements = Counter[DType]()
+    elements = Counter[str]()
     for info in weights.tensors.values():
-        elements[info.dtype] += info.numel
-    dtypes = sorted(elements, key=lambda dtype: dtype.bits * elements[dtype])
+        elements[info.dtype.name] += info.numel
+    dtypes = sorted(elements, key=lambda name: DTYPES[name].bits * elements[name])
     title = weights.metadata.get("modelspec.title") or weights.metadata.get("ss_output_name") or ""
     return {
         "container": str(weights.container),
-        "dtype": dtypes[-1].name if dtypes else "",
+        "dtype": dtypes[-1] if dtypes else "",
         "tensors": len(weights.tensors),
         "parameters": elements.total(),
         "title": title[:_LONGEST],

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from sdkit.registry.registry import Registry
-from sdkit.registry.rows import Activity, Entry
+from sdkit.registry.rows import Activity, Entry, Publication
 
 _DEEPEST = 50
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A model in the graph, and the activities that made it."""
+    """A model in the graph, the activities that made it, and where it was published."""
 
     entry: Entry
     made: tuple[Activity, ...]
+    published: tuple[Publication, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,7 @@ class Lineage:
                     "family": node.entry.family,
                     "path": node.entry.path,
                     "missing": node.entry.missing or not node.entry.path,
+                    "published": [asdict(one) for one in node.published],
                 }
                 for node in self.nodes.values()
             ],
@@ -76,13 +78,18 @@ def lineage(registry: Registry, artifact: int) -> Lineage:
         made = [activity.output for one in front for activity in registry.used(one)]
         front = [one for one in dict.fromkeys(made) if one not in nodes]
         for one in front:
-            nodes[one] = Node(registry.model(one).entry, tuple(registry.made(one)))
+            nodes[one] = _node(registry, one)
     known = Lineage(artifact, nodes, tuple(one for one in nodes if one not in above))
     for one in known.descendants:  # their other parents
         for activity in nodes[one].made:
             for parent, _, _ in activity.inputs:
-                nodes.setdefault(parent, Node(registry.model(parent).entry, ()))
+                nodes.setdefault(parent, replace(_node(registry, parent), made=()))
     return known
+
+
+def _node(registry: Registry, artifact: int) -> Node:
+    model = registry.model(artifact)
+    return Node(model.entry, tuple(registry.made(artifact)), model.published)
 
 
 def _ancestors(registry: Registry, artifact: int, nodes: dict[int, Node]) -> None:
@@ -91,7 +98,7 @@ def _ancestors(registry: Registry, artifact: int, nodes: dict[int, Node]) -> Non
         one = front.pop()
         if one in nodes:
             continue
-        nodes[one] = Node(registry.model(one).entry, tuple(registry.made(one)))
+        nodes[one] = _node(registry, one)
         front += [parent for activity in nodes[one].made for parent, _, _ in activity.inputs]
 
 
@@ -132,14 +139,18 @@ def _branch(found: Lineage, artifact: int, edge: str, open: tuple[bool, ...], ab
 
 
 def tree(found: Lineage) -> list[str]:
-    """The ancestors as an indented tree, then the names of the descendants."""
-    return [*map(_line, rows(found)), *went_into(found)]
+    """The ancestors as an indented tree, then what became of it."""
+    return [*map(_line, rows(found)), *became(found)]
 
 
-def went_into(found: Lineage) -> list[str]:
-    """A line with the names of the descendants, if there are any."""
-    names = ", ".join(found.nodes[one].entry.name for one in found.descendants)
-    return [f"went into: {names}"] if names else []
+def became(found: Lineage) -> list[str]:
+    """A line with the names of the descendants, and one with the places it was published, if there are any."""
+    told = {
+        "went into": (found.nodes[one].entry.name for one in found.descendants),
+        "published": dict.fromkeys(one.reference for one in found.nodes[found.start].published),
+    }
+    lines = ((what, ", ".join(names)) for what, names in told.items())
+    return [f"{what}: {names}" for what, names in lines if names]
 
 
 def _line(row: Row) -> str:
@@ -174,6 +185,9 @@ def dot(found: Lineage) -> list[str]:
     for artifact, node in found.nodes.items():
         style = ", style=bold" if artifact == found.start else ""
         lines.append(f"  m{artifact} [shape=box, label={_quoted(_label(node.entry))}{style}];")
+        for number, one in enumerate(node.published):
+            lines.append(f"  p{artifact}_{number} [shape=ellipse, label={_quoted(f'publish {one.reference}')}];")
+            lines.append(f"  m{artifact} -> p{artifact}_{number};")
     activities = {activity.id: activity for node in found.nodes.values() for activity in node.made}
     for activity in activities.values():
         lines.append(f"  a{activity.id} [shape=ellipse, label={_quoted(described(activity))}];")

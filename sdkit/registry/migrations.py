@@ -4,7 +4,7 @@
     identities   what names an artifact's content: quick (core/hashing.py), sha256 (of a file), content (tensors)
     files        where it lies; `stamp` is device:inode:size:mtime_ns, which changes when the file does
     hashes       what reading a file whole gave, by stamp, so that nothing is read twice
-    activities   what was done, with the recipe; edges say which artifacts went in and which came out
+    activities   what was done, with the recipe; edges say which artifacts went in and which came out (published: none)
     search       the words by which an artifact is found (FTS5)
 
 `origin` says who wrote a row: ``header`` (the file), ``sidecar`` (a file beside it), ``hub`` (what one says of it) or

@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from sdkit.core.errors import SdkitError, UsageError
 from sdkit.registry.database import Database
-from sdkit.registry.rows import Activity, Entry, File, Model, Source
+from sdkit.registry.rows import Activity, Entry, File, Model, Publication, Source
 
 # What people and files say in words: table → column.
 WORDS = {"triggers": "word", "tags": "tag", "notes": "text", "licences": "licence"}
 _JOINED = "artifacts a LEFT JOIN files f ON f.artifact = a.id"
+# Of an edge `e`: whether anything came out of its activity. Publishing alone has no output.
+HAS_OUTPUT = "EXISTS (SELECT 1 FROM edges o WHERE o.activity = e.activity AND o.role = 'output')"
+PUBLISH = "publish"
 _GROUPED = "GROUP BY a.id"
 
 
@@ -130,6 +133,7 @@ class Queries:
             tuple(Source(one["hub"], one["reference"], one["revision"], one["url"]) for one in sources),
             self.words("licences", artifact),
             self.words("notes", artifact),
+            tuple(self._publications(artifact)),
             bool(row["named"]),
         )
 
@@ -145,7 +149,15 @@ class Queries:
 
     def used(self, artifact: int) -> list[Activity]:
         """What was made from it."""
-        return self._activities("SELECT activity FROM edges WHERE artifact = ? AND role != 'output'", artifact)
+        which = f"SELECT activity FROM edges e WHERE artifact = ? AND role != 'output' AND {HAS_OUTPUT}"
+        return self._activities(which, artifact)
+
+    def _publications(self, artifact: int) -> Iterator[Publication]:
+        which = f"SELECT activity FROM edges e WHERE artifact = ? AND NOT {HAS_OUTPUT}"
+        query = f"SELECT recipe FROM activities WHERE verb = '{PUBLISH}' AND id IN ({which}) ORDER BY id"
+        for row in self._db.rows(query, artifact):
+            told = json.loads(row["recipe"])
+            yield Publication(told["to"], told["revision"], told["url"], tuple(told["files"]))
 
     def artifact_of(self, scheme: str, value: str) -> int | None:
         """The artifact whose content has this name."""

@@ -72,6 +72,23 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
+class Publication:
+    """Where an artifact was published.
+
+    Attributes:
+        reference: the repository, such as ``hf:user/repo``.
+        revision: the commit, or of a pull request its number.
+        url: the page of it.
+        files: the names of the weights there.
+    """
+
+    reference: str
+    revision: str = ""
+    url: str = ""
+    files: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
     """Everything known of one artifact, without its lineage.
 
@@ -83,6 +100,7 @@ class Model:
         sources: where it comes from.
         licences: as the file, a sidecar or a person states them.
         notes: texts.
+        published: where it was published, the first time first.
         named: whether a person gave it its name.
     """
 
@@ -93,6 +111,7 @@ class Model:
     sources: tuple[Source, ...]
     licences: tuple[str, ...]
     notes: tuple[str, ...]
+    published: tuple[Publication, ...]
     named: bool
 
     @property

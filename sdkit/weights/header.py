@@ -16,10 +16,11 @@ import os
 import reprlib
 import struct
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
-from typing import Any, BinaryIO, TypeGuard
+from typing import Any, BinaryIO
 
 from sdkit.core.errors import SdkitError
 from sdkit.weights.dtypes import DTYPES, DType
@@ -134,10 +135,13 @@ def parse_header(text: bytes, file_size: int) -> Header:
         raise _HeaderError(f"the header is not JSON: {error}") from None
     metadata = _metadata(fields.pop("__metadata__", {}))
     data_start = LENGTH_BYTES + len(text)
-    # Sorting pairs of numbers, and not tensors, keeps the headers of a thousand files a matter of seconds.
-    tensors = [_tensor(name, entry, data_start) for name, entry in fields.items()]
+    _check_names(fields)
+    _check_entries(fields)
+    forms: dict[object, _Form] = {}
+    tensors = [_tensor(name, entry, data_start, forms) for name, entry in fields.items()]
     ends = [data_start + entry["data_offsets"][1] for entry in fields.values()]
-    order = sorted(range(len(tensors)), key=lambda index: (tensors[index].offset, ends[index]))
+    # Sorting pairs of numbers, and not tensors, keeps the headers of a thousand files a matter of seconds.
+    order = [index for *_, index in sorted(zip((info.offset for info in tensors), ends, count(), strict=False))]
     _check_cover([(tensors[index], ends[index]) for index in order], data_start, file_size)
     return Header({tensors[index].name: tensors[index] for index in order}, metadata, data_start, file_size)
 
@@ -195,27 +199,71 @@ def _metadata(fields: object) -> dict[str, str]:
     return fields
 
 
-def _tensor(name: str, entry: object, data_start: int) -> TensorInfo:
-    check_name(name)
-    if not isinstance(entry, dict) or entry.keys() != _FIELDS:
-        raise _HeaderError(f"tensor {name!r} needs exactly dtype, shape and data_offsets")
-    dtype = DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
-    if dtype is None:
-        raise _HeaderError(f"tensor {name!r} has the unknown dtype {str(entry['dtype'])[:40]!r}")
-    shape, offsets = entry["shape"], entry["data_offsets"]
-    if not _is_shape(shape):
-        raise _HeaderError(f"tensor {name!r} has the impossible shape {reprlib.repr(shape)}")
-    if not _are_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+def _check_entries(fields: Mapping[str, Any]) -> None:
+    """Refuse entries that are not built as a tensor's.
+
+    All numbers are looked at together: one by one that would take longer than it takes to read the JSON.
+    """
+    for name, entry in fields.items():
+        if not isinstance(entry, dict) or entry.keys() != _FIELDS:
+            raise _HeaderError(f"tensor {name!r} needs exactly dtype, shape and data_offsets")
+        if not isinstance(entry["dtype"], str):
+            raise _unknown_dtype(name, entry["dtype"])
+    if _are_all_counts([entry[field] for entry in fields.values() for field in ("shape", "data_offsets")]):
+        return
+    for name, entry in fields.items():
+        for what, numbers in (("shape", entry["shape"]), ("offsets", entry["data_offsets"])):
+            if not _are_all_counts([numbers]):
+                raise _HeaderError(f"tensor {name!r} has the impossible {what} {reprlib.repr(numbers)}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """A checked element type and shape, and the bytes they take."""
+
+    dtype: DType
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+def _tensor(name: str, entry: Mapping[str, Any], data_start: int, forms: dict[object, _Form]) -> TensorInfo:
+    key = entry["dtype"], tuple(entry["shape"])  # checked to be whole numbers, so that no True passes for a 1
+    form = forms.get(key)
+    if form is None:  # a model has hundreds of tensors and a dozen forms
+        form = forms[key] = _form(name, *key)
+    offsets = entry["data_offsets"]
+    if len(offsets) != 2 or offsets[0] > offsets[1]:
         raise _HeaderError(f"tensor {name!r} has the impossible offsets {reprlib.repr(offsets)}")
+    begin, end = offsets
+    if form.nbytes != end - begin:
+        shape = list(form.shape)
+        raise _HeaderError(
+            f"tensor {name!r} claims {end - begin:,} bytes, {form.dtype.name} {shape} needs {form.nbytes:,}"
+        )
+    return TensorInfo(name, form.dtype, form.shape, data_start + begin)
+
+
+def _form(name: str, dtype_name: str, shape: tuple[int, ...]) -> _Form:
+    dtype = DTYPES.get(dtype_name)
+    if dtype is None:
+        raise _unknown_dtype(name, dtype_name)
+    # Beside a dimension of zero the others could be anything, and torch would multiply them.
+    if len(shape) > MAX_DIMENSIONS or math.prod(filter(None, shape)) >= _MOST:
+        raise _HeaderError(f"tensor {name!r} has the impossible shape {reprlib.repr(list(shape))}")
     try:
-        nbytes = dtype.nbytes(math.prod(shape))
+        return _Form(dtype, shape, dtype.nbytes(math.prod(shape)))
     except ValueError as error:
         raise _HeaderError(f"tensor {name!r}: {error}") from None
-    if nbytes != offsets[1] - offsets[0]:
-        raise _HeaderError(
-            f"tensor {name!r} claims {offsets[1] - offsets[0]:,} bytes, {dtype.name} {shape} needs {nbytes:,}"
-        )
-    return TensorInfo(name, dtype, tuple(shape), data_start + offsets[0])
+
+
+def _unknown_dtype(name: str, dtype: object) -> _HeaderError:
+    return _HeaderError(f"tensor {name!r} has the unknown dtype {str(dtype)[:40]!r}")
+
+
+def _check_names(names: Collection[str]) -> None:
+    if max(map(len, names), default=0) > MAX_NAME_LENGTH or not "".join(names).isprintable():
+        for name in names:
+            check_name(name)
 
 
 def check_name(name: str) -> None:
@@ -230,18 +278,12 @@ def check_name(name: str) -> None:
         raise _HeaderError(f"tensor name {ascii(name)[:120]} holds control characters")
 
 
-def _is_shape(values: object) -> TypeGuard[list[int]]:
-    # Beside a dimension of zero the others could be anything, and torch would multiply them.
-    return _are_counts(values) and len(values) <= MAX_DIMENSIONS and math.prod(filter(None, values)) < _MOST
-
-
-def _are_counts(values: object) -> TypeGuard[list[int]]:
-    if not isinstance(values, list):
+def _are_all_counts(lists: Sequence[Any]) -> bool:
+    """Whether they are lists of whole numbers from 0 up. (A bool is an int to Python, but no dimension.)"""
+    if not {*map(type, lists)} <= {list}:
         return False
-    for value in values:
-        if type(value) is not int or not 0 <= value < _MOST:  # bool is an int to Python, but `true` is no dimension
-            return False
-    return True
+    numbers = list(chain.from_iterable(lists))
+    return {*map(type, numbers)} <= {int} and min(numbers, default=0) >= 0 and max(numbers, default=0) < _MOST
 
 
 def _check_cover(tensors: list[tuple[TensorInfo, int]], data_start: int, file_size: int) -> None:

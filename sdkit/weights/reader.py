@@ -7,6 +7,7 @@ import struct
 import threading
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -70,6 +71,17 @@ class Weights:
         self.known: dict[str, str] = {}
         self._descriptors: dict[int, int] = {}
         self._opening = threading.Lock()
+
+    def mentions(self, *texts: str) -> bool:
+        """Whether any of the texts stands in the name of any tensor.
+
+        All names are searched at once, hundreds of times faster than one by one: for codecs to ask before they look.
+        """
+        return any(text in self._all_names for text in texts)
+
+    @cached_property
+    def _all_names(self) -> str:
+        return "\n".join(self.tensors)
 
     def read_into(self, info: TensorInfo, buffer: memoryview, start: int = 0) -> None:
         """Fill `buffer` with the bytes of a tensor (stored order), beginning at its byte `start`.

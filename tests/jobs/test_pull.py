@@ -4,6 +4,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -171,11 +172,29 @@ def test_a_file_is_reproduced_from_its_references_alone(
 def test_a_sum_of_references_is_reproduced_too(fox: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out" / "sum.safetensors"
     out.parent.mkdir()
-    sdkit.combine([(local_path("hf:org/fox"), 0.5), (local_path("hf:org/fox"), 0.25)], out)
+    sdkit.combine([("hf:org/fox", 0.5), ("hf:org/fox", 0.25)], out)
     assert _recipe(out)["parents"][0]["source"].startswith("hf:org/fox/")
     monkeypatch.setenv("SDKIT_HOME", str(tmp_path / "somebody-else"))
     pull_module._SOURCES.clear()
     assert sdkit.reproduce(out).identical
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: sdkit.convert("hf:org/fox", "peft", dtype="none"),
+        lambda: sdkit.resize("hf:org/fox", rank=-1),
+        lambda: sdkit.scale("hf:org/fox", 0.0),
+        lambda: sdkit.combine([("hf:org/fox", float("nan")), "hf:org/fox"]),
+        lambda: sdkit.generate("hf:org/base", "a", count=0),
+        lambda: sdkit.train("lora", "hf:org/base", ".", rank=-1),
+    ],
+    ids=["convert", "resize", "scale", "combine", "generate", "train"],
+)
+def test_wrong_options_are_said_before_anything_is_pulled(fox: bytes, hub: Hub, call: Callable[[], object]) -> None:
+    with pytest.raises(SdkitError):
+        call()
+    assert hub.web.requests == hub.storage.requests == []
 
 
 def test_recipes_take_references_pinned_by_commit_and_sha256(fox: bytes, base: Path, hub: Hub, tmp_path: Path) -> None:

@@ -8,19 +8,24 @@ from pathlib import Path
 
 import models
 import pytest
+import torch
 import yaml
 from hub_server import TOKEN, Hub, card
 from huggingface_hub import ModelCard
 from PIL import Image
+from safetensors.torch import load, load_file
 
 import sdkit
-from sdkit.core.errors import CredentialsError, UsageError
+from sdkit.core.errors import CredentialsError, SdkitError, UsageError
 from sdkit.generation.parameters import png
 from sdkit.hubs._card import About, write_card
 from sdkit.jobs.models.files import add_models
+from sdkit.jobs.models.show import draw_lineage, model_lineage, show_model
 from sdkit.jobs.pull import pull
 from sdkit.jobs.push import push
 from sdkit.registry import open_registry
+from sdkit.registry.exchange import exported, import_json
+from sdkit.registry.lineage import dot
 from sdkit.weights import open_weights
 
 
@@ -200,3 +205,116 @@ def test_the_registry_knows_the_base(hub: Hub, tmp_path: Path) -> None:
     head = ModelCard(push(tmp_path / "out.safetensors", "hf:me/out", dry_run=True).card).data.to_dict()
     assert (head["base_model"], head["base_model_relation"]) == ("org/base", "merge")
     assert "merge" in head["tags"]
+
+
+def test_lineage_says_where_a_model_was_published(hub: Hub, lora: Path, tmp_path: Path) -> None:
+    add_models([lora])
+    pushed = push(lora, "hf:me/fox")
+    push(lora, "hf:me/fox")  # the same bytes: no further commit, and nothing new to say
+    proposed = push(lora, "hf:me/fox", create_pr=True)
+    shown = show_model("fox")
+    assert {one.reference for one in shown.model.published} == {"hf:me/fox"}
+    first = shown.model.published[0]
+    assert (first.url, first.files) == (pushed.page, ("fox.safetensors",))
+    assert first.revision
+    assert proposed.page in [one.url for one in shown.model.published]
+    assert shown.tree[-1] == "published: hf:me/fox"
+    found = model_lineage("fox")
+    assert found.descendants == ()
+    assert any('label="publish hf:me/fox"' in line for line in dot(found))
+    model = next(one for one in found.as_dict()["models"] if one["name"] == "fox")
+    assert model["published"][0]["reference"] == "hf:me/fox"
+    draw_lineage("fox", tmp_path / "lineage.png")
+    with open_registry() as registry:
+        assert [entry.name for entry in registry.entries(["me/fox"])] == ["fox"]
+        table = exported(registry, [shown.model.entry.id])
+        registry.remove(shown.model.entry.id)
+        assert registry.entries(["fox"], everything=True) == []
+    (tmp_path / "models.json").write_text(json.dumps(table))
+    with open_registry(tmp_path / "other") as other:
+        import_json(other, tmp_path / "models.json")
+        assert other.model(other.find("fox").id).published == shown.model.published
+
+
+def test_a_plan_is_no_publication(hub: Hub, lora: Path) -> None:
+    add_models([lora])
+    push(lora, "hf:me/fox", dry_run=True)
+    assert show_model("fox").model.published == ()
+
+
+@pytest.fixture
+def known_lora(tmp_path: Path) -> Path:
+    """One of SD1's own size, which its header tells, so that its modules have names in every format."""
+    block = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0"
+    shapes = {f"{block}_attn1_to_q": (320, 320), f"{block}_attn2_to_k": (320, 768), f"{block}_attn2_to_q": (320, 320)}
+    return models.save(models.kohya_lora(shapes, rank=2, alpha=1.0), tmp_path / "fox.safetensors")
+
+
+def test_an_adapter_is_converted_and_proven_on_the_way(hub: Hub, known_lora: Path) -> None:
+    lora = known_lora
+    add_models([lora])
+    report = push(lora, "hf:me/fox", to=["diffusers", "peft"])
+    files = hub.repositories["me/fox"].files
+    assert files.keys() == {
+        "fox-diffusers.safetensors",
+        "peft/adapter_config.json",
+        "peft/adapter_model.safetensors",
+        "README.md",
+    }
+    assert len([note for note in report.notes if "changes read back" in note]) == 2
+    source, written = load_file(lora), load(files["fox-diffusers.safetensors"])
+    own = load(files["peft/adapter_model.safetensors"])
+    config = json.loads(files["peft/adapter_config.json"])
+    ups = [name for name in source if name.endswith("lora_up.weight")]
+    assert ups
+    for up in ups:
+        stem = up.removesuffix(".lora_up.weight")
+        rank = source[up].shape[1]
+        meant = product(source[up], source[f"{stem}.lora_down.weight"]) * source[f"{stem}.alpha"].item() / rank
+        module = stem.removeprefix("lora_unet_")
+        (b,) = [
+            name for name in written if name.endswith("lora_B.weight") and flat(name).startswith(f"unet_{module}_lora")
+        ]
+        (other,) = [name for name in own if name.endswith("lora_B.weight") and f"model_{module}_lora" in flat(name)]
+        alpha = json.loads(metadata_of(files["fox-diffusers.safetensors"])["lora_adapter_metadata"])["unet.lora_alpha"]
+        assert torch.equal(product(written[b], written[b.replace("lora_B", "lora_A")]) * alpha / rank, meant)
+        scale = config["lora_alpha"] / config["r"]
+        assert torch.equal(product(own[other], own[other.replace("lora_B", "lora_A")]) * scale, meant)
+    with open_registry() as registry:  # what was made on the way is no model of this person
+        assert [entry.name for entry in registry.entries()] == ["fox"]
+    published = show_model("fox").model
+    assert "fox-diffusers.safetensors" in published.published[0].files
+    assert published.sources == ()  # its own bytes are not there
+
+
+def product(up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
+    return up.double().flatten(1) @ down.double().flatten(1)
+
+
+def flat(name: str) -> str:
+    return name.replace(".", "_")
+
+
+def metadata_of(data: bytes) -> dict[str, str]:
+    length = int.from_bytes(data[:8], "little")
+    found: dict[str, str] = json.loads(data[8 : 8 + length])["__metadata__"]
+    return found
+
+
+def test_one_form_lies_at_the_root(hub: Hub, known_lora: Path) -> None:
+    push(known_lora, "hf:me/fox", to=["peft"])
+    assert hub.repositories["me/fox"].files.keys() >= {"adapter_config.json", "adapter_model.safetensors"}
+
+
+def test_a_conversion_that_needs_more_names_the_command_that_takes_it(hub: Hub, lora: Path) -> None:
+    with pytest.raises(SdkitError, match="does not tell its family") as caught:
+        push(lora, "hf:me/fox", to=["peft"])
+    assert "sdkit convert" in caught.value.hint
+    assert hub.repositories == {}
+
+
+@pytest.mark.parametrize(("form", "reason"), [("nothing", "nothing is written"), ("hypernetwork", "has no place")])
+def test_every_form_is_known_before_one_is_made(hub: Hub, lora: Path, form: str, reason: str) -> None:
+    with pytest.raises(SdkitError, match=reason):
+        push(lora, "hf:me/fox", to=["peft", form])
+    assert hub.repositories == {}

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import models
 import pytest
@@ -17,6 +19,7 @@ from sdkit.cli.main import main
 from sdkit.core.paths import data_folder
 from sdkit.jobs.models.files import add_models, scan_models
 from sdkit.jobs.models.show import model_lineage
+from sdkit.jobs.train_request import read_request
 from sdkit.registry import open_registry
 from sdkit.registry.lineage import dot, tree
 from sdkit.registry.recipes import made_by
@@ -148,6 +151,50 @@ def test_a_name_stands_for_a_path_in_every_verb(folder: Path, tmp_path: Path) ->
         assert result.exit_code == 0, (words, result.output)
     with open_registry() as registry:
         assert {"one", "half", "mix"} <= {entry.name for entry in registry.entries()}
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda base, fox, out: sdkit.convert(base, "diffusers", out, only="unet"),
+        lambda base, fox, out: sdkit.convert(fox, "peft", out, base=base),
+        lambda base, fox, out: sdkit.combine([(fox, 0.5), (fox, 0.25)], out, base=base),
+        lambda base, fox, out: sdkit.subtract(fox, (fox, 0.5), out),
+        lambda base, fox, out: sdkit.scale(fox, 0.5, out, base=base),
+        lambda base, fox, out: sdkit.resize(fox, out, rank=1),
+        lambda base, fox, out: sdkit.extract(tuned(base, fox), base, out, rank=1, dtype="fp32"),
+    ],
+    ids=["convert", "convert an adapter", "combine", "subtract", "scale", "resize", "extract"],
+)
+def test_a_name_stands_for_a_path_in_every_function(folder: Path, call: Callable[..., Any]) -> None:
+    base, fox = moved_away(folder)
+    assert contents(call("base", "fox", folder / "named").output) == contents(call(base, fox, folder / "path").output)
+
+
+def test_training_and_drawing_take_names(folder: Path) -> None:
+    base, _ = moved_away(folder)
+    assert read_request("lora", "base", folder, None, {}, resume=False).base == base
+    assert sdkit.generate("base", "a fox", folder / "a.png", dry_run=True, adapters=["fox"]).base == base.name
+
+
+def tuned(base: str | Path, fox: str | Path) -> str | Path:
+    """A merged model, given as the others are."""
+    sdkit.merge(base, {fox: 1.0}, "models/tuned.safetensors", force=True)
+    return "tuned" if base == "base" else Path("models/tuned.safetensors")
+
+
+def moved_away(folder: Path) -> tuple[Path, Path]:
+    """Both models in a folder of their own, where only the registry finds them by name."""
+    (folder / "models").mkdir()
+    for name in ("base", "fox"):
+        (folder / f"{name}.safetensors").rename(folder / "models" / f"{name}.safetensors")
+    scan_models(["models"])
+    return folder / "models" / "base.safetensors", folder / "models" / "fox.safetensors"
+
+
+def contents(path: str) -> list[bytes]:
+    files = [Path(path)] if Path(path).is_file() else sorted(Path(path).rglob("*.*"))
+    return [file.read_bytes() for file in files if file.is_file()]
 
 
 def test_a_registry_that_cannot_be_written_breaks_no_verb(folder: Path) -> None:

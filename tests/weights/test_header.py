@@ -162,6 +162,16 @@ LIES: dict[str, tuple[dict[str, Any] | str | bytes, int, str]] = {
     "wrong size for the shape": (changed("a", shape=[3]), 16, r"claims 8 bytes, F32 \[3\] needs 12"),
     "half a byte": ({"a": entry("F4", [3], 0, 2)}, 2, "3 elements of F4 do not fill whole bytes"),
     "a field too many": (changed("a", strides=[1]), 16, "exactly dtype, shape and data_offsets"),
+    "true after an equal shape": (
+        {"a": entry("U8", [1], 0, 1), "b": {"dtype": "U8", "shape": [True], "data_offsets": [1, 2]}},
+        2,
+        r"'b' has the impossible shape \[True\]",
+    ),
+    "1.0 after an equal shape": (
+        {"a": entry("U8", [1], 0, 1), "b": {"dtype": "U8", "shape": [1.0], "data_offsets": [1, 2]}},
+        2,
+        r"'b' has the impossible shape \[1.0\]",
+    ),
     "a field too few": ({"a": {"dtype": "F32", "shape": [2]}}, 8, "exactly dtype, shape and data_offsets"),
     "an entry that is no table": ({"a": [1]}, 0, "exactly dtype, shape and data_offsets"),
     "metadata a list": ({**GOOD, "__metadata__": []}, 16, "not a table of strings"),

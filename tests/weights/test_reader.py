@@ -32,6 +32,17 @@ def test_a_file_gives_its_tensors_in_file_order(tmp_path: Path) -> None:
         assert raw_header(weights) == path.read_bytes()[:-8]
 
 
+def test_names_are_searched_for_texts(tmp_path: Path) -> None:
+    path = raw_file(
+        tmp_path / "a.safetensors", {"unet.a": entry("U8", [1], 0, 1), "b:up": entry("U8", [1], 1, 2)}, b"12"
+    )
+    with open_weights(path) as weights:
+        assert weights.mentions("none", ":up")
+        assert weights.mentions("et.a")
+        assert not weights.mentions("lora", "unet.ab")
+        assert not weights.mentions()
+
+
 def test_a_file_is_what_it_holds_and_not_what_it_is_called(tmp_path: Path) -> None:
     path = floats(tmp_path / "model.ckpt", a=[1.0])
     assert open_weights(path).container is Container.SAFETENSORS

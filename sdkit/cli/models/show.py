@@ -41,6 +41,7 @@ def describe(shown: Shown) -> Iterator[str]:
         ("licence", "; ".join(model.licences)),
         *(("note", note) for note in model.notes),
         *(("from", source.url or f"{source.hub}:{source.reference}") for source in model.sources),
+        *(("published", one.url or one.reference) for one in model.published),
         *(("file", _file(file)) for file in model.files),
         *((scheme, value) for scheme, value in model.identities if scheme != "quick"),
         *(("preview", picture) for picture in shown.previews),
