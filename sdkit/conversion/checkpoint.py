@@ -104,6 +104,11 @@ def read_checkpoint(
     """
     model = identify(weights)
     rules = _family(model, family)
+    if rules is not None and not rules.configs:
+        raise SdkitError(
+            f"{weights.path}: checkpoints of {rules.title} are not converted yet; adapters are, and merged into it",
+            _inspect(weights),
+        )
     parts = parts_in(weights, rules) if rules and model.family != "unknown" else _alone(weights, model)
     if not parts:
         raise SdkitError(f"{weights.path}: no checkpoint sdkit can convert: {_reasons(model)}", _inspect(weights))

@@ -48,7 +48,7 @@ def _strange(chosen: Checkpoint, family: Family) -> NoReturn:
 def _anybodys(chosen: Checkpoint, layout: Layout) -> Config:
     """The configuration of a text encoder alone: those of one size are configured alike in all families."""
     if not isinstance(layout, VaeLayout):
-        for family in FAMILIES:
+        for family in filter(_is_configured, FAMILIES):
             for config in published_encoders(family).values():
                 if layout_of("text_encoder", config) == layout:
                     return config
@@ -56,12 +56,17 @@ def _anybodys(chosen: Checkpoint, layout: Layout) -> Config:
             f"{chosen.weights.path}: is a text encoder of nobody's published sizes",
             "say whose it is: --family NAME, or name a folder with its configuration: --configs FOLDER",
         )
-    fitting = [family.name for family in FAMILIES if _vae_channels(family) == layout.latent_channels]
+    channels = layout.latent_channels
+    fitting = [family.name for family in filter(_is_configured, FAMILIES) if _vae_channels(family) == channels]
     raise SdkitError(
         f"{chosen.weights.path}: which family's autoencoder it is, and with that how its latents are scaled, "
         "does not follow from its tensors",
         f"say it: --family {' or '.join(fitting)}" if fitting else "name a folder that says it: --configs FOLDER",
     )
+
+
+def _is_configured(family: Family) -> bool:
+    return bool(family.configs)
 
 
 def _vae_channels(family: Family) -> int:

@@ -2,6 +2,6 @@
 
 from sdkit.families.family import Model, Place
 from sdkit.families.identify import FAMILIES, identify
-from sdkit.families.reference import reference
+from sdkit.families.reference import published, reference
 
-__all__ = ["FAMILIES", "Model", "Place", "identify", "reference"]
+__all__ = ["FAMILIES", "Model", "Place", "identify", "published", "reference"]

@@ -51,7 +51,8 @@ class Model:
     """A checkpoint as its header explains it.
 
     Attributes:
-        family: ``sd1``, ``sd2``, ``sdxl``, ``sdxl-refiner``, ``sd3``, ``flux``, another's name, or ``unknown``.
+        family: ``sd1``, ``sd2``, ``sdxl``, ``sdxl-refiner``, ``sd3``, ``flux``, ``flux2``,
+            ``z-image``, another's name, or ``unknown``.
         variant: ``base``, ``inpainting``, ``pix2pix``, ``depth``, …; empty for an unknown family.
         naming: ``ldm`` (also sgm) for single files, ``diffusers`` for folders; empty when unknown.
         prediction: ``epsilon`` or ``v_prediction`` where something in the file says so, else None.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sdkit.families import flux, sd1, sd2, sd3, sdxl
+from sdkit.families import flux, flux2, sd1, sd2, sd3, sdxl, z_image
 from sdkit.families.assemble import (
     BUFFER_SUFFIX,
     EMA_PREFIX,
@@ -25,7 +25,16 @@ from sdkit.families.rules import Family
 from sdkit.weights import Weights
 
 _FLOW = "it predicts a flow, straight from the noise to the picture, as all models of this family"
-FAMILIES: tuple[Family, ...] = (sd1.FAMILY, sd2.FAMILY, sdxl.BASE, sdxl.REFINER, sd3.FAMILY, flux.FAMILY)
+FAMILIES: tuple[Family, ...] = (
+    sd1.FAMILY,
+    sd2.FAMILY,
+    sdxl.BASE,
+    sdxl.REFINER,
+    sd3.FAMILY,
+    flux.FAMILY,
+    flux2.FAMILY,
+    z_image.FAMILY,
+)
 
 
 def identify(weights: Weights) -> Model:

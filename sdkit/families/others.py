@@ -24,8 +24,8 @@ class Signature:
 
 KOLORS_LAYER = "encoder_hid_proj.weight"
 
-# Order matters where a newer family keeps an older one's names. FLUX.1 and SD3, which have rules, stand here for files
-# that are not whole, and behind those that are not they.
+# Order matters where a newer family keeps an older one's names. Those that have rules stand here for files that are not
+# whole, and behind those that are not they.
 SIGNATURES = (
     Signature("", "a ControlNet", ("control_model.input_blocks", "controlnet_cond_embedding", "input_hint_block")),
     Signature("", "an IP-Adapter", ("ip_adapter", "image_proj")),
@@ -41,8 +41,8 @@ SIGNATURES = (
     Signature("sd3", "Stable Diffusion 3", ("joint_blocks.0.context_block", "transformer_blocks.0.attn.add_q_proj")),
     Signature("pixart", "PixArt", ("t_block.1.weight", "adaln_single.linear.weight")),
     Signature("hunyuan-dit", "Hunyuan-DiT", ("mlp_t5.0.weight",)),
-    Signature("lumina2", "Lumina 2", ("cap_embedder.0.weight",)),
     Signature("z-image", "Z-Image", ("layers.0.adaLN_modulation.0.weight",)),
+    Signature("lumina2", "Lumina 2", ("cap_embedder.0.weight",)),
     Signature("sana", "Sana", ("blocks.0.cross_attn.q_linear.weight",)),
     Signature("hidream", "HiDream", ("double_stream_blocks.0.block.adaLN_modulation.1.bias",)),
     Signature("wan", "Wan", ("head.modulation",)),

@@ -75,8 +75,10 @@ def affine(hub: str, ldm: str, shape: Shape, bias: bool = True, *, swapped: bool
     return [weight, Parameter(f"{hub}.bias", f"{ldm}.bias", shape[:1], swapped=swapped)] if bias else [weight]
 
 
-def stacked(hubs: Sequence[str], ldm: str, heights: Sequence[int], columns: int) -> list[Parameter]:
-    """Weights and biases of linear layers that a single file keeps in one, one below the other.
+def stacked(
+    hubs: Sequence[str], ldm: str, heights: Sequence[int], columns: int, *, bias: bool = True
+) -> list[Parameter]:
+    """Weights, and biases, of linear layers that a single file keeps in one, one below the other.
 
     Args:
         hubs: the layers in diffusers, from the top.
@@ -87,7 +89,8 @@ def stacked(hubs: Sequence[str], ldm: str, heights: Sequence[int], columns: int)
     for hub, height, end in zip(hubs, heights, accumulate(heights), strict=True):
         rows = (end - height, end)
         table.append(Parameter(f"{hub}.weight", f"{ldm}.weight", (height, columns), rows, height=whole))
-        table.append(Parameter(f"{hub}.bias", f"{ldm}.bias", (height,), rows, height=whole))
+        if bias:
+            table.append(Parameter(f"{hub}.bias", f"{ldm}.bias", (height,), rows, height=whole))
     return table
 
 

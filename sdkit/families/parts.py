@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from sdkit.families import unet_header, vae
 from sdkit.families.clip import NESTING, TextLayout, read_text, text_parameters
+from sdkit.families.flux2_transformer import Flux2Layout, has_flux2, read_flux2
 from sdkit.families.flux_transformer import FluxLayout, has_flux, read_flux
 from sdkit.families.parameter import Names, OddLayout, Parameter, Shape
 from sdkit.families.sd3_transformer import Sd3Layout, has_sd3, read_sd3
 from sdkit.families.t5 import FIRST, T5Layout, read_t5
 from sdkit.families.unet import UNetLayout, unet_parameters
 from sdkit.families.vae import VaeLayout, old_attention_name, vae_parameters
+from sdkit.families.z_image_transformer import ZImageLayout, has_z_image, read_z_image
 
-TransformerLayout = FluxLayout | Sd3Layout
+TransformerLayout = FluxLayout | Flux2Layout | Sd3Layout | ZImageLayout
 Layout = UNetLayout | TransformerLayout | VaeLayout | TextLayout | T5Layout
 
 _UNET_PREFIXES = {"ldm": ("model.diffusion_model.", "diffusion_model.", ""), "diffusers": ("unet/", "")}
 _VAE_PREFIXES = {"ldm": ("first_stage_model.", "vae.", ""), "diffusers": ("vae/", "")}
 _TRANSFORMER_PREFIXES = {"ldm": _UNET_PREFIXES["ldm"], "diffusers": ("transformer/", "")}
+# Whether a family's transformer lies under some names, and what it is built like.
+_TRANSFORMERS: tuple[tuple[Callable[[Names, str], bool], Callable[[Names, str], TransformerLayout]], ...] = (
+    (has_flux, read_flux),
+    (has_flux2, read_flux2),
+    (has_sd3, read_sd3),
+    (has_z_image, read_z_image),
+)
 _TEXT_ANCHORS = {"hf": "embeddings.token_embedding.weight", "openclip": "positional_embedding", "t5": FIRST}
 
 
@@ -90,7 +99,7 @@ class Parts:
     def transformer_layout(self) -> TransformerLayout | None:
         """The layout of the transformer."""
         layout = self.transformer.layout if self.transformer else None
-        return layout if isinstance(layout, (FluxLayout, Sd3Layout)) else None
+        return layout if isinstance(layout, TransformerLayout) else None
 
     @property
     def denoiser(self) -> Part | None:
@@ -124,7 +133,7 @@ def _find_transformer(shapes: Mapping[str, Shape]) -> tuple[Part | None, str]:
     for naming, prefixes in _TRANSFORMER_PREFIXES.items():
         for prefix in prefixes:
             names = Names(shapes, prefix)
-            read = read_flux if has_flux(names, naming) else read_sd3 if has_sd3(names, naming) else None
+            read = next((read for has, read in _TRANSFORMERS if has(names, naming)), None)
             if read is None:
                 continue
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -17,12 +18,12 @@ from sdkit.families.rules import Family
 from sdkit.families.spell import spelled
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=32)
 def reference(family: str, variant: str = "", naming: str = "diffusers") -> Model:
     """The standard model of a family, as if its published file lay here.
 
     Args:
-        family: ``sd1``, ``sd2``, ``sdxl``, ``sdxl-refiner``, ``sd3`` or ``flux``.
+        family: ``sd1``, ``sd2``, ``sdxl``, ``sdxl-refiner``, ``sd3``, ``flux``, ``flux2`` or ``z-image``.
         variant: what `Family.variants` of it names; by default the usual one.
         naming: whose keys the places have, ``diffusers`` or ``ldm``.
 
@@ -52,6 +53,13 @@ def reference(family: str, variant: str = "", naming: str = "diffusers") -> Mode
     )
 
 
+def published(family: str) -> Iterator[Model]:
+    """The published models of a family, one for each variant, the usual first; none where the family has no rules."""
+    for rules in FAMILIES:
+        if rules.name == family:
+            yield from (reference(family, variant) for variant in rules.variants)
+
+
 def published_config(folder: str, component: str) -> dict[str, Any]:
     """A configuration file of a published model (``sdxl/base``, ``unet``)."""
     from importlib import resources  # slow to import, and not needed to look at a file
@@ -74,6 +82,8 @@ def _published_parts(family: Family, variant: str, naming: str) -> Parts:
     if variant not in family.variants:
         known = ", ".join(family.variants)
         raise UsageError(f"{family.title} has no variant {variant!r}", f"its variants are {known}")
+    if variant in family.layouts:
+        return Parts(None, spelled(family, {"transformer": family.layouts[variant]}, naming)["transformer"], None, ())
     folder = family.configs.get(variant, family.configs[family.usual])
     denoiser = "transformer" if family.flow else "unet"
     layouts = {name: layout_of(name, published_config(folder, name)) for name in (denoiser, "vae")}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from sdkit.families.parts import Parts
+from sdkit.families.parts import Parts, TransformerLayout
 from sdkit.families.unet import UNetLayout
 
 
@@ -54,6 +54,8 @@ class Family:
         configs: variant → folder of `sdkit/assets/families` with its published configuration.
         sizes: variant → fields of its published layout that are not the usual variant's, where no configuration of it
             is there; by default those of `variants`.
+        layouts: variant → the published layout of its transformer, of families without configurations here: those
+            whose adapters are read, and whose checkpoints are not converted.
         flow: whether it predicts a flow (straight from noise to picture), not the noise or the velocity.
         vae_prefix: what stands before the autoencoder's names in a single file.
     """
@@ -65,6 +67,7 @@ class Family:
     objection: Callable[[Parts], str]
     configs: Mapping[str, str] = field(default_factory=dict)
     sizes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    layouts: Mapping[str, TransformerLayout] = field(default_factory=dict)
     flow: bool = False
     vae_prefix: str = "first_stage_model."
 

@@ -62,9 +62,19 @@ _METADATA = {
         ("stable-diffusion-v1", "sd1"),
         ("stable-diffusion-v2", "sd2"),
         ("stable-diffusion-3", "sd3"),
+        ("flux-2", "flux2"),
+        ("flux2", "flux2"),
+        ("flux", "flux"),
+        ("z-image", "z-image"),
+    ),
+    "ss_base_model_version": (
+        ("sdxl", "sdxl"),
+        ("sd_v1", "sd1"),
+        ("sd_v2", "sd2"),
+        ("sd3", "sd3"),
+        ("flux2", "flux2"),
         ("flux", "flux"),
     ),
-    "ss_base_model_version": (("sdxl", "sdxl"), ("sd_v1", "sd1"), ("sd_v2", "sd2"), ("sd3", "sd3"), ("flux", "flux")),
 }
 
 

@@ -1,4 +1,4 @@
-"""Adapters of families this version does not read: recognised by the names of their layers, and by their widths.
+"""Adapters of newer families, read or not: recognised by the names of their layers, and by their widths.
 
 Newer transformers share most of their names. They are told apart by the few that only one of them has, and where there
 is none, by how wide the tokens are that a layer reads, or how many blocks there are.
@@ -34,20 +34,16 @@ def _rules() -> Iterator[Rule]:
     for family, layer, width, ratio in (
         ("chroma", r"distilled_guidance_layer_", None, None),
         ("flux2", r"(?:double|single)_stream_modulation", None, None),
-        (
-            "flux2",
-            r"single_transformer_blocks_\d+_attn_to_qkv_mlp_proj|transformer_blocks_\d+_ff\w*_linear_in",
-            None,
-            None,
-        ),
+        ("flux2", r"single_transformer_blocks_\d+_attn_to_(?:qkv_mlp_proj|out(?!_0))", None, None),
+        ("flux2", r"transformer_blocks_\d+_ff\w*_linear_(?:in|out)", None, None),
         ("flux2", r"double_blocks_\d+_(?:img|txt)_mlp_0", None, 6),
         ("flux2", r"single_blocks_\d+_linear1", None, 9),
-        (
-            "flux2",
-            r"(?:double_blocks_\d+_(?:img|txt)_attn_qkv|transformer_blocks_\d+_attn_(?:to|add)_[qkv])",
-            6144,
-            None,
-        ),
+        ("flux2", r"transformer_blocks_\d+_attn_(?:to|add)_[qkv]", 6144, None),
+        # No other family's double blocks are as wide as dev's and klein's; the small klein is narrow inside them.
+        ("flux2", r"double_blocks_\d+_(?:img|txt)_(?:attn|mlp)", 4096, None),
+        ("flux2", r"double_blocks_\d+_(?:img|txt)_(?:attn|mlp)", 6144, None),
+        ("flux2", r"double_blocks_\d+_(?:img|txt)_mlp_2", 9216, None),
+        ("flux2", r"single_blocks_\d+_linear2", 12288, None),
         ("hunyuan-video", r"txt_in_individual_token_refiner|context_embedder_token_refiner", None, None),
         ("hunyuan-video", r"double_blocks_\d+_(?:img|txt)_(?:mlp_fc[12]|mod_linear)", None, None),
         ("qwen-image", r"transformer_blocks_\d+_(?:img|txt)_(?:mod_1|mlp_net)", None, None),
@@ -87,8 +83,11 @@ def other_family(weights: Weights) -> Iterator[tuple[str, str]]:
     """The family and the evidence, where one of the rules holds for a layer that the file changes."""
     layers = [(name, info, layer) for name, info in weights.tensors.items() if (layer := _layer(name)) is not None]
     layers = [entry for entry in layers if _ANY.match(entry[2])]
-    for rule in RULES:
-        for name, info, layer in layers:
+    others = [(name, info, _flat(name)) for name, info in weights.tensors.items() if _layer(name) is None]
+    others = [entry for entry in others if _ANY.match(entry[2])]
+    for rule in RULES:  # of other kinds of change than LoRA the shapes do not say how wide a layer is
+        named = rule.width is None and rule.ratio is None
+        for name, info, layer in [*layers, *others] if named else layers:
             if rule.layer.match(layer) and _fits(rule, weights, name, info):
                 yield rule.family, f"{name} is named as in that family alone{_sizes(rule)}"
 
@@ -96,7 +95,11 @@ def other_family(weights: Weights) -> Iterator[tuple[str, str]]:
 def _layer(name: str) -> str | None:
     """The flat name of the layer whose input a tensor belongs to, without any prefix."""
     match = _DOWN.fullmatch(name) if name.endswith(_DOWN_ENDS) else None
-    return _PREFIX.sub("", match["module"], count=1).replace(".", "_") if match else None
+    return _flat(match["module"]) if match else None
+
+
+def _flat(name: str) -> str:
+    return _PREFIX.sub("", name, count=1).replace(".", "_")
 
 
 def _fits(rule: Rule, weights: Weights, name: str, info: TensorInfo) -> bool:

@@ -4,7 +4,8 @@ Keys are ``diffusion_model.<module>.<role>``, the module as in the single file w
 ``text_encoders.clip_l.transformer.<module>`` (SDXL's second encoder ``clip_g``, SD2's ``clip_h``, T5 ``t5xxl``), the
 module as in transformers. Roles are kohya's and LyCORIS', or PEFT's ``lora_A.weight`` and ``lora_B.weight``. The scale
 is alpha / rank where an ``.alpha`` stands beside the factors, else 1. Writers: ComfyUI's own training and extraction,
-newer trainers; only ComfyUI and Forge read them for these families, diffusers for some newer ones.
+newer trainers, some of which have a transformer's layers in diffusers' names there; only ComfyUI and Forge read them
+for the older families, diffusers for some newer ones.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from sdkit.adapters.artifact import Artifact
 from sdkit.families.family import Model
+from sdkit.families.parameter import module_of
 from sdkit.formats import _lycoris_write
 from sdkit.formats._lycoris import KINDS, LORA, ROLES
 from sdkit.formats._named import named_contents, read_named
@@ -73,7 +75,11 @@ def _hub_names(model: Model | None) -> dict[str, str]:
     if model is None:
         return {}
     native = model.native_modules.items()
-    names = {f"{_UNET}{name}": hub for hub, name in native if hub.startswith(("unet.", "transformer."))}
+    # Some trainers put diffusers' names of a transformer behind this prefix; the single file's come after, and count
+    # where a name is written.
+    rows = (name for name in model.places if name.startswith("transformer."))
+    names = {f"{_UNET}{module_of(name).removeprefix('transformer.')}": module_of(name) for name in rows}
+    names |= {f"{_UNET}{name}": hub for hub, name in native if hub.startswith(("unet.", "transformer."))}
     clips = {component: clip for clip, component in _ENCODERS.items() if (clip == "clip_h") == (model.family == "sd2")}
     clips |= {component: "t5xxl" for component in model.components if f"{component}.{T5_TOKENS}" in model.places}
     for hub in model.native_modules:

@@ -1,4 +1,4 @@
-"""LoRA files of FLUX.1 in the names of its makers' own code: Black Forest Labs', fal's and x-labs'.
+"""LoRA files of FLUX.1 and FLUX.2 in the names of their makers' own code: Black Forest Labs', fal's and x-labs'.
 
 ``double_blocks.0.img_attn.qkv.lora_A.weight`` is a module as it lies in the single file, with PEFT's roles; fal puts
 ``base_model.model.`` in front. x-labs names its attention processors: of a double block ``processor.qkv_lora1`` and
@@ -23,9 +23,12 @@ from sdkit.formats.codec import Verdict
 from sdkit.weights import TensorInfo, Weights
 
 CHANGES = ("lora",)
-FAMILIES = ("flux",)
+FAMILIES = ("flux", "flux2")
 PROGRAMS = ("diffusers",)
-_START = r"(?:(?:double|single)_blocks\.\d+|(?:time|vector|guidance)_in\.(?:in|out)_layer|(?:img|txt)_in|final_layer)"
+_START = (
+    r"(?:(?:double|single)_blocks\.\d+|(?:time|vector|guidance)_in\.(?:in|out)_layer|(?:img|txt)_in|final_layer"
+    r"|double_stream_modulation_(?:img|txt)|single_stream_modulation)"
+)
 _PEFT = re.compile(
     rf"(?:base_model\.model\.)?(?P<module>{_START}(?:\..+?)?)\.lora_(?P<side>A|B)(?:\.default)?\.(?P<part>weight|bias)"
 )

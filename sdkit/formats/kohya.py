@@ -6,7 +6,7 @@ A key is ``<prefix>_<module with underscores>.<role>``. The prefix is ``lora_une
 ``lycoris`` (LyCORIS' wrapper, relative to the wrapped model); the roles are those of `_lycoris`.
 The underscores lose information, so modules are looked up in a table of the model's own.
 SDXL's U-Net is spelled as sgm (``input_blocks_4_1_…``) or diffusers (``down_blocks_1_…``) do; some files hold both.
-SD3's and FLUX.1's transformer is ``lora_unet`` with its makers' names, where q, k and v are one layer
+A transformer (SD3's, FLUX's) is ``lora_unet`` with its makers' names, where q, k and v are one layer
 (``lora_unet_double_blocks_0_img_attn_qkv``), or OneTrainer's ``lora_transformer`` with diffusers'; T5 is ``lora_te3``.
 ``bundle_emb.<token>.<key>`` are embeddings that a web UI's bundle carries along.
 
@@ -40,23 +40,32 @@ from sdkit.weights import Weights
 
 CHANGES = KINDS
 WORDS = True
-_DIFFUSERS = {"diffusers": ("sd1", "sd2", "sdxl", "flux")}  # it has no rules for SD3's
+_DIFFUSERS = ("sd1", "sd2", "sdxl", "flux")  # it has no rules for SD3's
+_OLDER = ("sd1", "sd2", "sdxl", "sdxl-refiner", "sd3", "flux")  # where nothing proves that later ones are read, too
 DIALECTS = (
     Dialect(
         ("a1111", "comfyui", "diffusers", "forge", "lycoris", "sd-scripts"),
-        says="SDXL's U-Net, SD3's and FLUX.1's transformer as in the single file",
+        says="SDXL's U-Net and every transformer as in the single file",
         said=("invokeai", "onetrainer", "sd-next"),
-        families={**_DIFFUSERS, "lycoris": ("sd1", "sd2")},
+        families={
+            "diffusers": (*_DIFFUSERS, "flux2", "z-image"),
+            "lycoris": ("sd1", "sd2"),
+            "onetrainer": _OLDER,
+            "sd-next": _OLDER,
+        },
     ),
     Dialect(
         ("a1111", "comfyui", "diffusers", "forge", "lycoris"),
         name="diffusers-names",
-        says="SDXL's U-Net, SD3's and FLUX.1's transformer in diffusers' names",
+        says="SDXL's U-Net and every transformer in diffusers' names",
         said=("onetrainer",),
-        families={**_DIFFUSERS, "lycoris": ("sd1", "sd2", "sdxl")},
+        families={"comfyui": _OLDER, "diffusers": _DIFFUSERS, "lycoris": ("sd1", "sd2", "sdxl"), "onetrainer": _OLDER},
     ),
     Dialect(
-        ("comfyui", "lycoris"), name="wrapper", says="as LyCORIS names what it wraps: one component, diffusers' names"
+        ("comfyui", "lycoris"),
+        name="wrapper",
+        says="as LyCORIS names what it wraps: one component, diffusers' names",
+        families={"comfyui": _OLDER},
     ),
 )
 
@@ -154,6 +163,8 @@ def _spellings(spelled: str, one_encoder: bool) -> list[str]:
         return [f"{prefix}_{rest}" for prefix in _COMPONENTS if prefix != SCRIPTS_OFT[:-1]]
     if spelled.startswith(SCRIPTS_OFT):
         return ["lora_unet_" + spelled.removeprefix(SCRIPTS_OFT)]
+    if spelled.startswith("lora_unet_"):  # some trainers put a transformer's names in diffusers behind this prefix
+        return [spelled, "lora_transformer_" + spelled.removeprefix("lora_unet_")]
     if spelled.startswith("lora_te2_encoder_block_"):  # OneTrainer once numbered FLUX.1's T5 so
         return [spelled, "lora_te3_" + spelled.removeprefix("lora_te2_")]
     if spelled.startswith("lora_te1_") and one_encoder:  # diffusers' own kohya export numbers SD1's only encoder

@@ -31,6 +31,7 @@ from sdkit.weights import TensorInfo, Weights
 from sdkit.weights.metadata import read_recipe
 
 HOLDS = ("textual-inversion",)
+FAMILIES = ("sd1", "sd2", "sdxl", "sdxl-refiner", "sd3", "flux")
 _UNETS = ("sd1", "sd2", "sdxl")
 # Of SDXL's diffusers takes each text encoder's rows on their own.
 _FEWER = {"diffusers": ("sd1", "sd2"), "forge": _UNETS, "sd-scripts": _UNETS}

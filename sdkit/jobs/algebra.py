@@ -16,9 +16,9 @@ from sdkit.adapters.artifact import Artifact, Target
 from sdkit.core.errors import SdkitError
 from sdkit.core.memory import peak_memory_mib
 from sdkit.core.report import Report
-from sdkit.families import FAMILIES, reference
 from sdkit.families.family import Model
 from sdkit.formats import adapter_family, read_adapter, writing_codec
+from sdkit.jobs.fitting import fitting_model
 from sdkit.jobs.inputs import parent_of
 from sdkit.jobs.merge_checks import check_bakeable, check_is_adapter, known_model
 from sdkit.streaming.engine import default_threads
@@ -217,7 +217,7 @@ def open_adapters(
     family = _common_family(opened)
     found = None
     if names:
-        model = known_model(stack.enter_context(open_weights(base))) if base else _published(family)
+        model = known_model(stack.enter_context(open_weights(base))) if base else fitting_model(family, *opened)
         found = _read_all(opened, model, strict=base is not None) if model else None
     if found is None:
         found = Opened(tuple(read_adapter(weights) for weights in opened), None, family)
@@ -244,10 +244,6 @@ def _read_all(opened: Sequence[Weights], model: Model, *, strict: bool) -> Opene
     if any(artifact.unmatched for artifact in artifacts) and not strict:
         return None
     return Opened(artifacts, model, model.family)
-
-
-def _published(family: str) -> Model | None:
-    return reference(family) if family in {rules.name for rules in FAMILIES} else None
 
 
 def _common_family(opened: Sequence[Weights]) -> str:

@@ -14,14 +14,14 @@ from sdkit.adapters.builder import reads
 from sdkit.adapters.difference import Located
 from sdkit.adapters.ranks import RankRule
 from sdkit.adapters.recast import recast
-from sdkit.conversion.adapter import USUAL_RULE, Approximation, Fitted, Fitting
+from sdkit.conversion.adapter import USUAL_RULE, Approximation, Fitted, Fitting, kind_of
 from sdkit.conversion.adapter_proof import AdapterProof, prove_adapter
 from sdkit.conversion.rest import Dropped
 from sdkit.core.errors import SdkitError, UsageError
 from sdkit.core.memory import peak_memory_mib
 from sdkit.core.progress import NoProgress, Progress
 from sdkit.core.report import Report
-from sdkit.families import FAMILIES, identify, reference
+from sdkit.families import FAMILIES, identify
 from sdkit.families.family import Model
 from sdkit.formats import (
     NEGATIVE,
@@ -39,6 +39,7 @@ from sdkit.formats import (
     writing_codec,
 )
 from sdkit.jobs.algebra import described, one_thread
+from sdkit.jobs.fitting import fitting_model
 from sdkit.jobs.inputs import parent_of, with_words_beside
 from sdkit.jobs.merge_checks import check_is_not_input, family_error, known_model
 from sdkit.jobs.record import recorded
@@ -88,7 +89,7 @@ class AdapterConversion(Report):
         family: its family; empty where nothing told.
         was: the format it had.
         to: the format, with the dialect behind a colon, that was written.
-        programs: those that read it.
+        programs: those that apply all of it.
         consumed: tensors of the source that went in.
         renamed: how many tensors written have names the source has not; None in a dry run.
         dropped: what was not written, and why.
@@ -205,7 +206,7 @@ def _convert_one(
             family=family,
             was=source.format,
             to=f"{format.name}:{dialect.name}" if dialect.name else format.name,
-            programs=dialect.programs,
+            programs=_readers(fitted.artifact, format, dialect, family),
             consumed=sum(not _is_left(name, source.unmatched) for name in weights.tensors),
             renamed=None,
             dropped=tuple(_dropped(source, fitted)),
@@ -259,11 +260,11 @@ def _format(to: str, source: Artifact) -> tuple[Artifact, Format, Dialect]:
 
 
 def _read(weights: Weights, base: Weights | None, options: AdapterOptions) -> tuple[Artifact, Model | None, str]:
-    """The adapter with the names of a model: the base's, or the published one's of its family if it fits that."""
+    """The adapter with the names of a model: the base's, or those of a published one of its family that it fits."""
     family = options.family or adapter_family(weights)[0] or ""
     if options.family is not None and options.family not in _FAMILIES:
         raise UsageError(f"there is no model family {family!r}", f"there are: {', '.join(sorted(_FAMILIES))}")
-    model = known_model(base) if base is not None else reference(family) if family in _FAMILIES else None
+    model = known_model(base) if base is not None else fitting_model(family, weights)
     if base is not None and model is not None and (error := family_error(weights, model)) is not None:
         raise error
     artifact = _read_for(weights, model, strict=base is not None or options.family is not None)
@@ -304,6 +305,13 @@ def _with_alpha(artifact: Artifact, alpha: float | None) -> Artifact:
         raise UsageError(f"{artifact.source.path}: states its alphas", "leave --network-alpha out")
     told = {target: replace(delta, scale=alpha / (delta.rank or 1)) for target, delta in unstated.items()}  # type: ignore[type-var]
     return replace(artifact, deltas={**artifact.deltas, **told}, scale_known=True)
+
+
+def _readers(written: Artifact, format: Format, dialect: Dialect, family: str) -> tuple[str, ...]:
+    """The programs that apply all of what is written in this dialect, for models of this family."""
+    kinds = {kind_of(delta) for delta in written.deltas.values()}
+    told = replace(format, dialects=(dialect,)).readers(kinds, family, pickled=dialect.suffix == ".pt")
+    return tuple(program for program in dialect.programs if not told[program])
 
 
 def _check_names(source: Artifact, model: Model | None, family: str, format: Format) -> None:

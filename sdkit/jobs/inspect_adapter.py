@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from sdkit.adapters.artifact import Artifact, TokenRows
 from sdkit.conversion.adapter import kind_of
 from sdkit.core.errors import SdkitError
-from sdkit.families import FAMILIES, reference
+from sdkit.families import FAMILIES
 from sdkit.families.family import Model
 from sdkit.formats import adapter_family, described, formats, read_adapter
 from sdkit.formats._lycoris import REFUSED
+from sdkit.jobs.fitting import fitting_model
 from sdkit.jobs.inspect_problems import counted
 from sdkit.jobs.inspection import AdapterFacts, Layers, Token
 from sdkit.weights import Weights
@@ -26,11 +27,14 @@ _COMPONENTS = ("unet", "text_encoder", "text_encoder_2", "text_encoder_3", "tran
 _POSITION = re.compile(r"\w+\.\d+")
 # The first that fits a module's name, dotted or flattened.
 _SORTS = (
-    ("modulation", re.compile(r"transformer[._].*norm\w*[._]linear|.*_(?:mod|modulation)_lin|.*adaLN_modulation.*")),
+    (
+        "modulation",
+        re.compile(r"transformer[._].*norm\w*[._]linear|.*_mod(?:ulation)?\w*[._]lin(?:ear)?|.*adaLN_modulation.*"),
+    ),
     ("joint attention", re.compile(r"transformer[._].*[._]attn2?[._].*")),
-    ("self-attention", re.compile(r".*(?:attn1|self_attn)[._].*")),
+    ("self-attention", re.compile(r".*(?:attn1|self_attn|attention)[._].*")),
     ("cross-attention", re.compile(r".*attn2[._].*")),
-    ("feed-forward", re.compile(r".*[._](?:ff|ff_context|mlp)[._].*")),
+    ("feed-forward", re.compile(r".*[._](?:ff|ff_context|feed_forward|mlp)[._].*")),
     ("projections", re.compile(r".*(?:proj_in|proj_out|text_projection)")),
     ("convolutions", re.compile(r"unet[._].*")),
 )
@@ -71,7 +75,7 @@ def describe(weights: Weights, format: str) -> Description:
     """
     guess, evidence = adapter_family(weights)
     family = guess or "unknown"
-    published = reference(family) if family in _RULED else None
+    published = fitting_model(family, weights)
     artifact, reason = _read(weights, published)
     misfit = ""
     if artifact is None and published is not None:

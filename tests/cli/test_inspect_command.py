@@ -43,6 +43,8 @@ conditioner.embedders.0.transformer
             not sdxl-refiner: its U-Net does not attend at the coarsest level, this one does
             not sd3: it needs a transformer with joint blocks and learned positions
             not flux: it needs a transformer with blocks of two streams and of one
+            not flux2: it needs a transformer whose blocks share their modulations
+            not z-image: it needs a transformer that refines picture and text before its blocks
   metadata  modelspec.title  Mix
             … 1 more; --json shows all
 """

@@ -1,4 +1,4 @@
-"""SD3 and FLUX.1 against diffusers: names, shapes, and every row where diffusers' own converters put it."""
+"""SD3, FLUX and Z-Image against diffusers: names, shapes, and every row where diffusers' own converters put it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import pytest
 
 from sdkit.families import identify, reference
 from sdkit.families.configs import transformer_layout
+from sdkit.families.flux2_transformer import Flux2Layout
 from sdkit.families.flux_transformer import FluxLayout
 from sdkit.families.parameter import Names
 from sdkit.families.parts import Part, find_parts
 from sdkit.families.reference import published_config
 from sdkit.families.t5 import T5Layout, read_t5
+from sdkit.families.z_image_transformer import ZImageLayout
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -20,6 +22,10 @@ transformers = pytest.importorskip("transformers")
 
 FLUX = {"num_layers": 2, "num_single_layers": 3, "attention_head_dim": 4, "num_attention_heads": 3}
 FLUX |= {"in_channels": 8, "joint_attention_dim": 10, "pooled_projection_dim": 6, "guidance_embeds": True}
+FLUX2 = {"num_layers": 2, "num_single_layers": 3, "attention_head_dim": 4, "num_attention_heads": 3}
+FLUX2 |= {"in_channels": 8, "joint_attention_dim": 10, "axes_dims_rope": (1, 1, 1, 1)}
+Z_IMAGE = {"in_channels": 4, "dim": 12, "n_layers": 3, "n_refiner_layers": 2, "n_heads": 3, "n_kv_heads": 3}
+Z_IMAGE |= {"cap_feat_dim": 10, "axes_dims": [2, 1, 1]}
 SD3 = {"num_layers": 3, "attention_head_dim": 4, "num_attention_heads": 2, "caption_projection_dim": 8}
 SD3 |= {"in_channels": 4, "out_channels": 4, "joint_attention_dim": 10, "pooled_projection_dim": 6}
 SD3 |= {"patch_size": 2, "pos_embed_max_size": 3, "sample_size": 4}
@@ -28,9 +34,20 @@ LARGE = {"num_layers": 38, "num_attention_heads": 38, "caption_projection_dim": 
 MODELS = {
     "flux": (diffusers.FluxTransformer2DModel, FLUX),
     "schnell": (diffusers.FluxTransformer2DModel, FLUX | {"guidance_embeds": False}),
+    "flux2": (diffusers.Flux2Transformer2DModel, FLUX2),
+    "klein": (diffusers.Flux2Transformer2DModel, FLUX2 | {"guidance_embeds": False}),
+    "z-image": (diffusers.ZImageTransformer2DModel, Z_IMAGE),
     "sd3": (diffusers.SD3Transformer2DModel, SD3),
     "sd3.5": (diffusers.SD3Transformer2DModel, SD35),
 }
+
+# Their layouts are read off headers alone.
+WITHOUT_CONFIG = {
+    "flux2": Flux2Layout(12, 4, 36, 2, 3, 8, 8, 10, 256, guidance=True),
+    "klein": Flux2Layout(12, 4, 36, 2, 3, 8, 8, 10, 256, guidance=False),
+    "z-image": ZImageLayout(12, 4, 32, 3, 2, 4, 10, 256, 1024, 12),
+}
+FAMILY = {"schnell": "flux", "sd3.5": "sd3", "klein": "flux2"}
 
 
 def small(name):
@@ -38,6 +55,8 @@ def small(name):
     kind, config = MODELS[name]
     with torch.device("meta"):
         model = kind(**config)
+    if name in WITHOUT_CONFIG:
+        return model, WITHOUT_CONFIG[name]
     return model, transformer_layout({**model.config, "_class_name": kind.__name__})
 
 
@@ -78,7 +97,11 @@ def test_diffusers_divides_a_single_file_into_the_same_rows(name):
 
     _, layout = small(name)
     convert = oracle.convert_sd3_transformer_checkpoint_to_diffusers
-    if isinstance(layout, FluxLayout):  # the oracle knows the published width alone
+    if isinstance(layout, Flux2Layout):
+        convert = oracle.convert_flux2_transformer_checkpoint_to_diffusers
+    elif isinstance(layout, ZImageLayout):
+        convert = oracle.convert_z_image_transformer_checkpoint_to_diffusers
+    elif isinstance(layout, FluxLayout):  # the oracle knows the published width alone
         convert = oracle.convert_flux_transformer_checkpoint_to_diffusers
         layout = replace(layout, width=3072, inner=12288, head=128)
     tensors, expected = single_file(layout, narrow=True)
@@ -94,7 +117,7 @@ def test_a_small_model_is_recognised_whole_in_diffusers_names(make_weights, name
     module, layout = small(name)
     shapes = {prefix + key: shape for key, shape in shapes_of(module).items()}
     model = identify(make_weights(shapes))
-    family = "sd3" if name.startswith("sd3") else "flux"
+    family = FAMILY.get(name, name)
     assert (model.family, model.naming, model.components, model.faults) == (family, "diffusers", ("transformer",), ())
     assert model.unclaimed == () and {place.key for place in model.places.values()} == set(shapes)
     found = find_parts(shapes).transformer
@@ -147,6 +170,39 @@ def test_the_sizes_of_35_are_those_of_its_published_configuration(variant, confi
         for name, place in places.items()
         if name.startswith("transformer.")
     }
+
+
+@pytest.mark.parametrize(
+    ("variant", "config"),
+    [
+        ("dev", {}),
+        (
+            "klein-4b",
+            {"num_attention_heads": 24, "num_layers": 5, "num_single_layers": 20, "joint_attention_dim": 7680},
+        ),
+        ("klein-9b", {"num_attention_heads": 32, "num_single_layers": 24, "joint_attention_dim": 12288}),
+    ],
+)
+def test_the_sizes_of_flux2_are_those_of_its_published_configurations(variant, config):
+    """As https://huggingface.co/black-forest-labs/FLUX.2-dev (diffusers' defaults) and FLUX.2-klein-… have them."""
+    with torch.device("meta"):
+        module = diffusers.Flux2Transformer2DModel(**config, guidance_embeds=variant == "dev")
+    places = reference("flux2", variant).places
+    assert {name.removeprefix("transformer."): place.shape for name, place in places.items()} == shapes_of(module)
+
+
+def test_the_sizes_of_z_image_are_those_of_its_published_configuration():
+    """As https://huggingface.co/Tongyi-MAI/Z-Image-Turbo has it: diffusers' defaults."""
+    with torch.device("meta"):
+        module = diffusers.ZImageTransformer2DModel()
+    places = reference("z-image").places
+    assert {name.removeprefix("transformer."): place.shape for name, place in places.items()} == shapes_of(module)
+
+
+def test_z_image_is_not_taken_for_lumina(make_weights):
+    """Both call the text's first layers alike; a file that is not whole is named by what only Z-Image has."""
+    model = identify(make_weights({"cap_embedder.0.weight": (8,), "layers.0.adaLN_modulation.0.weight": (8, 4)}))
+    assert (model.family, model.places) == ("z-image", {})
 
 
 def test_t5_has_the_names_and_shapes_of_transformers():

@@ -27,6 +27,7 @@ _LORA = {"lora_up.weight", "lora_down.weight", "alpha"}
 _WIDE = _LORA | {"lora_mid.weight", "diff", "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "dora_scale"}
 _WIDE |= {"lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "oft_blocks", "rescale"}
 _WIDE |= {f"{side}{n}.weight" for side in "ab" for n in (1, 2)}
+_LATER = ("flux2", "z-image")  # of these its names of diffusers' layers are not written down here
 ROLES = {"a1111": _WIDE | {"weight", "on_input"}, "comfyui": _WIDE, "forge": _WIDE, "sd-scripts": _LORA}
 
 
@@ -34,6 +35,8 @@ def comfyui_names(module: Module, family: str) -> Iterator[str]:
     """ComfyUI: any layer of its model by its path, dotted or flat; then what diffusers calls it."""
     yield f"lora_unet_{flat(module.native)}"
     yield f"diffusion_model.{module.native}"
+    if family in _LATER:
+        return
     yield f"lycoris_{flat(module.name)}"
     if module.component == "unet":
         yield f"lora_unet_{flat(module.name)}"
@@ -87,10 +90,10 @@ class Tree(torch.nn.Module):
 
     def __init__(self, family: str, component: str) -> None:
         super().__init__()
-        self.layers: dict[str, Module] = {}
+        self.by_name: dict[str, Module] = {}
         for layer in dict.fromkeys(layer for group in LAYERS[family] for layer in group):
             if layer.component == component:
-                self.layers[layer.name] = layer
+                self.by_name[layer.name] = layer
                 self._grow(layer)
 
     def _grow(self, layer: Module) -> None:
@@ -121,7 +124,7 @@ def lycoris(path: Path, family: str) -> Changes:
         modules = create_lycoris_from_weights(1.0, "", tree, weights_sd=tensors)[0].loras
     else:
         modules = create_network_from_weights(1.0, "", None, None, tree, weights_sd=tensors)[0].unet_loras
-    names = {f"{prefix}_{flat(name)}": layer for name, layer in tree.layers.items()}
+    names = {f"{prefix}_{flat(name)}": layer for name, layer in tree.by_name.items()}
     assert {key.partition(".")[0] for key in tensors} == {module.lora_name for module in modules}
     return {names[module.lora_name].hub: _acting(module, names[module.lora_name]) for module in modules}
 
@@ -146,7 +149,7 @@ def peft(path: Path, family: str) -> Changes:
     adapted = PeftModel.from_pretrained(tree, path)
     merged = adapted.merge_and_unload().state_dict()
     found = {}
-    for name, layer in tree.layers.items():
+    for name, layer in tree.by_name.items():
         change = merged[f"{name}.weight"].double().reshape(layer.shape[0], -1) - base_weight(layer)
         if change.abs().max() > 1e-6:
             found[layer.hub] = change
@@ -158,9 +161,10 @@ def diffusers(path: Path, family: str) -> Changes:
     from diffusers import loaders
     from diffusers.utils import convert_unet_state_dict_to_peft
 
-    name = {"sd3": "SD3LoraLoaderMixin", "flux": "FluxLoraLoaderMixin", "sd1": "StableDiffusionLoraLoaderMixin"}
-    name |= {"sd2": name["sd1"], "sdxl": "StableDiffusionXLLoraLoaderMixin"}
-    loader = getattr(loaders, name.get(family, name["sdxl"]))
+    name = {"sd3": "SD3LoraLoaderMixin", "flux": "FluxLoraLoaderMixin", "flux2": "Flux2LoraLoaderMixin"}
+    name["z-image"] = "ZImageLoraLoaderMixin"
+    name |= {family: "StableDiffusionLoraLoaderMixin" for family in ("sd1", "sd2")}
+    loader = getattr(loaders, name.get(family, "StableDiffusionXLLoraLoaderMixin"))
     more = {} if _denoiser(family) == "transformer" else {"unet_config": _UNetConfig()}
     state, *alphas = _pair(loader.lora_state_dict(str(path), **more))
     peft_alphas = convert_unet_state_dict_to_peft(alphas[0]) if alphas and alphas[0] else {}

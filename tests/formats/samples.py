@@ -71,6 +71,20 @@ _FLUX = {
     "time_text_embed.guidance_embedder.linear_1": ("guidance_in.in_layer", (3072, 256)),
     "proj_out": ("final_layer.linear", (64, 3072)),
 }
+_FLUX2 = {
+    "transformer_blocks.0.attn.to_out.0": ("double_blocks.0.img_attn.proj", (3072, 3072)),
+    "x_embedder": ("img_in", (3072, 128)),
+    "time_guidance_embed.timestep_embedder.linear_1": ("time_in.in_layer", (3072, 256)),
+    "proj_out": ("final_layer.linear", (128, 3072)),
+}
+_Z_IMAGE = {
+    "layers.0.attention.to_out.0": ("layers.0.attention.out", (3840, 3840)),
+    "all_x_embedder.2-1": ("x_embedder", (3840, 64)),
+    "all_final_layer.2-1.adaLN_modulation.1": ("final_layer.adaLN_modulation.1", (3840, 256)),
+    "t_embedder.mlp.0": ("t_embedder.mlp.0", (1024, 256)),
+    "t_embedder.mlp.2": ("t_embedder.mlp.2", (256, 1024)),
+    "all_final_layer.2-1.linear": ("final_layer.linear", (64, 3840)),
+}
 # Family → its linear layers and its convolutions.
 LAYERS = {
     "sd1": _unet(0, 1, 320, 768, 320),
@@ -79,6 +93,8 @@ LAYERS = {
     "sdxl-refiner": _unet(1, 4, 768, 1280, 384),
     "sd3": (_transformer(_SD3), _transformer(_SD3_KERNELS)),
     "flux": (_transformer(_FLUX), []),
+    "flux2": (_transformer(_FLUX2), []),
+    "z-image": (_transformer(_Z_IMAGE), []),
 }
 FAMILIES = tuple(LAYERS)
 _LINEAR = ("lora", "loha", "lokr", "dora", "dora-in", "glora", "ia3", "oft", "boft", "full", "oftv2")

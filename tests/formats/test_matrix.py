@@ -129,8 +129,15 @@ def peft_settings(sample: Sample) -> dict[str, object]:
 
 
 def save_flux_native(sample: Sample, path: Path) -> Path:
-    """x-labs' names; of fal's diffusers takes files with every layer alone, of the makers' own control LoRAs."""
+    """x-labs' names; of fal's diffusers takes files with every layer alone, of the makers' own control LoRAs.
+
+    FLUX.2's are fal's.
+    """
     ((module, parts),) = sample.modules.values()
+    if sample.family == "flux2":
+        named = {f"base_model.model.{module.native}.{SIDES[role]}": parts[role] for role in SIDES}
+        save_file(named, path)
+        return path
     name = f"{module.native.removesuffix('.img_attn.proj')}.processor.proj_lora1"
     save_file({f"{name}.{side}.weight": parts[f"lora_{side}.weight"] for side in ("down", "up")}, path)
     return path

@@ -82,6 +82,8 @@ def test_every_family_by_its_own_names(family: str, naming: str, attention: bool
 NATIVE = {
     "flux2": {"double_blocks.0.img_mlp.0": (36864, 6144)},
     "flux2 of 4 billion": {"single_blocks.3.linear1": (27648, 3072)},
+    "flux2 of 9 billion, attention alone": {"double_blocks.0.img_attn.qkv": (12288, 4096)},
+    "flux2 of 4 billion, single blocks alone": {"single_blocks.3.linear2": (3072, 12288)},
     "flux": {"single_blocks.3.linear1": (21504, 3072)},
     "z-image": {"layers.0.attention.qkv": (11520, 3840)},
     "wan": {"blocks.0.self_attn.q": (5120, 5120)},
@@ -100,13 +102,21 @@ def test_the_makers_own_names(case: str) -> None:
         assert adapter_family(weights_of(shapes))[0] == case.partition(" ")[0]
 
 
+@pytest.mark.parametrize("prefix", ["lycoris_", "transformer."])
+def test_names_tell_whatever_the_kind_of_change(prefix: str) -> None:
+    module = "single_transformer_blocks.0.attn.to_qkv_mlp_proj"
+    module = module.replace(".", "_") if prefix == "lycoris_" else module
+    shapes = {f"{prefix}{module}.lokr_w1": (4, 4), f"{prefix}{module}.lokr_w2": (768, 768)}
+    assert adapter_family(weights_of(shapes))[0] == "flux2"
+
+
 def test_they_are_named_and_honestly_refused(tmp_path: Path) -> None:
-    name = "diffusion_model.layers.0.attention.qkv"
-    tensors = {f"{name}.lora_down.weight": torch.ones(2, 3840), f"{name}.lora_up.weight": torch.ones(11520, 2)}
-    path = models.save(tensors, tmp_path / "z.safetensors")
+    name = "diffusion_model.blocks.0.self_attn.q"
+    tensors = {f"{name}.lora_down.weight": torch.ones(2, 1536), f"{name}.lora_up.weight": torch.ones(1536, 2)}
+    path = models.save(tensors, tmp_path / "wan.safetensors")
     found = sdkit.inspect(path)
-    assert found.family == "z-image" and "does not read models of this family yet" in found.problems[0]
-    with pytest.raises(SdkitError, match="this version recognises z-image and does not read its models"):
+    assert found.family == "wan" and "does not read models of this family yet" in found.problems[0]
+    with pytest.raises(SdkitError, match="this version recognises wan and does not read its models"):
         sdkit.convert(path, "kohya", tmp_path / "k.safetensors")
     same = sdkit.convert(path, "comfyui-native", tmp_path / "same.safetensors")
     assert set(models.load(same.output)) >= set(tensors)

@@ -1,4 +1,4 @@
-"""LoRAs of SD3 and FLUX.1 in every dialect, against diffusers' converters and its models' own single files."""
+"""LoRAs of SD3, FLUX and Z-Image in every dialect, against diffusers' converters and its models' own single files."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from header_files import weights_of
 from sdkit.adapters.artifact import Target
 from sdkit.core.errors import SdkitError
 from sdkit.families import identify, reference
+from sdkit.families.flux2_transformer import Flux2Layout
 from sdkit.families.flux_transformer import FluxLayout
 from sdkit.families.sd3_transformer import Sd3Layout
+from sdkit.families.z_image_transformer import ZImageLayout
 from sdkit.formats import adapter_family, read_adapter, recognise, write_adapter
 from sdkit.weights import open_weights
 
@@ -18,6 +20,8 @@ from sdkit.weights import open_weights
 WIDTH = 3072
 LAYOUT = FluxLayout(WIDTH, 128, 4 * WIDTH, 1, 1, 64, 64, 4096, 768, 256, guidance=True)
 SMALL = FluxLayout(12, 4, 48, 2, 2, 8, 8, 10, 6, 256, guidance=True)
+FLUX2 = Flux2Layout(12, 4, 36, 2, 2, 8, 8, 10, 256, guidance=True)
+Z_IMAGE = ZImageLayout(12, 4, 32, 2, 1, 4, 10, 256, 1024, 12)
 SD3 = Sd3Layout(8, 2, 1, 4, 32, 2, 4, 16, 9, 10, 6, 256)
 
 
@@ -106,7 +110,7 @@ def test_the_layers_around_the_blocks_too(save, dense, small):
     assert torch.allclose(dense(artifact, "transformer.norm_out.linear"), torch.cat([scale, shift]))
 
 
-@pytest.mark.parametrize("layout", [SMALL, SD3])
+@pytest.mark.parametrize("layout", [SMALL, FLUX2, SD3, Z_IMAGE])
 @pytest.mark.parametrize("naming", ["ldm", "diffusers"])
 def test_merging_adds_the_same_whichever_way_file_and_base_name_their_layers(tmp_path, layout, naming):
     """The base's own tensors plus up @ down, written out for the single file; diffusers' parts follow by its rule."""
@@ -147,7 +151,7 @@ def test_merging_adds_the_same_whichever_way_file_and_base_name_their_layers(tmp
         assert torch.allclose(merged[name].double(), tensor, atol=1e-5), name
 
 
-@pytest.mark.parametrize("layout", [SMALL, SD3])
+@pytest.mark.parametrize("layout", [SMALL, FLUX2, SD3, Z_IMAGE])
 def test_kohya_to_diffusers_and_back_gives_the_same_bytes(save, tmp_path, layout):
     model = model_of(layout)
     tensors = kohya_pairs(model)
@@ -448,3 +452,85 @@ def make_weights_with_t5():
 )
 def test_which_family_a_lora_is_for(shapes, family):
     assert adapter_family(weights_of(shapes))[0] == family
+
+
+def same_as_the_oracle(artifact, dense, expected):
+    modules = {key.rpartition(".lora_")[0] for key in expected}
+    assert artifact.unmatched == () and {target.module for target in artifact.deltas} == modules
+    for module in modules:
+        a, b = (expected[f"{module}.lora_{side}.weight"].double() for side in "AB")
+        assert torch.allclose(dense(artifact, module), b @ a, atol=1e-5), module
+
+
+def test_kohya_flux2_is_what_diffusers_makes_of_it(save, dense):
+    from diffusers.loaders.lora_conversion_utils import _convert_kohya_flux2_lora_to_diffusers as oracle
+
+    model = model_of(FLUX2)
+    around = ("img_in", "txt_in", "time_in_in_layer", "time_in_out_layer", "final_layer_linear")  # that it knows
+    tensors = kohya_pairs(model, only=lambda name: "_blocks_" in name or name.endswith(around))
+    artifact = read_adapter(save(tensors), model)
+    same_as_the_oracle(artifact, dense, oracle(dict(tensors)))
+    assert len(artifact.deltas) == 2 * 12 + 2 * 2 + 5
+
+
+@pytest.mark.parametrize("prefix", ["diffusion_model.", "base_model.model."])
+def test_flux2_in_its_makers_names_is_what_diffusers_makes_of_it(save, dense, prefix):
+    """Every layer, as ai-toolkit and ComfyUI write them, and fal."""
+    from diffusers.loaders.lora_conversion_utils import _convert_non_diffusers_flux2_lora_to_diffusers as oracle
+
+    model, tensors = model_of(FLUX2), {}
+    for number, row in enumerate({row.ldm: row for row in FLUX2.parameters() if len(row.shape) == 2}.values()):
+        name = row.ldm.removesuffix(".weight")
+        tensors[f"{name}.lora_A.weight"] = normal(2, row.shape[1], seed=number)
+        tensors[f"{name}.lora_B.weight"] = normal(row.height if row.rows else row.shape[0], 2, seed=number + 100)
+    artifact = read_adapter(save({f"{prefix}{name}": tensor for name, tensor in tensors.items()}), model)
+    expected = oracle({f"diffusion_model.{name}": tensor for name, tensor in tensors.items()})
+    last = "transformer.norm_out.linear"
+    # diffusers 0.42 forgets here that its model has the halves of this layer the other way round than the file.
+    expected[f"{last}.lora_B.weight"] = torch.cat(expected[f"{last}.lora_B.weight"].chunk(2)[::-1])
+    same_as_the_oracle(artifact, dense, expected)
+
+
+def test_flux2_in_diffusers_names_behind_comfyuis_prefix(save, dense):
+    from diffusers.loaders.lora_conversion_utils import _convert_non_diffusers_flux2_lora_to_diffusers as oracle
+
+    model, tensors = model_of(FLUX2), {}
+    for number, name in enumerate(("transformer_blocks.1.attn.to_q", "single_transformer_blocks.0.attn.to_out")):
+        rows, columns = model.places[f"transformer.{name}.weight"].shape
+        tensors[f"diffusion_model.{name}.lora_A.weight"] = normal(2, columns, seed=number)
+        tensors[f"diffusion_model.{name}.lora_B.weight"] = normal(rows, 2, seed=number + 100)
+    same_as_the_oracle(read_adapter(save(tensors), model), dense, oracle(dict(tensors)))
+
+
+@pytest.mark.parametrize("naming", ["single file", "diffusers"])
+def test_kohya_z_image_is_what_diffusers_makes_of_it(save, dense, naming):
+    """q, k and v as one layer, as in ComfyUI's file, or apart."""
+    from diffusers.loaders.lora_conversion_utils import _convert_non_diffusers_z_image_lora_to_diffusers as oracle
+
+    model = model_of(Z_IMAGE)
+
+    if naming == "diffusers":
+        tensors = {}
+        for number, row in enumerate(row for row in Z_IMAGE.parameters() if len(row.shape) == 2):
+            if row.hub.endswith(".weight") and "2-1" not in row.hub:  # the oracle takes that dash for a dot
+                flat = f"lora_unet_{row.hub.removesuffix('.weight').replace('.', '_')}"
+                tensors[f"{flat}.lora_down.weight"] = normal(2, row.shape[1], seed=number)
+                tensors[f"{flat}.lora_up.weight"] = normal(row.shape[0], 2, seed=number + 100)
+                tensors[f"{flat}.alpha"] = torch.tensor(1.0)
+    else:  # the oracle has no rules for the layers around the blocks, which are called otherwise there
+        around = ("lora_unet_x_embedder", "lora_unet_final_layer")
+        tensors = {name: tensor for name, tensor in kohya_pairs(model).items() if not name.startswith(around)}
+    same_as_the_oracle(read_adapter(save(tensors), model), dense, oracle(dict(tensors)))
+
+
+def test_z_image_of_ai_toolkit_is_what_diffusers_makes_of_it(save, dense):
+    """diffusers' names behind ComfyUI's prefix."""
+    from diffusers.loaders.lora_conversion_utils import _convert_non_diffusers_z_image_lora_to_diffusers as oracle
+
+    tensors = {}
+    for number, row in enumerate(row for row in Z_IMAGE.parameters() if len(row.shape) == 2):
+        if row.hub.endswith(".weight"):
+            name = f"diffusion_model.{row.hub.removesuffix('.weight')}"
+            tensors[f"{name}.lora_A.weight"] = normal(2, row.shape[1], seed=number)
+            tensors[f"{name}.lora_B.weight"] = normal(row.shape[0], 2, seed=number + 100)
+    same_as_the_oracle(read_adapter(save(tensors), model_of(Z_IMAGE)), dense, oracle(dict(tensors)))

@@ -223,7 +223,7 @@ def test_a_word_that_means_something_is_noted(tiny_base: Path, pictures: Path, t
     tokenizer = CLIPTokenizer.from_pretrained(Path(sdkit.__file__).parent / "assets" / "tokenizers" / "clip")
     assert known_words(tokenizer, "dog") == ["dog"] and known_words(tokenizer, "sks") == []
     notes = {
-        token: train(tiny_base, pictures, tmp_path / "x", token=token, dry_run=True).notes
+        token: train(tiny_base, bare(pictures), tmp_path / "x", token=token, dry_run=True).notes
         for token in ("sks", "abcd", "b")
     }
     assert notes["sks"] == ()

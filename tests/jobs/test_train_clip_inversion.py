@@ -58,7 +58,9 @@ def seen(folder: Path) -> torch.Tensor:
 
 
 def test_a_words_text_comes_near_the_pictures(drawings: Path, tmp_path: Path) -> None:
-    report = invert("tiny", drawings, tmp_path / "x", steps=40, vectors=2, caption="{}", token="<w>", save_dtype="fp32")
+    report = invert(
+        "tiny", drawings, tmp_path / "x", steps=40, lr=2e-2, vectors=2, caption="{}", token="<w>", save_dtype="fp32"
+    )
     rows = load_file(report.output)["<w>"]
     assert rows.shape == (2, 112) and sdkit.inspect(report.output).kind == "textual-inversion"
     backbone = load_backbone(resolve_base("tiny"))

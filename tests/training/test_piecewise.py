@@ -110,7 +110,7 @@ def test_bfloat16_weights_hold_half_and_their_optimizer_still_counts_in_float32(
     run(updater, layers)
     state = updater.state()
     assert {value.dtype for value in state["parameters"].values()} == {torch.bfloat16}
-    moments = {value.dtype for entry in state["optimizer"].values() for value in entry[0].values()}
+    moments = {value.dtype for entry in state["optimizer"].values() for value in entry["state"][0].values()}
     assert moments == {torch.float32}
 
 
