@@ -143,7 +143,7 @@ def _body(about: About) -> Iterator[str]:
 
 def _usage(about: About) -> Iterator[str]:
     base = about.base_model[0] if len(about.base_model) == 1 else "BASE"
-    name = about.files[0][0] if about.files else ""
+    name = _loaded_by_diffusers(about)
     yield "## Use\n"
     if about.relation == "adapter":
         model = base if base == "BASE" else f"hf:{base}"
@@ -154,9 +154,16 @@ def _usage(about: About) -> Iterator[str]:
         "lora": f'pipe.load_lora_weights("{about.repo}", weight_name="{name}")',
         "textual-inversion": f'pipe.load_textual_inversion("{about.repo}", weight_name="{name}")',
     }.get(about.kind)
-    if load is not None:
+    if load is not None and name:
         yield "```python\nfrom diffusers import DiffusionPipeline\n"
         yield f'pipe = DiffusionPipeline.from_pretrained("{base}")\n{load}\n```\n'
+
+
+def _loaded_by_diffusers(about: About) -> str:
+    """The first file of weights that is an adapter by itself; PEFT's needs the configuration that lies beside it."""
+    folders = {name.rpartition("/")[0] for name, _, _ in about.files if name.endswith("adapter_config.json")}
+    alone = (name for name, _, sha256 in about.files if sha256 and name.rpartition("/")[0] not in folders)
+    return next(alone, "")
 
 
 def _made(recipe: Mapping[str, Any], indent: str, depth: int) -> Iterator[str]:

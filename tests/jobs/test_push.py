@@ -253,7 +253,7 @@ def known_lora(tmp_path: Path) -> Path:
 def test_an_adapter_is_converted_and_proven_on_the_way(hub: Hub, known_lora: Path) -> None:
     lora = known_lora
     add_models([lora])
-    report = push(lora, "hf:me/fox", to=["diffusers", "peft"])
+    report = push(lora, "hf:me/fox", to=["peft", "diffusers"])
     files = hub.repositories["me/fox"].files
     assert files.keys() == {
         "fox-diffusers.safetensors",
@@ -262,6 +262,7 @@ def test_an_adapter_is_converted_and_proven_on_the_way(hub: Hub, known_lora: Pat
         "README.md",
     }
     assert len([note for note in report.notes if "changes read back" in note]) == 2
+    assert 'weight_name="fox-diffusers.safetensors"' in report.card
     source, written = load_file(lora), load(files["fox-diffusers.safetensors"])
     own = load(files["peft/adapter_model.safetensors"])
     config = json.loads(files["peft/adapter_config.json"])
@@ -302,7 +303,8 @@ def metadata_of(data: bytes) -> dict[str, str]:
 
 
 def test_one_form_lies_at_the_root(hub: Hub, known_lora: Path) -> None:
-    push(known_lora, "hf:me/fox", to=["peft"])
+    report = push(known_lora, "hf:me/fox", to=["peft"])
+    assert "load_lora_weights" not in report.card  # which does not read PEFT's folders
     assert hub.repositories["me/fox"].files.keys() >= {"adapter_config.json", "adapter_model.safetensors"}
 
 
