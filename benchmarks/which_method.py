@@ -13,6 +13,7 @@ import io
 import json
 import math
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -130,7 +131,8 @@ def tables(report: CompareReport, out: Path, budget: str) -> str:
         f"![what each draws](pictures/{SHEET})",
     ]
     if report.left_out:
-        parts += ["Left out, and why:", "\n".join(f"- `{who}`: {why}" for who, why in report.left_out.items())]
+        reasons = {who: re.sub(r"\S*/", "", why) for who, why in report.left_out.items()}  # no places of this machine
+        parts += ["Left out, and why:", "\n".join(f"- `{who}`: {why}" for who, why in reasons.items())]
     parts += ["**Sizes**, beside those the literature gives for Stable Diffusion 1 to XL:", sizes(report)]
     return "\n\n".join(parts)
 
