@@ -8,8 +8,6 @@ comparison was asked to stop or that it is no more, the training's state is save
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import json
 import shutil
 import signal
@@ -112,11 +110,9 @@ def _costs(folder: Path) -> dict[str, Any]:
 
 def find_tower(order: Order) -> Tower | None:
     """What sees pictures and reads texts, where the base comes with an image encoder."""
-    module = "sdkit.runtime.image_tower"
-    if not (Path(order.base) / "image_encoder").is_dir() or importlib.util.find_spec(module) is None:
-        return None
-    found: Tower | None = importlib.import_module(module).load_tower(order.base)
-    return found
+    from sdkit.runtime.image_tower import load_tower
+
+    return load_tower(Path(order.base)) if (Path(order.base) / "image_encoder").is_dir() else None
 
 
 def tell(event: Event) -> None:
