@@ -44,6 +44,22 @@ class Delta(Protocol):
         ...
 
 
+class WithoutRank:
+    """What kinds share that have neither rank nor scale: whole weights, factors of features, rotations."""
+
+    __slots__ = ()
+
+    @property
+    def rank(self) -> int | None:
+        """None."""
+        return None
+
+    @property
+    def scale(self) -> float:
+        """1."""
+        return 1.0
+
+
 class PreparedDelta(Protocol):
     """A delta with its factors in memory."""
 

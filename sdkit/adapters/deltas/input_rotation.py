@@ -15,6 +15,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from sdkit.adapters.deltas.delta import WithoutRank
 from sdkit.adapters.deltas.factors import check_float, factor_error, read_factor
 from sdkit.core.errors import SdkitError
 from sdkit.streaming.expression import Read
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class InputRotation:
+class InputRotation(WithoutRank):
     """The blocks, still in their file.
 
     Attributes:
@@ -68,16 +69,6 @@ class InputRotation:
     def kind(self) -> str:
         """``oftv2``."""
         return "oftv2"
-
-    @property
-    def rank(self) -> int | None:
-        """None: a rotation has no rank."""
-        return None
-
-    @property
-    def scale(self) -> float:
-        """1."""
-        return 1.0
 
     def prepare(self, strength: float, dtype: torch.dtype) -> PreparedInputRotation:
         """Read the blocks and make the rotations, in float64.

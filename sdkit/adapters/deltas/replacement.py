@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from sdkit.adapters.deltas.delta import WithoutRank
 from sdkit.adapters.deltas.factors import check_float, read_factor
 from sdkit.streaming.expression import Read
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Replacement:
+class Replacement(WithoutRank):
     """The new weight, still in its file.
 
     Attributes:
@@ -43,16 +44,6 @@ class Replacement:
     def shape(self) -> tuple[int, ...]:
         """Shape of the weight."""
         return self.weight.shape
-
-    @property
-    def rank(self) -> int | None:
-        """None: a whole weight has no rank of its own."""
-        return None
-
-    @property
-    def scale(self) -> float:
-        """1."""
-        return 1.0
 
     def prepare(self, strength: float, dtype: torch.dtype) -> PreparedReplacement:
         """Read the weight.

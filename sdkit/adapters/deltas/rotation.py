@@ -17,6 +17,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
+from sdkit.adapters.deltas.delta import WithoutRank
 from sdkit.adapters.deltas.factors import check_float, check_scale, factor_error, read_factor
 from sdkit.core.errors import SdkitError
 from sdkit.streaming.expression import Read
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Rotation:
+class Rotation(WithoutRank):
     """The blocks, still in their file.
 
     Attributes:
@@ -61,16 +62,6 @@ class Rotation:
     def kind(self) -> str:
         """``oft`` or ``boft``."""
         return "boft" if len(self.blocks.shape) == 4 else "oft"
-
-    @property
-    def rank(self) -> int | None:
-        """None: a rotation has no rank."""
-        return None
-
-    @property
-    def scale(self) -> float:
-        """1."""
-        return 1.0
 
     def prepare(self, strength: float, dtype: torch.dtype) -> PreparedRotation:
         """Read the blocks and make the rotations, in float64.

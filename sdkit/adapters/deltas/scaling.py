@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from sdkit.adapters.deltas.delta import WithoutRank
 from sdkit.adapters.deltas.factors import check_float, factor_error, read_factor
 from sdkit.core.errors import SdkitError
 from sdkit.streaming.expression import Read
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Scaling:
+class Scaling(WithoutRank):
     """The factors, less one, still in their file.
 
     Attributes:
@@ -47,16 +48,6 @@ class Scaling:
     def kind(self) -> str:
         """``ia3``."""
         return "ia3"
-
-    @property
-    def rank(self) -> int | None:
-        """None: a scaling has no rank."""
-        return None
-
-    @property
-    def scale(self) -> float:
-        """1."""
-        return 1.0
 
     def prepare(self, strength: float, dtype: torch.dtype) -> PreparedScaling:
         """Read the factors.
