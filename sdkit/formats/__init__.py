@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
 from typing import cast
@@ -31,6 +31,7 @@ __all__ = [
     "embeddings_beside",
     "format_for",
     "formats",
+    "holding",
     "negative_beside",
     "own_metadata",
     "read_adapter",
@@ -56,6 +57,17 @@ def format_for(word: str, kind: str) -> tuple[Format, Dialect]:
         SdkitError: what is called so cannot hold such an artifact.
     """
     return choose_format(word, kind, formats())
+
+
+def holding(kinds: Collection[str]) -> tuple[str, ...]:
+    """The formats that are written and hold changes of all these kinds (`conversion.adapter.kinds_of`)."""
+    known = (described(plugin) for plugin in formats().values())
+    wanted = [kinds, {"full" if kind == "bias" else kind for kind in kinds}]  # who holds differences holds biases'
+    return tuple(
+        format.name
+        for format in known
+        if format.writes and any(frozenset(named) <= frozenset(format.changes or ()) for named in wanted)
+    )
 
 
 def own_metadata(metadata: Mapping[str, str]) -> frozenset[str]:

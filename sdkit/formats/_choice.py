@@ -49,16 +49,21 @@ class Format:
             pickled: whether it is a pickle.
         """
         spoken = [entry for entry in self.dialects if not entry.suffix or pickled == (entry.suffix in PICKLED)]
-        narrower: dict[str, list[tuple[str, ...] | None]] = {}
+        ways: dict[str, list[Dialect]] = {}
         for entry in spoken:
             for name in (*entry.programs, *entry.said):
-                narrower.setdefault(name, []).append(entry.families.get(name))
-        if not narrower:
-            narrower = {name: [None] for name in (*self.programs, *self.said)}
+                ways.setdefault(name, []).append(entry)
+        if not ways:
+            ways = {name: [Dialect(())] for name in (*self.programs, *self.said)}
         found: dict[str, str] = {}
-        for name, families in narrower.items():
+        for name, dialects in ways.items():
             # A header rarely tells a format's dialects apart, so what is read in any of them counts.
-            reasons = [objection(name, frozenset(kinds), family, known) for known in families]
+            reasons = [
+                objection(
+                    name, frozenset(kinds), family, entry.families.get(name), frozenset(entry.leaves.get(name, ()))
+                )
+                for entry in dialects
+            ]
             found[name] = "" if "" in reasons else reasons[0]
         return found
 

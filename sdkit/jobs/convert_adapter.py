@@ -14,7 +14,7 @@ from sdkit.adapters.builder import reads
 from sdkit.adapters.difference import Located
 from sdkit.adapters.ranks import RankRule
 from sdkit.adapters.recast import recast
-from sdkit.conversion.adapter import USUAL_RULE, Approximation, Fitted, Fitting, kind_of
+from sdkit.conversion.adapter import USUAL_RULE, Approximation, Fitted, Fitting, kinds_of
 from sdkit.conversion.adapter_proof import AdapterProof, prove_adapter
 from sdkit.conversion.rest import Dropped
 from sdkit.core.errors import SdkitError, UsageError
@@ -30,6 +30,7 @@ from sdkit.formats import (
     adapter_family,
     check_writable,
     format_for,
+    holding,
     negative_beside,
     own_metadata,
     read_adapter,
@@ -309,8 +310,7 @@ def _with_alpha(artifact: Artifact, alpha: float | None) -> Artifact:
 
 def _readers(written: Artifact, format: Format, dialect: Dialect, family: str) -> tuple[str, ...]:
     """The programs that apply all of what is written in this dialect, for models of this family."""
-    kinds = {kind_of(delta) for delta in written.deltas.values()}
-    told = replace(format, dialects=(dialect,)).readers(kinds, family, pickled=dialect.suffix == ".pt")
+    told = replace(format, dialects=(dialect,)).readers(kinds_of(written), family, pickled=dialect.suffix == ".pt")
     return tuple(program for program in dialect.programs if not told[program])
 
 
@@ -363,9 +363,15 @@ def _fitted(
             f"{source.source.path}: {len(fitted.approximations)} of {len(source.deltas)} changes are of the kind "
             f"{kinds}, which {format.name} cannot hold; what can be written instead is up to {worst.error:.2%} off "
             f"({worst.name}, rank {worst.rank})",
-            "--allow-lossy writes that; --rank N chooses another rank; --to kohya holds every kind",
+            f"--allow-lossy writes that; --rank N chooses another rank; {_whole(source)}",
         )
     return fitted
+
+
+def _whole(source: Artifact) -> str:
+    """Where nothing would be lost, as a hint."""
+    able = holding(kinds_of(source))
+    return f"--to {' or '.join(able)} holds all of it" if able else "no format that is written holds all of it"
 
 
 def _located(base: Weights | None) -> Callable[[str], Located] | None:

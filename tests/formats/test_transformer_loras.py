@@ -369,14 +369,6 @@ def test_native_names_with_pefts_roles(save, dense, small, prefix):
         assert torch.equal(dense(artifact, module, "bias"), bias[rows].double())
 
 
-def test_a_control_lora_is_refused_by_name(save, small):
-    tensors = {"double_blocks.0.img_attn.proj.lora_A.weight": normal(2, 12, seed=1)}
-    tensors |= {"double_blocks.0.img_attn.proj.lora_B.weight": normal(12, 2, seed=1)}
-    tensors |= {"double_blocks.0.img_attn.norm.query_norm.scale": torch.ones(4)}
-    with pytest.raises(SdkitError, match=r"query_norm.scale: a control LoRA"):
-        read_adapter(save(tensors), small)
-
-
 def test_lokr_and_dora_of_stacked_layers(save, small, dense, tmp_path):
     flat = "lora_unet_double_blocks_0_img_attn_qkv"
     w1, w2 = normal(4, 3, seed=1), normal(9, 4, seed=2)
