@@ -324,7 +324,7 @@ def _check_names(source: Artifact, model: Model | None, family: str, format: For
             "and does not read its models",
             f"it can be written as {source.format} again, which keeps its names",
         )
-    reason = f"it does not fit the published {family}" if family else "its header does not tell its family"
+    reason = f"it does not fit the published {family}" if family else adapter_family(source.source)[1]
     raise SdkitError(
         f"{source.source.path}: {format.name} needs names for its modules, and {reason}",
         "name the model it was made for with --base, or its --family",

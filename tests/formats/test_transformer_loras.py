@@ -428,7 +428,7 @@ def make_weights_with_t5():
 @pytest.mark.parametrize(
     ("shapes", "family"),
     [
-        ({"transformer.transformer_blocks.0.attn.to_q.lora_A.weight": (4, 3072)}, "flux"),
+        ({"transformer.transformer_blocks.5.attn.to_q.lora_A.weight": (4, 3072)}, "flux"),
         ({"transformer.transformer_blocks.0.attn.to_q.lora_A.weight": (4, 1536)}, "sd3"),
         ({"transformer.transformer_blocks.0.attn.add_k_proj.lora_A.weight": (4, 2432)}, "sd3"),
         ({"transformer.transformer_blocks.0.attn.to_q.lora_A.weight": (4, 640)}, None),
