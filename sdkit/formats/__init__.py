@@ -49,24 +49,24 @@ def formats() -> dict[str, Plugin]:
     return find_plugins(__name__, "sdkit.formats", skip=("codec",))
 
 
-def format_for(word: str, kind: str) -> tuple[Format, Dialect]:
+def format_for(word: str, kind: str, changes: frozenset[str] = frozenset()) -> tuple[Format, Dialect]:
     """The format and dialect that a word (a format, a dialect, a program) means for an artifact of `kind`.
+
+    Args:
+        changes: kinds of weight change in it; of what a program reads, a format that holds them all comes first.
 
     Raises:
         UsageError: nobody calls anything so.
         SdkitError: what is called so cannot hold such an artifact.
     """
-    return choose_format(word, kind, formats())
+    return choose_format(word, kind, formats(), changes)
 
 
 def holding(kinds: Collection[str]) -> tuple[str, ...]:
     """The formats that are written and hold changes of all these kinds (`conversion.adapter.kinds_of`)."""
     known = (described(plugin) for plugin in formats().values())
-    wanted = [kinds, {"full" if kind == "bias" else kind for kind in kinds}]  # who holds differences holds biases'
     return tuple(
-        format.name
-        for format in known
-        if format.writes and any(frozenset(named) <= frozenset(format.changes or ()) for named in wanted)
+        format.name for format in known if format.writes and "lora" in format.holds and format.holds_all(kinds)
     )
 
 

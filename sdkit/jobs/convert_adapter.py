@@ -250,7 +250,7 @@ def _format(to: str, source: Artifact) -> tuple[Artifact, Format, Dialect]:
     """The format, and the adapter as one of the kind it holds: what Custom Diffusion changes may become a LoRA."""
     try:
         try:
-            return source, *format_for(to, source.kind)
+            return source, *format_for(to, source.kind, kinds_of(source))
         except SdkitError:
             if source.kind != "custom-diffusion":
                 raise

@@ -210,9 +210,20 @@ def test_diffusers_computes_with_both_what_is_merged(saved: tuple[Path, Path], t
         assert not torch.allclose(pipeline.transformer(**inputs).sample, ours, atol=0.1)
 
 
+def test_a_program_means_the_format_that_holds_all_of_it(saved: tuple[Path, Path], tmp_path: Path) -> None:
+    """ComfyUI reads kohya's files too, which have no place for whole norms."""
+    report = sdkit.convert(saved[1], "comfyui", tmp_path / "c.safetensors", base=saved[0])
+    assert (report.to, report.approximations) == ("flux-native", ()) and "comfyui" in report.programs
+    with pytest.raises(SdkitError, match="of the kind replacement, which kohya cannot hold") as error:
+        sdkit.convert(saved[1], "kohya", tmp_path / "k.safetensors", base=saved[0])
+    assert "--to diffusers or flux-native holds all of it" in error.value.hint
+
+
 def test_without_a_model_it_can_be_looked_at(saved: tuple[Path, Path]) -> None:
     found = sdkit.inspect(saved[1])
     assert (found.kind, found.format, found.family) == ("lora", "flux-native", "flux")
+    assert found.adapter is not None and found.adapter.advice == ""
+    assert found.adapter.loaders == ("comfyui", "diffusers")
     with open_weights(saved[1]) as weights:
         artifact = read_adapter(weights)
     assert Target("transformer.double_blocks.0.img_attn.norm.query_norm") in artifact.deltas
