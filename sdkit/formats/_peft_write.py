@@ -67,9 +67,12 @@ def _biases(kind: str, modules: Mapping[str, Delta], biases: Mapping[str, Full])
         bias = biases.get(name)
         if bias is None:
             yield name, _zeros(delta)
+        elif bias.scale == delta.scale:
+            yield name, bias.diff
+        elif delta.scale:
+            yield name, times(bias.diff, bias.scale / delta.scale, name, DTYPES["F32"])
         else:
-            factor = bias.scale / delta.scale
-            yield name, bias.diff if factor == 1.0 else times(bias.diff, factor, name, DTYPES["F32"])
+            raise SdkitError(f"{name}: its LoRA has the scale 0, with which PEFT multiplies its bias, too", _WHOLE)
 
 
 def _zeros(delta: Delta) -> Read:

@@ -123,7 +123,7 @@ def _contents(artifact: Artifact, model: Model | None) -> tuple[dict[str, Conten
     settings: dict[str, object] = {}
     norms = {target: delta for target, delta in artifact.deltas.items() if isinstance(delta, Replacement)}
     for target, norm in norms.items():
-        if not _NORM.fullmatch(target.name):
+        if not _NORM.fullmatch(target.name) or (model is not None and model.family != "flux"):
             raise not_held(target.name, norm, "diffusers")
         contents[target.name] = norm.weight
     pairs = {target: delta for target, delta in artifact.deltas.items() if target not in norms}

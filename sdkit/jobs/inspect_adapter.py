@@ -128,13 +128,8 @@ def _readers(artifact: Artifact, family: str) -> dict[str, str]:
 def _advice(artifact: Artifact, family: str) -> str:
     """What to convert it to, where another format of the same kind has more readers."""
     read_here = family in _RULED or family == "unknown"
-    known = described(formats()["kohya"])
-    if (
-        artifact.kind != "lora"
-        or artifact.format == "kohya"
-        or not read_here
-        or not known.holds_all(kinds_of(artifact))
-    ):
+    held = described(formats()["kohya"]).holds_all(kinds_of(artifact))
+    if artifact.kind != "lora" or artifact.format == "kohya" or not read_here or not held:
         return ""
     return "`sdkit convert --to kohya` writes what most programs read"
 

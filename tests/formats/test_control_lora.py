@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -237,3 +238,19 @@ def test_first_convolutions_are_not_widened() -> None:
     target = Target("unet.conv_in")
     assert not widens(target, (32, 9, 3, 3), plain) and not is_narrower(target, (32, 9, 3, 3), plain)
     assert is_narrower(target, (32, 4, 3, 3), wide) and not is_narrower(target, (32, 8, 3, 3), wide)
+
+
+def test_what_diffusers_multiplies_or_does_not_look_at_is_refused(saved: tuple[Path, Path], tmp_path: Path) -> None:
+    """A bias beside a pair of scale 0, and whole norms of another family's transformer."""
+    with open_weights(saved[0]) as plain, open_weights(saved[1]) as weights:
+        model = identify(plain)
+        artifact = read_adapter(weights, model)
+        name = "transformer.transformer_blocks.0.attn.to_q"
+        mute = {**artifact.deltas, Target(name): replace(artifact.deltas[Target(name)], scale=0.0)}
+        with pytest.raises(SdkitError, match=r"attn.to_q: its LoRA has the scale 0"):
+            write_adapter(replace(artifact, deltas=mute), model, tmp_path / "d.safetensors", {}, format="diffusers")
+        norm = Target("transformer.transformer_blocks.0.attn.norm_q")
+        alone = replace(artifact, deltas={norm: artifact.deltas[norm]})
+        other = replace(model, family="sd3")
+        with pytest.raises(SdkitError, match="norm_q.*replacement cannot be written in diffusers's format"):
+            write_adapter(alone, other, tmp_path / "d.safetensors", {}, format="diffusers")
