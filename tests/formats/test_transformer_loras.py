@@ -325,7 +325,8 @@ def test_unequal_scales_go_into_the_factors(save, tmp_path, small, dense):
         assert torch.allclose(dense(read, target.module), dense(source, target.module), rtol=1e-6)
 
 
-def test_xlabs_is_what_diffusers_makes_of_it(save, dense, small):
+@pytest.mark.parametrize("prefix", ["", "diffusion_model."])
+def test_xlabs_is_what_diffusers_makes_of_it(save, dense, small, prefix):
     from diffusers.loaders.lora_conversion_utils import _convert_xlabs_flux_lora_to_diffusers as oracle
 
     width, inner, tensors = SMALL.width, SMALL.inner, {}
@@ -337,8 +338,8 @@ def test_xlabs_is_what_diffusers_makes_of_it(save, dense, small):
     layers |= {"single_blocks.0.processor.qkv_lora": 3 * width, "single_blocks.0.processor.proj_lora": width}
     for number, (name, rows) in enumerate(layers.items()):
         columns = width + inner if name.endswith(".proj_lora") else width
-        tensors[f"{name}.down.weight"] = normal(2, columns, seed=number)
-        tensors[f"{name}.up.weight"] = normal(rows, 2, seed=number + 50)
+        tensors[f"{prefix}{name}.down.weight"] = normal(2, columns, seed=number)
+        tensors[f"{prefix}{name}.up.weight"] = normal(rows, 2, seed=number + 50)
     weights = save(tensors)
     assert (recognise(weights)[0], adapter_family(weights)[0]) == ("flux-native", "flux")
     artifact = read_adapter(weights, small)
