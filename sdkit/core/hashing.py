@@ -59,7 +59,7 @@ def digest_spans(path: Path | str, spans: Sequence[Span], progress: Progress | N
         while count:
             jobs: list[Future[None]] = [pool.submit(crc.update, block[:count])]
             for span, digest in zip(spans, hashes, strict=True):
-                jobs.append(pool.submit(digest.update, _overlap(block[:count], position, span)))
+                jobs.append(pool.submit(digest.update, overlap(block[:count], position, span)))
             next_count = file.readinto(spare)
             for job in jobs:
                 job.result()
@@ -77,7 +77,7 @@ class _Crc32:
         self.value = zlib.crc32(data, self.value)
 
 
-def _overlap(block: memoryview, position: int, span: Span) -> memoryview:
+def overlap(block: memoryview, position: int, span: Span) -> memoryview:
     """The part of `block`, which lies at `position` in its file, that belongs to `span`."""
     start = max(span.start - position, 0)
     stop = len(block) if span.stop is None else max(span.stop - position, 0)
