@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from sdkit.core.hashing import BLOCK_BYTES, Span, digest_spans, overlap
+from sdkit.core.hashing import BLOCK_BYTES, Span, digest_spans, overlap, read_blocks
 from sdkit.core.progress import NoProgress, Progress
 from sdkit.weights.header import TensorInfo, read_header
 from sdkit.weights.reader import Container, Weights, open_weights
@@ -95,21 +94,10 @@ def _hash_file(
 ) -> tuple[str, str | None]:
     """A file's sha256 and that of a span of it, its blocks shown to `walks`. All are computed side by side."""
     whole, part = hashlib.sha256(), hashlib.sha256()
-    position = 0
-    with open(file, "rb", buffering=0) as stream, ThreadPoolExecutor(len(walks) + 2) as pool:
-        block, spare = memoryview(bytearray(BLOCK_BYTES)), memoryview(bytearray(BLOCK_BYTES))
-        count = stream.readinto(block)
-        while count:
-            jobs = [pool.submit(whole.update, block[:count])]
-            jobs += [pool.submit(walk.update, block[:count], position) for walk in walks]
-            if span is not None:
-                jobs.append(pool.submit(part.update, overlap(block[:count], position, span)))
-            next_count = stream.readinto(spare)
-            for job in jobs:
-                job.result()
-            progress.advance(count)
-            position += count
-            block, spare, count = spare, block, next_count
+    takes = [lambda block, position: whole.update(block), *(walk.update for walk in walks)]
+    if span is not None:
+        takes.append(lambda block, position: part.update(overlap(block, position, span)))
+    read_blocks(file, takes, progress)
     return whole.hexdigest(), part.hexdigest() if span is not None else None
 
 

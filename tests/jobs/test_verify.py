@@ -81,7 +81,8 @@ def test_numbers_are_seen_whatever_piece_they_come_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
 ) -> None:
     """The file is read in blocks that end in the middle of numbers; the tensors before and behind are finite."""
-    monkeypatch.setattr("sdkit.weights.content.BLOCK_BYTES", block)
+    for module in ("sdkit.core.hashing", "sdkit.weights.content"):
+        monkeypatch.setattr(f"{module}.BLOCK_BYTES", block)
     for place in range(5):
         tensors = {name: torch.ones(5) for name in "abc"}
         tensors["b"][place] = float("nan")
