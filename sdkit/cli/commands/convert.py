@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import click
@@ -77,7 +78,7 @@ def describe_adapter(report: Any) -> list[str]:
 def _dropped(entries: Sequence[Any]) -> list[str]:
     lines = []
     for drop in entries:
-        names = ", ".join(drop.names[:3]) + (", …" if len(drop.names) > 3 else "")
+        names = shorten(", ".join(drop.names), 80, placeholder=" …")
         size = f" ({human_bytes(drop.bytes)})" if drop.bytes else ""
         lines.append(f"dropped {len(drop.names)}{size}: {drop.reason} ({names})")
     return lines
