@@ -15,6 +15,7 @@ from sdkit.cli.main import main
 from sdkit.core.errors import SdkitError
 from sdkit.jobs.reproduce import reproduce
 from sdkit.jobs.run import run
+from sdkit.registry.registry import open_registry
 
 RECIPE: dict[str, Any] = {
     "steps": {
@@ -75,6 +76,9 @@ def test_what_the_commands_write_can_be_made_again(folder: Path) -> None:
     for number in range(1, 6):
         assert reproduce(f"{number}.safetensors", ["m"]).identical, number
     assert not list(folder.glob(".sdkit-reproduce*"))
+    with open_registry() as registry:  # which does not know of what was made only to be compared
+        files = [file.path for entry in registry.entries(everything=True) for file in registry.model(entry.id).files]
+    assert str(folder / "5.safetensors") in files and not any(".sdkit-reproduce" in path for path in files)
 
 
 def test_missing_inputs_are_named_with_their_hashes(folder: Path) -> None:
