@@ -44,7 +44,7 @@ def test_a_token_does_not_replace_an_input(base: Path, bundle: Path) -> None:
     before = sha256(adapter)
     result = run(base, adapter, "-o", adapter.with_name("out.safetensors"), "--force")
     assert result.exit_code == 1
-    assert "is an input of this merge" in result.stderr
+    assert "out.dog.safetensors: is an input" in result.stderr
     assert sha256(adapter) == before
 
 
