@@ -90,7 +90,7 @@ def reproduce(
         stack.enter_context(known_as(_facts(recipe, found)))
         try:
             Rebuild(recipe, found, stack, controls).write(target)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise SdkitError(f"{path}: its recipe is damaged: {type(error).__name__}: {error}") from None
         differing, identical = compare(path, target)
     return ReproduceReport(

@@ -49,7 +49,7 @@ def given(recipe: Mapping[str, Any], found: Mapping[str, Path]) -> dict[str, Any
         found: where its parents lie, and the folders of configurations and tokenizers, by their ids.
 
     Raises:
-        KeyError, TypeError, ValueError: the recipe is damaged.
+        LookupError, TypeError, ValueError: the recipe is damaged.
     """
     known = (_names(CheckpointOptions) | _names(AdapterOptions)) - _PARENTS - {"bake_vae"}
     options = {name: recipe[name] for name in sorted(_CALLED.get(name, name) for name in known) if name in recipe}

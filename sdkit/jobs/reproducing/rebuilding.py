@@ -18,7 +18,7 @@ class Rebuild:
     """Follows a recipe whose inputs are known.
 
     Raises:
-        KeyError, TypeError, ValueError, AttributeError: the recipe is damaged.
+        LookupError, TypeError, ValueError, AttributeError: the recipe is damaged.
     """
 
     def __init__(
