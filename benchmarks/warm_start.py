@@ -3,8 +3,8 @@
     python -m benchmarks.warm_start runs/emoji [--rates 5e-3 2e-2] [--seeds 0 1] [--steps 100]
 
 takes the folder that recipes/tiny-base/pictures.py made. Subjects the embedded base has never seen are taught twice,
-with the same settings, pictures and noise: from the word of what the base knows that comes nearest (cold), and from what
-CLIP inversion has made of that word (warm). Interrupted, it goes on where it was.
+with the same settings, pictures and noise: from the word of what the base knows that comes nearest (cold), and from
+what CLIP inversion has made of that word (warm). Interrupted, it goes on where it was.
 """
 
 from __future__ import annotations
