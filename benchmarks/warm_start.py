@@ -79,11 +79,12 @@ class Teaching:
         """A subject, taught both ways."""
         thing = concept(self._emoji, subject)
         place = self._out / subject.replace(" ", "-")
+        rated = f"{rate:g}-{self._steps}".replace(".", "_")  # a run's folder has no suffix
         begun = self._trained("clip-inversion", thing, place / f"clip-{seed}", init=thing.like, seed=seed)
         options = {"steps": self._steps, "lr": rate, "validate_every": EVERY, "seed": seed}
         curves = []
         for name, init in (("cold", thing.like), ("warm", str(begun))):
-            run = place / f"{name}-{seed}-{rate * 1e4:.0f}-{self._steps}"
+            run = place / f"{name}-{seed}-{rated}"
             self._trained("textual-inversion", thing, run, init=init, **options)
             curves.append({int(each["step"]): float(each["loss"]) for each in read_log(run).validations})
         return Pair(*curves)
