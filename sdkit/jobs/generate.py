@@ -25,7 +25,7 @@ from sdkit.hubs import is_reference
 from sdkit.jobs.edited import CROSS_REPLACE, SELF_REPLACE, EditedPicture
 from sdkit.jobs.find_adapter import Shelf, open_shelf
 from sdkit.jobs.live_adapters import Dose, Library, UsedAdapter, live, plain_names
-from sdkit.jobs.pull import local_path
+from sdkit.jobs.pull import local_path, local_paths
 from sdkit.report.sheet import contact_sheet
 from sdkit.runtime.image_tower import text_projections
 from sdkit.runtime.load import backbone_class, load_backbone
@@ -167,7 +167,7 @@ def generate(
     settings |= {name: value for name, value in given.items() if value is not None}
     edited = None
     if inversion is not None:
-        edited = EditedPicture(Path(inversion), cross_replace, self_replace)
+        edited = EditedPicture(local_path(inversion), cross_replace, self_replace)
         settings = edited.settings(settings, count)
     prompts = _prompts(prompt, settings.pop("prompt", None))
     if count < 1 or batch < 1:
@@ -184,7 +184,7 @@ def generate(
         batch,
         watch or ignore,
         "negative" not in settings,
-        str(image_encoder),
+        local_paths(image_encoder),
         edited,
     )
     with ExitStack() as stack:

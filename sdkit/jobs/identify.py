@@ -15,9 +15,9 @@ from sdkit.core.report import Report
 from sdkit.hubs import civitai
 from sdkit.jobs.models.reading import Whole, read_all
 from sdkit.jobs.models.verify import register_whole
+from sdkit.jobs.pull import local_path
 from sdkit.registry.changes import HUB
 from sdkit.registry.facts import stamp_of
-from sdkit.registry.names import resolve
 from sdkit.registry.naming import safe_name
 from sdkit.registry.registry import Registry, is_on, open_registry
 from sdkit.registry.rows import Source
@@ -84,7 +84,7 @@ def identify(
     A name or word that a person has given stays.
 
     Args:
-        paths: files, names of models, or folders of them.
+        paths: files, names of models, references, or folders of files.
         dry_run: ask, and write nothing down.
         previews: keep a picture of each as well; only of those that anybody may see.
         progress: told about the bytes read.
@@ -116,7 +116,7 @@ def identify(
 
 
 def _files(given: PathLike) -> Iterator[Path]:
-    path = Path(os.path.abspath(resolve(given)))
+    path = Path(os.path.abspath(local_path(given)))
     if not path.exists():
         raise SdkitError(f"{given}: there is no such file, folder or model", "sdkit identify FILE")
     is_folder_of_models = path.is_dir() and list(find_models(path)) != [path]

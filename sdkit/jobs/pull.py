@@ -13,6 +13,7 @@ from pathlib import Path
 from sdkit.core.errors import SdkitError, UsageError
 from sdkit.core.progress import NoProgress, Progress
 from sdkit.core.report import Report
+from sdkit.families.bases import TINY
 from sdkit.hubs import is_reference, load_hub
 from sdkit.hubs.http import TransientError
 from sdkit.hubs.hub import Hub, Offer, split_pin
@@ -144,6 +145,14 @@ def local_path(given: PathLike, progress: Progress | None = None, tell: Callable
 def optional_path(given: PathLike | None, progress: Progress | None = None) -> Path | None:
     """The same for what may be left out."""
     return None if given is None else local_path(given, progress)
+
+
+def local_paths(listed: str) -> str:
+    """The same for an option that may name several with commas between; a path that exists, and ``tiny``, stay."""
+    if not listed or os.path.lexists(listed):
+        return listed
+    words = [word.strip() for word in listed.split(",")]
+    return ",".join(word if word == TINY or os.path.lexists(word) else str(local_path(word)) for word in words)
 
 
 # What this process was given as references: path → what recipes say of it. A file given by its path is named by its

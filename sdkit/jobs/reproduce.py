@@ -82,7 +82,7 @@ def reproduce(
     Raises:
         SdkitError: the file has no recipe sdkit can follow, or an input is missing; it is named with its hash.
     """
-    began, path = time.perf_counter(), Path(model)
+    began, path = time.perf_counter(), local_path(model)
     with open_weights(path) as weights:
         metadata = dict(weights.metadata)
     recipe = _followable(path, read_recipe(metadata))

@@ -20,6 +20,7 @@ from sdkit.jobs import pull as pull_module
 from sdkit.jobs.inspect import inspect
 from sdkit.jobs.models.files import add_models
 from sdkit.jobs.models.listing import list_models
+from sdkit.jobs.models.show import show_model
 from sdkit.jobs.pull import local_path, pull
 from sdkit.registry import open_registry
 from sdkit.weights import open_weights
@@ -51,6 +52,14 @@ def test_a_pulled_model_is_registered_with_what_the_hub_says(fox: bytes) -> None
     assert model.sources[0].reference == "hf:org/fox/pytorch_lora_weights.safetensors"
     assert f"hf:org/fox/pytorch_lora_weights.safetensors@{model.sources[0].revision}" == report.pinned
     assert model.files[0].sha256 == hashlib.sha256(fox).hexdigest()
+
+
+def test_a_model_is_known_by_where_it_was_pulled_from(fox: bytes) -> None:
+    report = pull("hf:org/fox")
+    for reference in (report.pinned, report.pinned.partition("@")[0]):
+        assert show_model(reference).model.entry.name == report.name
+    with pytest.raises(SdkitError, match="no model is called 'hf:org/hare'"):
+        show_model("hf:org/hare")
 
 
 def test_what_is_here_is_not_downloaded_again(fox: bytes, hub: Hub, tmp_path: Path) -> None:
