@@ -97,7 +97,7 @@ class WeightedPath(ModelPath):
 
 
 class ModelName(TextType):
-    """What the registry calls a model: its name, ``@12``, a path, where it was pulled from, or ten digits of its sha256."""
+    """How the registry knows a model: by name, ``@12``, path, the reference it came by, or ten digits of its sha256."""
 
     name = "name"
 

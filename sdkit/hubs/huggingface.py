@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +42,8 @@ _PLAIN_NAMES = frozenset(
 )
 # What belongs to a model beside its weights, and is kept with them.
 _PAPERS = re.compile(r"(README\.md|LICEN[CS]E(\.\w+)?|token_identifier\.txt)", re.IGNORECASE)
+_ADULT = "not-for-all-audiences"  # the Hub's tag
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _TOKENS = "https://huggingface.co/settings/tokens"
 
 
@@ -73,14 +75,24 @@ def resolve(reference: str) -> Offer:
     choice = choose(listed, place.path, f"{_PREFIX}{place.repo}")
     commit = str(info.sha)
     files = tuple(_file(place.repo, listed[name], commit) for name in choice.names)
+    card = dict(vars(info.card_data)) if info.card_data else {}
     return replace(
         _offer(place, commit, files, choice.is_folder, choice.names),
         why=_why(choice.why, files),
         others=tuple(f"{_PREFIX}{place.repo}/{name}" for name in choice.others),
         papers=tuple(_file(place.repo, entry, commit) for name, entry in listed.items() if _PAPERS.fullmatch(name)),
         tags=tuple(info.tags or ()),
-        **_card_facts(dict(vars(info.card_data)) if info.card_data else {}, info.tags or ()),
+        picture=_picture(place.repo, card, listed, commit) if _ADULT not in (info.tags or ()) else None,
+        **_card_facts(card, info.tags or ()),
     )
+
+
+def spelled(reference: str) -> tuple[str, str] | None:
+    """The reference and its commit, as `Offer` has them; None where it is at a branch or a tag."""
+    place = _parse(reference)
+    if place.revision and not _COMMIT.fullmatch(place.revision):
+        return None
+    return f"{_PREFIX}{place.repo}" + (f"/{place.path}" if place.path else ""), place.revision
 
 
 def fetch(offer: Offer, output: Path | None, progress: Progress) -> Path:
@@ -282,6 +294,16 @@ def _card_facts(card: Mapping[str, Any], tags: Sequence[str]) -> dict[str, Any]:
         "base_model": tuple(_text(one) for one in bases if _text(one)),
         "triggers": (trigger,) if trigger else (),
     }
+
+
+def _picture(repo: str, card: Mapping[str, Any], listed: Mapping[str, Any], commit: str) -> RemoteFile | None:
+    """The first picture of the repository that its card shows; None where it shows none."""
+    widget = card.get("widget")
+    outputs = [one.get("output") for one in (widget if isinstance(widget, list) else []) if isinstance(one, dict)]
+    named = [_text(one.get("url")) for one in outputs if isinstance(one, dict)]
+    with suppress(SdkitError):  # one of a strange name is done without
+        return next((_file(repo, listed[name], commit) for name in named if name in listed), None)
+    return None
 
 
 def _text(value: object) -> str:

@@ -140,6 +140,14 @@ class Queries:
             bool(row["named"]),
         )
 
+    def pulled(self, reference: str, revision: str = "") -> list[Model]:
+        """The models that a hub gave for a reference, the newest first. (What a sidecar claims does not count.)"""
+        query = (
+            "SELECT artifact FROM sources WHERE reference = ?1 AND ?2 IN ('', revision) AND origin = 'hub' "
+            "ORDER BY artifact DESC"
+        )
+        return [self.model(int(row["artifact"])) for row in self._db.rows(query, reference, revision)]
+
     def words(self, table: str, artifact: int) -> tuple[str, ...]:
         """The triggers, tags, notes or licences of one."""
         column = WORDS[table]

@@ -40,7 +40,7 @@ def describe(shown: Shown) -> Iterator[str]:
         ("tags", ", ".join(entry.tags)),
         ("licence", "; ".join(model.licences)),
         *(("note", note) for note in model.notes),
-        *(("from", source.url or f"{source.hub}:{source.reference}") for source in model.sources),
+        *(("from", place) for place in model.origins),
         *(("published", one.url or one.reference) for one in model.published),
         *(("file", _file(file)) for file in model.files),
         *((scheme, value) for scheme, value in model.identities if scheme != "quick"),
