@@ -63,6 +63,7 @@ class Offer:
         papers: the model's card and licence, to be kept with it.
         picture: one that anybody may see.
         notes: what a person should know.
+        stamp: changes when the bytes do, as far as a hub without revisions tells.
     """
 
     hub: str
@@ -81,6 +82,7 @@ class Offer:
     papers: tuple[RemoteFile, ...] = ()
     picture: RemoteFile | None = None
     notes: tuple[str, ...] = ()
+    stamp: str = ""
 
     @property
     def pinned(self) -> str:

@@ -250,23 +250,22 @@ def _here(offer: Offer) -> Path | None:
             artifact = registry.artifact_of("sha256", offer.sha256)
             models = [registry.model(artifact)] if artifact is not None else []
         else:
-            models = registry.pulled(offer.reference, offer.revision)
+            models = registry.pulled(offer.reference, offer.revision or offer.stamp)
         return next((path for model in models for path in _unchanged(model, offer.sha256)), None)
 
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """What a reference has pulled before: the file, which nobody has written since, and where it came from."""
+    """What a reference has pulled before: the file, which nobody has written since, and where it came from.
+
+    Attributes:
+        pinned: the reference that names these bytes for good.
+    """
 
     path: Path
     model: Model
     source: Source
-    text: str
-
-    @property
-    def pinned(self) -> str:
-        """The reference that names these bytes for good."""
-        return f"{self.source.reference}@{self.source.revision}" if self.source.revision else self.text
+    pinned: str
 
     @property
     def sha256(self) -> str:
@@ -285,7 +284,8 @@ def _recalled(reference: str, *, unpinned: bool = False) -> _Known | None:
     A reference that is not pinned may mean something else today, so it counts only where `unpinned`.
     """
     text, pin = split_pin(reference)
-    bare, revision = _spelled(text) or (text, "")
+    spelled = _spelled(text)
+    bare, revision = spelled or (text, "")
     if not is_on() or not (pin or revision or unpinned):
         return None
     with open_registry() as registry:
@@ -293,8 +293,9 @@ def _recalled(reference: str, *, unpinned: bool = False) -> _Known | None:
             asked = next(one for one in model.sources if one.reference == bare)
             alike = [one for one in model.sources if (one.hub, one.revision) == (asked.hub, asked.revision)]
             source = next((one for one in alike if one.url), asked)  # as the hub calls it, not as a person wrote it
+            revised = f"{source.reference}@{source.revision}" if spelled and source.revision else ""
             for path in _unchanged(model, pin):
-                return _Known(path, model, source, text)
+                return _Known(path, model, source, revised or (f"{text}#sha256={pin}" if pin else text))
     return None
 
 
@@ -331,7 +332,8 @@ def _register(
         asked = _spelled(split_pin(reference)[0])
         if asked is not None:
             registry.add_source(artifact, Source(offer.hub, asked[0], offer.revision), HUB)
-        registry.add_source(artifact, Source(offer.hub, offer.reference, offer.revision, offer.page), HUB)
+        came = Source(offer.hub, offer.reference, offer.revision or offer.stamp, offer.page)
+        registry.add_source(artifact, came, HUB)
         registry.renew_words("triggers", artifact, offer.triggers, HUB)
         registry.renew_words("licences", artifact, [offer.licence] if offer.licence else [], HUB)
         model = registry.model(artifact)
