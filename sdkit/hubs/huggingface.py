@@ -119,16 +119,11 @@ def read_range(file: RemoteFile, start: int, stop: int) -> bytes:
 
 def search(query: str, *, kind: str = "", family: str = "", limit: int = 20) -> list[Found]:
     """The repositories that match, the most downloaded first; their kinds and bases are what their tags say."""
-    tags = [_KIND_TAGS[kind]] if kind in _KIND_TAGS else []
-    if kind and not tags:
-        return []  # its tags do not tell such models from others
     found: dict[str, Any] = {}
     with _searching():
-        # A search matches all of its tags, and a family has several bases.
-        for base in _BASES.get(family, ("",)):
-            wanted = [*tags, *([f"base_model:{base}"] if base else [])]
+        for tags in _questions(kind, family):
             listed = _api().list_models(
-                search=query, filter=wanted or None, sort="downloads", limit=limit, expand=_EXPANDED
+                search=query or None, filter=tags or None, sort="downloads", limit=limit, expand=_EXPANDED
             )
             found |= {info.id: info for info in listed}
     return sorted(map(_found, found.values()), key=lambda one: -one.downloads)[:limit]
@@ -234,11 +229,9 @@ def _why(why: str, files: Sequence[RemoteFile]) -> str:
 
 # What searching finds
 
-_KIND_TAGS = {
-    "lora": "lora",
-    "textual-inversion": "textual_inversion",
-    "checkpoint": "diffusers:StableDiffusionPipeline",
-}
+_ADAPTER_TAGS = {"lora": "lora", "textual-inversion": "textual_inversion"}
+# What the Hub makes of a pipeline's model_index.json. The first is SD1's and SD2's alike.
+_PIPELINE, _XL_PIPELINE = "diffusers:StableDiffusionPipeline", "diffusers:StableDiffusionXLPipeline"
 _EXPANDED: list[Any] = ["downloads", "likes", "tags", "author"]
 _BASES = {
     "sd1": (
@@ -247,8 +240,24 @@ _BASES = {
         "CompVis/stable-diffusion-v1-4",
     ),
     "sd2": ("stabilityai/stable-diffusion-2-1", "stabilityai/stable-diffusion-2-1-base"),
-    "sdxl": ("stabilityai/stable-diffusion-xl-base-1.0",),
+    "sdxl": ("stabilityai/stable-diffusion-xl-base-1.0", "stabilityai/sdxl-turbo"),
 }
+
+
+def _questions(kind: str, family: str) -> Iterator[list[str]]:
+    """The tags of each question that is asked: a model must have all of one, and what is looked for may have others.
+
+    Nothing is asked for kinds that no tag tells from others.
+    """
+    bases = [[f"base_model:{base}"] for base in _BASES.get(family, ())] if family else [[]]
+    if kind in _ADAPTER_TAGS:
+        yield from ([_ADAPTER_TAGS[kind], *base] for base in bases)
+    elif kind == "checkpoint":
+        yield from ([_PIPELINE, *base] for base in bases if family != "sdxl")
+        yield from [[_XL_PIPELINE]] if family in ("", "sdxl") else []
+    elif not kind:
+        yield from bases
+        yield from [[_XL_PIPELINE]] if family == "sdxl" else []
 
 
 @contextmanager
@@ -267,7 +276,7 @@ def _found(info: Any) -> Found:
         hub="huggingface",
         reference=f"{_PREFIX}{info.id}",
         name=_text(info.id.rpartition("/")[2]),
-        kind=next((kind for kind, tag in _KIND_TAGS.items() if tag in tags), ""),
+        kind=_kind(tags),
         base=_text(", ".join(bases)),
         author=_text(info.author),
         downloads=info.downloads or 0,
@@ -275,6 +284,11 @@ def _found(info: Any) -> Found:
         licence=next((tag.removeprefix("license:") for tag in tags if tag.startswith("license:")), ""),
         page=f"{_endpoint()}/{info.id}",
     )
+
+
+def _kind(tags: Sequence[str]) -> str:
+    adapter = next((kind for kind, tag in _ADAPTER_TAGS.items() if tag in tags), "")
+    return adapter or ("checkpoint" if {_PIPELINE, _XL_PIPELINE} & set(tags) else "")
 
 
 # What the card says
