@@ -91,7 +91,7 @@ def _error(error: float) -> str:
 
 
 def combine_adapters(
-    output: Output, base: Path, adapters: Iterable[Weighted], target: Path | None, options: dict[str, Any]
+    output: Output, adapters: Iterable[Weighted], target: Path | None, options: dict[str, Any]
 ) -> None:
     """What `sdkit merge` does when all its inputs are adapters."""
     plain = {"unet_alpha": 1.0, "te_alpha": 1.0, "blocks": None, "stochastic": None, "undo": None}
@@ -101,7 +101,7 @@ def combine_adapters(
     from sdkit.jobs.combine import combine
 
     alpha, rank = options.pop("alpha"), options.pop("rank")
-    pairs = [(base, alpha), *(adapter.pair(alpha) for adapter in adapters)]
+    pairs = [adapter.pair(alpha) for adapter in adapters]
     with output.progress() as progress:
         report = combine(pairs, target, rank=rank, progress=progress, **options)
     output.result(report.as_dict(), describe(report), [report.output])
