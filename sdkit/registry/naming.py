@@ -8,8 +8,6 @@ from sdkit.core.errors import UsageError
 
 _LONGEST_NAME = 120
 _SUFFIXES = frozenset({".safetensors", ".ckpt", ".pt", ".pth", ".bin"})
-
-
 _FORBIDDEN = frozenset("/\\=\0")
 _NO_BEGINNING = "-@."  # of an option, an id, a hidden file
 
@@ -20,11 +18,11 @@ def check_name(name: str) -> None:
     Raises:
         UsageError: it is empty or too long, looks like a path, an option or an id, or holds control characters.
     """
-    taken = name.startswith(tuple(_NO_BEGINNING)) or bool(_FORBIDDEN & set(name))
-    if not name.strip() or len(name) > _LONGEST_NAME or taken or not name.isprintable():
+    taken = name.startswith(tuple(_NO_BEGINNING)) or bool(_FORBIDDEN & set(name)) or name != name.strip()
+    if not name or len(name) > _LONGEST_NAME or taken or not name.isprintable():
         raise UsageError(
             f"{name[:_LONGEST_NAME]!r} cannot be a name",
-            "a name is not empty, has no / \\ = or control characters, and does not begin with - @ or a dot",
+            "a name is not empty, has no / \\ =, control characters or spaces at an end, and begins with none of - @ .",
         )
 
 
