@@ -22,7 +22,7 @@ from sdkit.training.method import methods
 HEAVY = ("torch", "numpy", "diffusers", "transformers")
 # What names no model. A parameter that is neither here nor of a model's type fails the test below.
 OUTPUTS = {"target", "new", "name of pull", "folder of quickstart", "image of diff", "png", "undo of merge"}
-PLACES = {"data", "folder", "folders", "like", "samples", "recipe", "root", "run", "configs", "tokenizer"}
+PLACES = {"data", "folder", "folders", "like", "samples", "recipe", "root", "run", "configs of new-base"}
 HUBS = {"reference", "hub", "base_model", "licence", "message"}
 WORDS = {"words", "settings", "text", "tags", "tag", "subfolder", "prompts", "negative", "subject", "prior", "held_out"}
 OPTIONS = {"parameters", "rules", "blocks", "step", "budget", "method", "alpha", "beta", "dtype", "sampler", "device"}

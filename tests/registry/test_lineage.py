@@ -196,8 +196,8 @@ def test_a_name_stands_for_a_path_in_every_question(folder: Path, ask: Callable[
 
 
 MODELS = {"models", "base", "vae", "adapters", "source", "bake_vae", "parts", "tuned", "inversion", "path", "paths"}
-MODELS |= {"model", "adapter", "first", "second", "merged", "undo"}
-OTHERS = {"output", "data", "image", "configs", "tokenizer", "like", "folder", "samples", "folders", "recipe"}
+MODELS |= {"model", "adapter", "first", "second", "merged", "undo", "configs", "tokenizer"}
+OTHERS = {"output", "data", "image", "like", "folder", "samples", "folders", "recipe"}
 
 
 def test_every_path_of_every_function_is_known_to_be_a_model_or_none() -> None:
