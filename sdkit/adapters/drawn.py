@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import get_args
 
 from sdkit.adapters.artifact import Artifact
 from sdkit.adapters.deltas.delta import Delta
@@ -15,8 +16,10 @@ def drawn_as(artifacts: Iterable[Artifact], program: Drawn) -> list[Artifact]:
     """The adapters with their DoRAs as a program draws them.
 
     Raises:
-        UsageError: the program draws all of them as they were trained, so that naming it would do nothing.
+        UsageError: no rule of that name is known, or it makes of all of them what they were trained to be.
     """
+    if program not in get_args(Drawn):
+        raise UsageError(f"dora={program}: not a way to draw a DoRA", f"one of {', '.join(get_args(Drawn))}")
     found = list(artifacts)
     if program == "exact":
         return found

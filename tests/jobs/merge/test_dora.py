@@ -49,6 +49,8 @@ def test_the_program_is_part_of_the_recipe(base: Path, dora: Path, out: Path) ->
 def test_a_program_without_a_dora_is_refused(base: Path, lora: Path, out: Path) -> None:
     with pytest.raises(UsageError, match="no adapter holds a DoRA of output features"):
         sdkit.merge(base, lora, out, dora="a1111")
+    with pytest.raises(UsageError, match="not a way to draw a DoRA"):
+        sdkit.merge(base, lora, out, dora="forge")  # type: ignore[arg-type]
     assert not out.exists()
 
 
