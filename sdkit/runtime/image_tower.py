@@ -99,12 +99,8 @@ class ImageTower:
 
     def image_features(self, pixels: torch.Tensor) -> torch.Tensor:
         """The vectors before they are brought to length one, [n, d]; gradients flow."""
-        import torch
-
-        device = self.projection.device
-        mean, std = (torch.tensor(numbers, device=device)[:, None, None] for numbers in (MEAN, STD))
-        seen = (fitted(pixels.to(device, torch.float32), self.side) + 1) / 2
-        features: torch.Tensor = self.vision(pixel_values=(seen - mean) / std).image_embeds
+        seen = as_clip_sees(pixels.to(self.projection.device), self.side)
+        features: torch.Tensor = self.vision(pixel_values=seen).image_embeds
         return features
 
     def read(self, prompts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -148,6 +144,14 @@ def pooled(hidden: torch.Tensor, ids: torch.Tensor, end: int) -> torch.Tensor:
 
     places = (ids == end).int().argmax(-1)
     return hidden[torch.arange(len(hidden), device=hidden.device), places]
+
+
+def as_clip_sees(pixels: torch.Tensor, side: int) -> torch.Tensor:
+    """Pictures [n, 3, h, w] in −1 … 1 as CLIP's image side takes them: a square in the colours it was trained on."""
+    import torch
+
+    mean, std = (torch.tensor(numbers, device=pixels.device)[:, None, None] for numbers in (MEAN, STD))
+    return ((fitted(pixels.float(), side) + 1) / 2 - mean) / std
 
 
 def fitted(pixels: torch.Tensor, side: int) -> torch.Tensor:

@@ -38,7 +38,7 @@ from sdkit.training.image_features import (
 from sdkit.training.metadata import of_kind
 from sdkit.training.method import HeldOutLosses, Method, Result, Size
 from sdkit.training.methods import lora
-from sdkit.training.option_sets import DenoisingOptions
+from sdkit.training.option_sets import DenoisingOptions, is_one_file
 from sdkit.training.options import always, fixed, option
 from sdkit.training.plan import Base
 from sdkit.training.targets import lora_targets
@@ -62,7 +62,7 @@ _AS = "what is made: hypernetwork [default], or identity (of somebody new, by a 
 _STEPS = "optimizer steps in all [default: 12000]; of an identity those behind the prediction, 0 for none [default: 40]"
 _CAPTION = "caption of every picture [default: a TOKEN CLASS; of an identity the hypernetwork's]"
 _RANK = "rank of a LiDB [default: 1]; of an identity that of the LoRA which goes on from it [default: 4]"
-_CLIP = "folder of a CLIP with an image tower, where encoder=clip"
+_CLIP = "where encoder=clip: folder of a CLIP with an image tower, or a base that has one, such as tiny"
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class HypernetworkOptions(DenoisingOptions):
     width: int = option(256, "of the hypernetwork, a multiple of 32", minimum=32, maximum=4096)
     blocks: int = option(4, "of the hypernetwork", minimum=1, maximum=64)
     encoder: str = option("vae", "what looks at a picture: vae (the base's own) or clip")
-    clip: str = option("", _CLIP, names_file=always)
+    clip: str = option("", _CLIP, names_file=is_one_file)
     identities: bool = option(False, "write each identity's own LiDB too, to identities/ beside the result")
     caption_dropout: float = fixed(0.0)
     epochs: float | None = fixed(None)
@@ -114,7 +114,7 @@ class IdentityOptions(DenoisingOptions):
     lr: float = 1e-4
     rank: int = option(4, _RANK, minimum=1)
     format: str = option("kohya", "file format of the result: kohya or peft (with steps=0 it is lidb)")
-    clip: str = option("", _CLIP, names_file=always)
+    clip: str = option("", _CLIP, names_file=is_one_file)
     epochs: float | None = fixed(None)
     reference: Sample | None = fixed(None)
 
@@ -279,15 +279,15 @@ def _save_hypernetwork(result: Result[HypernetworkOptions], path: Path, metadata
         seed=options.seed,
     )
     tensors = {f"{NETWORK}{name}": value.detach().to(dtype) for name, value in population.predictor.named_parameters()}
-    tensors[START] = population.start.detach().float()
+    tensors[START] = population.common.detach().float()
     write_tensors(path, tensors, {**metadata, **described.metadata()}, overwrite=True)
     found = read_tensors(path)
     if any((found[name].cpu() != value.cpu()).any() for name, value in tensors.items()):
         raise SdkitError(f"{path}: does not read back as it was written", "is it NaN?")
-    for name, vector in population.identities.items() if options.identities else ():
+    for name in population.own if options.identities else ():
         place = path.parent / IDENTITIES / f"{name}.safetensors"
         place.parent.mkdir(exist_ok=True)
-        artifact = artifact_of(layout, vector.cpu(), dtype)
+        artifact = artifact_of(layout, population.vectors([name])[0].detach().cpu(), dtype)
         write_adapter(artifact, backbone.model, place, of_kind(metadata, "lora"), format="lidb", overwrite=True)
 
 
