@@ -1,7 +1,7 @@
 """Train HyperDreamBooth: a network that predicts a tiny adapter of anybody from one picture, and use it.
 
-``as=hypernetwork`` (the usual) reads a folder with a folder of pictures for each identity. In the first steps each
-identity learns a LiDB of its own, many at once; in the rest a network learns to predict them from one picture.
+``as=hypernetwork`` (the usual) reads a folder with a folder of pictures for each identity. In the first steps all learn
+what they have in common, and each how its LiDB differs; in the rest a network learns to predict that from one picture.
 ``as=identity`` predicts from one picture of somebody new, and goes on from there for a few steps as a LoRA of a higher
 rank. Ruiz et al. 2023, arXiv:2307.06949.
 """
@@ -175,7 +175,7 @@ def _hypernetwork_size(model: Model, options: HypernetworkOptions) -> Size:
         if len(options.names) < FEW:
             notes.append(f"{len(options.names)} identities are few to predict others from: some hundreds are better")
     item = parse_precision(options.save_dtype).itemsize
-    own = len(options.names) * layout.size
+    own = (1 + len(options.names)) * layout.size  # and what they have in common
     return Size(count + own, len(layout.bases), (count + layout.size) * item + 20_000, tuple(notes))
 
 
