@@ -11,7 +11,7 @@ No base needs it to draw, so checkpoints come without it. It is found in one of 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -189,6 +189,25 @@ def load_tower(source: Path | str, base: Path | str | None = None) -> ImageTower
             raise SdkitError(f"{path}: is half of a tower; the other is the text encoder of its base", "name the base")
         return _trained_beside(path, resolve_base(base))
     return _clip_model(path)
+
+
+def load_image_side(folder: Path, config: Mapping[str, Any]) -> nn.Module:
+    """A CLIP's image encoder alone, without the projection to the common space, frozen and in float32.
+
+    Args:
+        folder: of a ``CLIPModel``, a ``CLIPVisionModel`` or an image encoder.
+        config: of its image side.
+
+    Raises:
+        SdkitError: the folder's weights are not that.
+    """
+    module: Any = build_component("image_encoder", config)
+    with open_weights(folder) as weights:
+        # A CLIPVisionModel that transformers 5 saves has nothing in front of its names.
+        front = "vision_model." if any(name.startswith("vision_model.") for name in weights.tensors) else ""
+        _fill(module.vision_model, weights, lambda key: f"{front}{key}")
+    side: nn.Module = module.vision_model.requires_grad_(False).eval()
+    return side
 
 
 def new_tower(backbone: Backbone, config: Mapping[str, Any], seed: int) -> ImageTower:
@@ -418,9 +437,15 @@ def _tower(
 def _filled(name: str, config: Mapping[str, Any], weights: Weights) -> Any:
     """A module of a configuration with the weights of a file, whose names are those transformers publishes."""
     module: Any = build_component(name, config)
+    _fill(module, weights, lambda key: hub_name(name, key))
+    return module
+
+
+def _fill(module: Any, weights: Weights, named: Callable[[str], str]) -> None:
+    """Give an empty module the weights of a file; `named` says how a parameter is called there."""
     state = {}
     for key, parameter in module.named_parameters():
-        tensor = _load(weights, hub_name(name, key))
+        tensor = _load(weights, named(key))
         if tensor.shape != parameter.shape:
             raise SdkitError(
                 f"{weights.path}: {key} has the shape {list(tensor.shape)}, its configuration asks for "
@@ -429,7 +454,6 @@ def _filled(name: str, config: Mapping[str, Any], weights: Weights) -> Any:
         state[key] = tensor
     module.load_state_dict(state, strict=False, assign=True)
     fill_buffers(module)
-    return module
 
 
 def _load(weights: Weights, name: str) -> torch.Tensor:

@@ -72,21 +72,17 @@ class ClipFeatures:
     """
 
     def __init__(self, clip: str) -> None:
-        from transformers import CLIPVisionModel
-
+        from sdkit.runtime.image_tower import load_image_side
         from sdkit.runtime.tensors import tensor_bytes
 
-        self._side = int(clip_config(clip)["image_size"])
-        self._model: Any = CLIPVisionModel.from_pretrained(
-            clip_folder(clip), local_files_only=True, use_safetensors=True
-        )
-        self._model.requires_grad_(False).eval()
+        config = clip_config(clip)
+        self._side = int(config["image_size"])
+        self._model: Any = load_image_side(clip_folder(clip), config)
         digest = hashlib.blake2b(digest_size=16)
         for name, parameter in self._model.named_parameters():
             digest.update(name.encode())
             digest.update(tensor_bytes(parameter))
         self.id = digest.hexdigest()
-        self._model.float()  # files in half precision are read as they are
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
         """Tokens [n, tokens, width] of pictures [n, 3, h, w] in −1 … 1."""
