@@ -3,8 +3,7 @@
 runs/emoji is what recipes/tiny-base/pictures.py makes. Drawings that the embedded base knows are the population, four
 pictures each; subjects that it has never seen are new, each shown once, and measured on other backgrounds. All are
 called alike, so that only the weights can tell them apart. The network looks at them with the base's own image encoder,
-and learns with min-SNR weighting: what a picture shows is decided where noise is high, and most of the plain loss lies
-where it is low. Interrupted, it goes on where it was.
+and learns with min-SNR weighting. Interrupted, it goes on where it was.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ TAUGHT_ON, MEASURED_ON = ("white", "blue", "pink", "yellow"), ("black", "gray", 
 CLIP = "tiny"
 TRAINING: dict[str, Any] = {
     "identity_steps": 100,
-    "steps": 700,
+    "steps": 500,
     "batch": 16,
     "width": 128,
     "blocks": 2,
