@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from sdkit.adapters.artifact import Artifact
@@ -50,11 +50,11 @@ def check_is_not_input(output: Path, inputs: Iterable[Path]) -> None:
         source = path.resolve()
         same = output.exists() and path.exists() and output.samefile(path)
         if same or target == source:
-            raise SdkitError(f"{output}: is an input of this merge", "choose another output with -o")
+            raise SdkitError(f"{output}: is an input", "choose another output with -o")
         if target in source.parents:
-            raise SdkitError(f"{output}: holds {path}, an input of this merge", "choose another output with -o")
+            raise SdkitError(f"{output}: holds {path}, an input", "choose another output with -o")
         if source in target.parents:
-            raise SdkitError(f"{output}: lies inside {path}, an input of this merge", "choose another output with -o")
+            raise SdkitError(f"{output}: lies inside {path}, an input", "choose another output with -o")
 
 
 def check_not_rounded(rounding: Rounding, step: str) -> None:
@@ -127,3 +127,19 @@ def check_requantisation(base: Weights, dtype: DType | None) -> None:
         raise SdkitError(f"{base.path}: holds scaled fp8 weights, whose type cannot change", "leave out --dtype")
     if any(name.endswith(".comfy_quant") for name in base.tensors):
         raise SdkitError(f"{base.path}: holds ComfyUI-quantised weights", "merge into the unquantised model")
+
+
+def check_widening(widened: Mapping[str, int], *, undo: bool, lazy_folder: bool) -> None:
+    """Refuse what supposes that every tensor keeps its shape.
+
+    Args:
+        lazy_folder: whether the base is a folder whose configurations would have to change, and nothing is written.
+    """
+    for key in widened:
+        if undo:
+            raise SdkitError(f"--undo restores tensors that keep their shape, and {key} is widened", "keep the base")
+        if lazy_folder:
+            raise SdkitError(
+                f"{key} is widened, which the folder's configuration has to say",
+                "give this step of the recipe an output",
+            )
