@@ -45,7 +45,7 @@ _SINGLE_QKV = ("to_q", "to_k", "to_v")
 
 def detect(weights: Weights) -> Verdict:
     """Recognised by a factor of a module of FLUX.1 as its makers name it, with no program's prefix."""
-    names = weights.tensors if weights.mentions("_blocks.", "_in.", "final_layer.") else ()
+    names = weights.tensors if weights.mentions(".lora_A.", ".lora_B.", ".processor.") else ()
     count = sum(1 for name in names if _split(name) is not None)
     if count:
         return Verdict(True, f"{count} tensors are named like {_LIKE}")

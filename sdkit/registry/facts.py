@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -125,8 +126,9 @@ def _what(weights: Weights) -> tuple[str, str, str, dict[str, Any]]:
 
 def _details(weights: Weights) -> dict[str, object]:
     elements = Counter[str]()
-    for info in weights.tensors.values():
-        elements[info.dtype.name] += info.numel
+    forms = Counter((info.dtype.name, info.shape) for info in weights.tensors.values())  # hundreds of tensors have few
+    for (dtype, shape), count in forms.items():
+        elements[dtype] += math.prod(shape) * count
     dtypes = sorted(elements, key=lambda name: DTYPES[name].bits * elements[name])
     title = weights.metadata.get("modelspec.title") or weights.metadata.get("ss_output_name") or ""
     return {
