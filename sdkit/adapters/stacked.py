@@ -157,7 +157,7 @@ def _swapped(read: Read, name: str) -> Read:
 
 
 def _flat(read: Read) -> Read:
-    return Read(read.weights, read.info._replace(shape=(read.info.numel,)))
+    return Read(read.weights, replace(read.info, shape=(read.info.numel,)))
 
 
 def _computed(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sdkit.adapters.artifact import Artifact, TokenRows
 from sdkit.adapters.builder import ArtifactBuilder
@@ -106,7 +106,7 @@ def written_words(artifact: Artifact) -> dict[str, list[TokenRows]]:
 
 def vector(rows: TokenRows) -> Read:
     """A word's only vector, as a tensor of one dimension."""
-    return Read(rows.weights, rows.info._replace(shape=rows.info.shape[-1:]))
+    return Read(rows.weights, replace(rows.info, shape=rows.info.shape[-1:]))
 
 
 def _names(weights: Weights, count: int) -> list[str]:
@@ -121,4 +121,4 @@ def _rows(info: TensorInfo, count: int) -> Iterator[TensorInfo]:
         raise SdkitError(f"{info.name}: is stored transposed", "load and save it with torch once")
     size = info.nbytes // count
     for number in range(count):
-        yield info._replace(shape=info.shape[-1:], offset=info.offset + number * size)
+        yield replace(info, shape=info.shape[-1:], offset=info.offset + number * size)

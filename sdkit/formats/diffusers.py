@@ -13,6 +13,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,7 @@ def _sorted_out(builder: ArtifactBuilder) -> tuple[dict[str, Parts], Parts]:
     return pairs, alphas
 
 
+@lru_cache(maxsize=1 << 15)  # a folder's files have the same names over and over
 def _factor(name: str) -> tuple[str, str] | None:
     """(module with its component, part) of a factor: part is ``A``, ``B`` or ``bias``; None for anything else."""
     cleaned = _cleaned(name)

@@ -108,7 +108,7 @@ def reshaped(read: Read, shape: tuple[int, ...]) -> Read:
     info = read.info
     if info.strides is not None or math.prod(shape) != info.numel:
         raise ValueError(f"{info.name} {list(info.shape)} cannot be read as {list(shape)}")
-    return Read(read.weights, info._replace(shape=shape))
+    return Read(read.weights, replace(info, shape=shape))
 
 
 def rows_of(read: Read, start: int, stop: int) -> Expression:
@@ -117,7 +117,7 @@ def rows_of(read: Read, start: int, stop: int) -> Expression:
     if info.strides is not None:
         return Slice(read, start, stop)
     row = info.dtype.nbytes(math.prod(info.shape[1:]))
-    rows = info._replace(shape=(stop - start, *info.shape[1:]), offset=info.offset + start * row)
+    rows = replace(info, shape=(stop - start, *info.shape[1:]), offset=info.offset + start * row)
     return Read(read.weights, rows)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -132,7 +133,7 @@ def _renamed(part: Weights, prefix: str, file: int) -> Iterator[TensorInfo]:
     for info in part.tensors.values():
         if info.strides is not None:
             raise SdkitError(f"{part.path}: {info.name} is stored transposed", "save the folder as safetensors first")
-        yield info._replace(name=prefix + info.name, file=file)
+        yield replace(info, name=prefix + info.name, file=file)
 
 
 def _configs(folder: Path, names: tuple[str, ...]) -> dict[str, dict[str, Any]]:

@@ -116,5 +116,5 @@ def _rows(read: Read, start: int, stop: int) -> Read | None:
     if info.strides is not None or read.weights.container is Container.MEMORY or not info.shape:
         return None
     row = info.nbytes // info.shape[0]
-    part = info._replace(shape=(stop - start, *info.shape[1:]), offset=info.offset + start * row)
+    part = replace(info, shape=(stop - start, *info.shape[1:]), offset=info.offset + start * row)
     return Read(read.weights, part)
