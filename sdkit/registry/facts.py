@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from sdkit.core.hashing import quick_id
-from sdkit.families import identify
-from sdkit.formats import adapter_family, recognise
 from sdkit.registry.recipes import Made, made_by
 from sdkit.weights import Weights, open_weights
 from sdkit.weights.content import sample_id
@@ -109,6 +107,10 @@ def stamp_of(path: Path) -> str:
 
 def _what(weights: Weights) -> tuple[str, str, str, dict[str, Any]]:
     """Kind, family, format and details."""
+    # Imported where they are used: a folder that is scanned again mostly holds no new file, and this is half the time.
+    from sdkit.families import identify
+    from sdkit.formats import adapter_family, recognise
+
     if _UNDO_KEY in weights.metadata:
         return "undo", "unknown", "", {}
     model = identify(weights)
