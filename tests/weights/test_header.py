@@ -41,6 +41,7 @@ def data_size(layout: Layout) -> int:
     return sum(dtype.nbytes(math.prod(shape)) for _, dtype, shape in layout)
 
 
+@settings(deadline=None)
 @given(
     layouts,
     st.dictionaries(

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from weight_files import entry, floats, raw_file
 
@@ -46,6 +46,7 @@ def test_names_are_searched_for_texts(tmp_path: Path) -> None:
         assert not weights.mentions()
 
 
+@settings(deadline=None)
 @given(st.lists(st.text("ab._1", min_size=1), min_size=1, unique=True), st.text("ab._1", min_size=1, max_size=4))
 def test_a_text_is_mentioned_where_it_stands_in_a_name(names: list[str], text: str) -> None:
     weights = MemoryWeights("x", {name: (DTYPES["F32"], (0,), b"") for name in names}, {})
