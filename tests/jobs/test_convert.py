@@ -324,7 +324,8 @@ def test_a_safety_checker_stays_in_a_folder_and_is_dropped_from_a_file(tmp_path:
     assert json.loads((tmp_path / "copy/model_index.json").read_text())["safety_checker"] == index["safety_checker"]
     report = sdkit.convert(base, "single", tmp_path / "one.safetensors")
     assert [(drop.reason.partition(",")[0], drop.names) for drop in report.dropped] == [
-        ("the safety_checker", ("safety_checker/concept_embeds",))
+        ("the safety_checker", ("safety_checker/concept_embeds", "safety_checker/config.json")),
+        ("the tokenizer", ("tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json")),
     ]
     sdkit.convert(report.output, "diffusers", tmp_path / "back", configs=base)
     assert json.loads((tmp_path / "back/model_index.json").read_text())["safety_checker"] == [None, None]
