@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from sdkit.training.trainable import Trainable
 
 MODES = ("null-text", "npi")
+LARGER = 5  # times the learning rate that is worth a try where it does not get far: small texts need more
 FAR = 3.0  # decibels behind the autoencoder alone, from which on a picture counts as not inverted
 
 
@@ -243,9 +244,10 @@ def _verdict(result: Result[Options]) -> Verdict:
     w = result.options.guidance
     notes = [f"drawn again with guidance {w:g}: {labels[2]}; plain {labels[1]}; {labels[0]}, which is the limit"]
     if figures[0] - figures[2] > FAR:
+        search = f"lr={LARGER * result.options.lr:g}, more tries=, " if result.options.mode == "null-text" else ""
         notes.append(
             f"this picture cannot be inverted well: {figures[0] - figures[2]:.1f} dB are missing; "
-            "more tries=, a larger lr=, less guidance= or a prompt that says better what it shows may help"
+            f"{search}less guidance= or a prompt that says better what it shows may help"
         )
     shown = zip(("the picture", *labels), (next(result.feed.all_pixels()), limit, plain, reached), strict=True)
     return Verdict(tuple(notes), {label: pixels[0].cpu() for label, pixels in shown})
