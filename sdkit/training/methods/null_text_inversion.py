@@ -52,7 +52,9 @@ class Options(TrainOptions):
     tries: int = option(10, "steps of Adam for each empty text, at most", minimum=0)
     lr: float = option(1e-2, "learning rate of the first step; the last has half of it", minimum=0.0)
     tolerance: float = option(1e-5, "loss of the first step that is good enough; the last may have 99 times", minimum=0)
-    init: str = option("", "begin with the empty texts of this file (tries=0 takes them)", names_file=always)
+    init: str = option(
+        "", "begin with the empty texts of this file (tries=0 takes them)", names_file=always, names_model=True
+    )
     precision: str = option("fp32", "fp32, bf16 or fp16; guidance multiplies what rounding leaves")
     save_every: int = option(
         1, "steps between saved states; 0 saves only the last", minimum=0, late=True, without_effect=True
