@@ -172,12 +172,9 @@ def _ema(weights: Weights) -> tuple[str, ...]:
 
 
 def _unclaimed(weights: Weights, claims: Claims) -> tuple[str, ...]:
-    claimed = {place.key for place in claims.places.values()}
+    known = {*(place.key for place in claims.places.values()), *MARKERS}
     return tuple(
         name
         for name in weights.tensors
-        if name not in claimed
-        and name not in MARKERS
-        and not name.startswith(EMA_PREFIX)
-        and not name.endswith(BUFFER_SUFFIX)
+        if name not in known and not name.startswith(EMA_PREFIX) and not name.endswith(BUFFER_SUFFIX)
     )

@@ -59,6 +59,8 @@ _PREFIXES = ("model.diffusion_model.", "diffusion_model.", "net.", "transformer/
 def look_alike(names: Iterable[str]) -> Signature | None:
     """The family or kind of file the names look like, among those this version does not read."""
     telling = [name for name in names if not name.startswith("lora_") and _ANY.match(name)]  # most files are LoRAs
+    if not telling:
+        return None
     return next((entry for entry in SIGNATURES if any(map(_pattern(entry.names).match, telling))), None)
 
 

@@ -121,8 +121,9 @@ def _is_position(name: str, info: TensorInfo, width: int) -> bool:
 
 
 def _from_transformers(weights: Weights) -> Iterator[tuple[str, str]]:
+    foreign = [name for name in weights.tensors if name.startswith(tuple(_FOREIGN))]
     for start, family in _FOREIGN.items():
-        name = next((name for name in weights.tensors if name.startswith(start)), None)
+        name = next((name for name in foreign if name.startswith(start)), None)
         if name is not None:
             yield family, f"{name} is a module of that family"
     for name, info in weights.tensors.items():  # both families have blocks of this name, of different widths

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from sdkit.weights import TensorInfo, Weights
 
@@ -90,10 +91,9 @@ _UP = {
 
 def other_family(weights: Weights) -> Iterator[tuple[str, str]]:
     """The family and the evidence, where one of the rules holds for a layer that the file changes."""
-    layers = [(name, info, layer) for name, info in weights.tensors.items() if (layer := _layer(name)) is not None]
-    layers = [entry for entry in layers if _ANY.match(entry[2])]
-    others = [(name, info, _flat(name)) for name, info in weights.tensors.items() if _layer(name) is None]
-    others = [entry for entry in others if _ANY.match(entry[2])]
+    telling = [(name, info) for name, info in weights.tensors.items() if _tells(name)]
+    layers = [(name, info, layer) for name, info in telling if (layer := _layer(name)) is not None]
+    others = [(name, info, _flat(name)) for name, info in telling if _layer(name) is None]
     for rule in RULES:  # of other kinds of change than LoRA the shapes do not say how wide a layer is
         named = rule.width is None and rule.ratio is None
         for name, info, layer in [*layers, *others] if named else layers:
@@ -116,6 +116,13 @@ def undecided(weights: Weights) -> str:
     return ""
 
 
+@lru_cache(maxsize=1 << 15)  # a folder's files have the same names over and over
+def _tells(name: str) -> bool:
+    """Whether some rule is about layers of this name."""
+    return _ANY.match(_flat(name)) is not None
+
+
+@lru_cache(maxsize=1 << 15)
 def _layer(name: str) -> str | None:
     """The flat name of the layer whose input a tensor belongs to, without any prefix."""
     match = _DOWN.fullmatch(name) if name.endswith(_DOWN_ENDS) else None
@@ -123,7 +130,8 @@ def _layer(name: str) -> str | None:
 
 
 def _flat(name: str) -> str:
-    return _PREFIX.sub("", name, count=1).replace(".", "_")
+    prefix = _PREFIX.match(name)
+    return name[prefix.end() if prefix else 0 :].replace(".", "_")
 
 
 def _fits(rule: Rule, weights: Weights, name: str, info: TensorInfo) -> bool:

@@ -234,8 +234,8 @@ def _classes(weights: Weights, component: str) -> frozenset[str]:
 
 
 def _is_list_of_pairs(weights: Weights) -> bool:
-    names = {str(index) for index in range(len(weights.tensors))}
-    if not names or len(names) % 2 or names != set(weights.tensors):
+    count = len(weights.tensors)
+    if "0" not in weights.tensors or count % 2 or weights.tensors.keys() != {str(index) for index in range(count)}:
         return False
     shapes = ((pair["up"].shape, pair["down"].shape) for pair in _listed(weights).values())
     return all(len(up) == 2 == len(down) and up[1] == down[0] for up, down in shapes)

@@ -16,6 +16,7 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,7 @@ def _sorted_out(builder: ArtifactBuilder) -> tuple[dict[str, Parts], Parts, Part
     return pairs, alphas, norms
 
 
+@lru_cache(maxsize=1 << 15)  # a folder's files have the same names over and over
 def _factor(name: str) -> tuple[str, str] | None:
     """(module with its component, part) of a factor: ``A``, ``B``, ``bias`` or ``lengths``; None for anything else."""
     cleaned = _cleaned(name)

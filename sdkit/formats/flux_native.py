@@ -66,7 +66,7 @@ _ELSEWHERE = "write it as diffusers or comfyui-native"
 
 def detect(weights: Weights) -> Verdict:
     """Recognised by a factor of a module of FLUX.1 as its makers name it, with no program's prefix."""
-    names = weights.tensors if weights.mentions("_blocks.", "_in.", "final_layer.") else ()
+    names = weights.tensors if weights.mentions(".lora_A.", ".lora_B.", ".processor.") else ()
     count = sum(1 for name in names if (split := _split(name)) is not None and split[1] != _WHOLE)
     if count:
         return Verdict(True, f"{count} tensors are named like {_LIKE}")

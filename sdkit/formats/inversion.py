@@ -39,11 +39,13 @@ _LEAST_TOKENS = 8  # a bare tensor with fewer is something else
 
 def detect(weights: Weights) -> Verdict:
     """Recognised by a tensor called `uncond` beside `latents`, or by one nameless tensor of such a shape."""
-    shapes = {name: info.shape for name, info in weights.tensors.items()}
-    if {"uncond", "latents"} <= set(shapes):
-        return Verdict(True, f"it holds latents {list(shapes['latents'])} and uncond {list(shapes['uncond'])}")
-    if len(shapes) == 1:
-        ((name, shape),) = shapes.items()
+    tensors = weights.tensors
+    if "uncond" in tensors and "latents" in tensors:
+        latents, uncond = list(tensors["latents"].shape), list(tensors["uncond"].shape)
+        return Verdict(True, f"it holds latents {latents} and uncond {uncond}")
+    if len(tensors) == 1:
+        ((name, info),) = tensors.items()
+        shape = info.shape
         if name in BARE and len(shape) == 4 and shape[1] == 1 and shape[2] >= _LEAST_TOKENS and shape[3] > shape[2]:
             return Verdict(True, f"its only tensor has no name and the shape {list(shape)}: steps, 1, tokens, width")
     return Verdict(False, "it does not hold the tensors uncond and latents")

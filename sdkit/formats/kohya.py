@@ -23,6 +23,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 
 from sdkit.adapters.artifact import Artifact, TokenRows
@@ -145,6 +146,7 @@ def _written_names(model: Model, dialect: str = "") -> dict[str, str]:
     return names
 
 
+@lru_cache(maxsize=1 << 15)  # a folder's files have the same names over and over
 def _split(name: str) -> tuple[str, str] | None:
     """(module, role), or None for a tensor of another kind."""
     module, _, role = name.partition(".")

@@ -47,7 +47,8 @@ class _Header:
 
 def detect(weights: Weights) -> Verdict:
     """Recognised by pairs named ``….lidb_up`` and ``….lidb_down``."""
-    count = sum(name.endswith(".lidb_up") for name in weights.tensors)
+    names = weights.tensors if weights.mentions(".lidb_up") else ()
+    count = sum(name.endswith(".lidb_up") for name in names)
     if count:
         return Verdict(True, f"{count} tensors are named like unet.….to_q.lidb_up")
     return Verdict(False, "no tensor is named like unet.….to_q.lidb_up")

@@ -28,7 +28,7 @@ _FOREIGN = ("diffusion_model.", "text_encoders.", "base_model.", "transformer.")
 
 def detect(weights: Weights) -> Verdict:
     """Recognised by pairs named ``….lora_A`` and ``….lora_B``."""
-    names = weights.tensors if weights.mentions(".lora_A", ".lora_B") else ()
+    names = [name for name in weights.tensors if name.endswith((".lora_A", ".lora_B"))]
     count = sum(1 for name in names if _KEY.fullmatch(name) and not name.startswith(_FOREIGN))
     if count:
         return Verdict(True, f"{count} tensors are named like ….to_q.lora_A, without .weight behind")

@@ -41,7 +41,8 @@ _IMG_IN = "transformer.img_in"
 
 def detect(weights: Weights) -> Verdict:
     """Recognised by a kohya factor of a module that is named with its dots, behind no program's prefix."""
-    names = weights.tensors if weights.mentions("unet.", "transformer.", "clip_", "t5.") else ()
+    may_be = weights.mentions(*LORA[:2]) and weights.mentions("unet.", "transformer.", "clip_", "t5.")
+    names = weights.tensors if may_be else ()
     count = sum(1 for name in names if (split := _split(name)) and split[1] in LORA[:2])
     if count:
         return Verdict(True, f"{count} tensors are named like unet.….lora_down.weight, with dots and no underscores")

@@ -52,16 +52,8 @@ class Changes(Queries):
 
     def add_words(self, table: str, artifact: int, words: Iterable[str], origin: str = USER) -> None:
         """Add triggers, tags, notes or licences; a person's own stay theirs."""
-        column = WORDS[table]
         with self.writing():
-            for word in words:
-                self._db.run(
-                    f"INSERT INTO {table} (artifact, {column}, origin) VALUES (?, ?, ?) "
-                    f"ON CONFLICT DO UPDATE SET origin = excluded.origin WHERE origin != '{USER}'",
-                    artifact,
-                    word,
-                    origin,
-                )
+            self._write_words(table, artifact, words, origin)
             self._index(artifact)
 
     def remove_words(self, table: str, artifact: int, words: Iterable[str]) -> None:
@@ -74,8 +66,8 @@ class Changes(Queries):
     def renew_words(self, table: str, artifact: int, words: Iterable[str], origin: str) -> None:
         """What the header or a sidecar says now, in place of what it said before."""
         with self.writing():
-            self._db.run(f"DELETE FROM {table} WHERE artifact = ? AND origin = ?", artifact, origin)
-            self.add_words(table, artifact, words, origin)
+            self._rewrite_words(table, artifact, words, origin)
+            self._index(artifact)
 
     def add_source(self, artifact: int, source: Source, origin: str = USER) -> None:
         """Say where a model comes from."""
@@ -188,6 +180,21 @@ class Changes(Queries):
                 made.hash,
                 output,
             )
+
+    def _write_words(self, table: str, artifact: int, words: Iterable[str], origin: str) -> None:
+        for word in words:
+            self._db.run(
+                f"INSERT INTO {table} (artifact, {WORDS[table]}, origin) VALUES (?, ?, ?) "
+                f"ON CONFLICT DO UPDATE SET origin = excluded.origin WHERE origin != '{USER}'",
+                artifact,
+                word,
+                origin,
+            )
+
+    def _rewrite_words(self, table: str, artifact: int, words: Iterable[str], origin: str) -> None:
+        """`renew_words`, for callers that index the artifact when they have written everything."""
+        self._db.run(f"DELETE FROM {table} WHERE artifact = ? AND origin = ?", artifact, origin)
+        self._write_words(table, artifact, words, origin)
 
     def _identify(self, artifact: int, scheme: str, value: str) -> None:
         self._db.run("INSERT OR IGNORE INTO identities VALUES (?, ?, ?)", scheme, value, artifact)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from sdkit.core.hashing import quick_id
-from sdkit.families import identify
-from sdkit.formats import adapter_family, recognise
 from sdkit.registry.recipes import Made, made_by
 from sdkit.weights import Weights, open_weights
 from sdkit.weights.content import sample_id
@@ -108,6 +107,10 @@ def stamp_of(path: Path) -> str:
 
 def _what(weights: Weights) -> tuple[str, str, str, dict[str, Any]]:
     """Kind, family, format and details."""
+    # Imported where they are used: a folder that is scanned again mostly holds no new file, and this is half the time.
+    from sdkit.families import identify
+    from sdkit.formats import adapter_family, recognise
+
     if _UNDO_KEY in weights.metadata:
         return "undo", "unknown", "", {}
     model = identify(weights)
@@ -125,8 +128,9 @@ def _what(weights: Weights) -> tuple[str, str, str, dict[str, Any]]:
 
 def _details(weights: Weights) -> dict[str, object]:
     elements = Counter[str]()
-    for info in weights.tensors.values():
-        elements[info.dtype.name] += info.numel
+    forms = Counter((info.dtype.name, info.shape) for info in weights.tensors.values())  # hundreds of tensors have few
+    for (dtype, shape), count in forms.items():
+        elements[dtype] += math.prod(shape) * count
     dtypes = sorted(elements, key=lambda name: DTYPES[name].bits * elements[name])
     title = weights.metadata.get("modelspec.title") or weights.metadata.get("ss_output_name") or ""
     return {

@@ -7,6 +7,7 @@ So a scan of hundreds of new files starts helpers. They are plain child processe
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import pickle
 import subprocess
@@ -24,6 +25,7 @@ from sdkit.registry.facts import Facts, look_at
 _CHUNK = 50  # files: some tenths of a second of work
 _FEWEST = 4 * _CHUNK  # below, starting helpers takes longer than they save
 _MOST_HELPERS = 8
+_RARELY = 200_000  # objects that came and have not gone; a header makes thousands
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,8 @@ class _Helper:
 
 def help_others() -> None:
     """What a helper does, until nobody asks any more."""
+    # All of a file's objects go when it has been looked at, so searching them for cycles would be a tenth of the work.
+    gc.set_threshold(_RARELY)
     with contextlib.suppress(EOFError, KeyboardInterrupt):  # the one who asks was interrupted too, and says so
         while True:
             paths = pickle.load(sys.stdin.buffer)

@@ -140,8 +140,8 @@ class Registry(Changes):
             json.dumps(dict(facts.details)),
             artifact,
         )
-        self.renew_words("triggers", artifact, facts.triggers, HEADER)
-        self.renew_words("licences", artifact, [facts.licence] if facts.licence else [], HEADER)
+        self._rewrite_words("triggers", artifact, facts.triggers, HEADER)
+        self._rewrite_words("licences", artifact, [facts.licence] if facts.licence else [], HEADER)
 
     def _place(self, artifact: int, facts: Facts, *, stored: bool) -> None:
         self._db.run(

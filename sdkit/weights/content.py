@@ -78,8 +78,8 @@ def hash_content(
 
 def sample_id(weights: Weights) -> str:
     """Names the tensors by names, types, shapes and a few kilobytes of 64 of them: cheap evidence, and no proof."""
-    tensors = sorted(weights.tensors.values(), key=lambda info: info.name)
-    digest = hashlib.sha256("".join(_line(info, "") for info in tensors).encode())
+    tensors = [weights.tensors[name] for name in sorted(weights.tensors)]
+    digest = hashlib.sha256("".join([_line(info, "") for info in tensors]).encode())
     filled = [info for info in tensors if 0 not in info.shape]
     for info in filled[:: max(1, -(-len(filled) // SAMPLES))]:
         length = min(SAMPLE_BYTES, info.nbytes)

@@ -43,9 +43,9 @@ class DamagedFileError(SdkitError):
         self.reason = reason
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)  # frozen ones take five times as long to make, and a scan makes millions
 class TensorInfo:
-    """Where one tensor lies and how to read it.
+    """Where one tensor lies and how to read it. Nothing changes it once it is made.
 
     Attributes:
         name: unique name within its `Weights`.
@@ -89,6 +89,10 @@ class _HeaderError(Exception):
     """A reason, before the path is known."""
 
 
+_Row = tuple[int, int, int, str, str, tuple[int, ...]]
+"""A tensor's begin and end in the data, its number in the header, its name, element type and shape."""
+
+
 def read_header(path: Path | str) -> Header:
     """Read and check the header of the safetensors file at `path`.
 
@@ -125,25 +129,14 @@ def parse_header(text: bytes, file_size: int) -> Header:
     """
     if not text.startswith(b"{"):
         raise _HeaderError("not a safetensors file: the header does not begin with '{'")
-    try:
-        fields = json.loads(text.decode("utf-8"), object_pairs_hook=_without_duplicates, parse_constant=_no_constant)
-    except UnicodeDecodeError:
-        raise _HeaderError("the header is not UTF-8") from None
-    except RecursionError:
-        raise _HeaderError("the header is nested too deeply") from None
-    except ValueError as error:
-        raise _HeaderError(f"the header is not JSON: {error}") from None
+    fields = _fields(text)
     metadata = _metadata(fields.pop("__metadata__", {}))
     data_start = LENGTH_BYTES + len(text)
     _check_names(fields)
-    _check_entries(fields)
-    forms: dict[object, _Form] = {}
-    tensors = [_tensor(name, entry, data_start, forms) for name, entry in fields.items()]
-    ends = [data_start + entry["data_offsets"][1] for entry in fields.values()]
-    # Sorting pairs of numbers, and not tensors, keeps the headers of a thousand files a matter of seconds.
-    order = [index for *_, index in sorted(zip((info.offset for info in tensors), ends, count(), strict=False))]
-    _check_cover([(tensors[index], ends[index]) for index in order], data_start, file_size)
-    return Header({tensors[index].name: tensors[index] for index in order}, metadata, data_start, file_size)
+    rows = _rows(fields)
+    tensors = _tensors(rows, data_start)
+    _check_cover(rows, data_start, file_size)
+    return Header(tensors, metadata, data_start, file_size)
 
 
 def build_header(
@@ -177,12 +170,41 @@ def build_header(
     return struct.pack("<Q", len(text)) + text
 
 
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) != len(pairs):
+def _fields(text: bytes) -> dict[str, Any]:
+    """The JSON object."""
+    try:
+        decoded = text.decode("utf-8")
+        fields: dict[str, Any] = json.loads(decoded, parse_constant=_no_constant)
+        if _may_lack_keys(fields, decoded):
+            json.loads(decoded, object_pairs_hook=_refuse_duplicates)
+    except UnicodeDecodeError:
+        raise _HeaderError("the header is not UTF-8") from None
+    except RecursionError:
+        raise _HeaderError("the header is nested too deeply") from None
+    except ValueError as error:
+        raise _HeaderError(f"the header is not JSON: {error}") from None
+    return fields
+
+
+def _may_lack_keys(fields: Mapping[str, Any], text: str) -> bool:
+    """Whether the JSON might hold keys that were lost because another one is equal.
+
+    In JSON a colon follows each key, and all others stand in strings. So as many colons as there are keys and colons
+    in strings prove that none was lost, at a small part of what a look at each pair costs.
+    """
+    metadata = fields.get("__metadata__")
+    tables = [fields, *(entry for entry in fields.values() if isinstance(entry, dict))]
+    strings = [*fields]
+    if isinstance(metadata, dict):
+        strings += [*metadata, *(value for value in metadata.values() if isinstance(value, str))]
+    colons = sum(map(len, tables)) + "".join(strings).count(":")
+    return colons != text.count(":") or "\\u003" in text  # a colon may be written as \u003a
+
+
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> None:
+    if len({name for name, _ in pairs}) != len(pairs):
         name = Counter(name for name, _ in pairs).most_common(1)[0][0]
         raise _HeaderError(f"the header holds the key {name[:80]!r} twice")
-    return fields
 
 
 def _no_constant(text: str) -> None:
@@ -199,22 +221,41 @@ def _metadata(fields: object) -> dict[str, str]:
     return fields
 
 
-def _check_entries(fields: Mapping[str, Any]) -> None:
-    """Refuse entries that are not built as a tensor's.
+def _rows(fields: Mapping[str, Any]) -> list[_Row]:
+    """The checked entries in the order in which their tensors lie in the file.
 
-    All numbers are looked at together: one by one that would take longer than it takes to read the JSON.
+    What is checked is checked for all entries together: one by one that takes longer than reading the JSON.
     """
+    entries = list(fields.values())
+    if not ({*map(type, entries)} <= {dict} and all({*keys} == _FIELDS for keys in {*map(tuple, entries)})):
+        raise _no_entry(fields)
+    dtypes, shapes, offsets = ([entry[field] for entry in entries] for field in ("dtype", "shape", "data_offsets"))
+    if not ({*map(type, dtypes)} <= {str} and _are_all_counts([*shapes, *offsets]) and {*map(len, offsets)} <= {2}):
+        raise _impossible(fields)
+    begins, ends = ([pair[side] for pair in offsets] for side in (0, 1))
+    return sorted(zip(begins, ends, count(), fields, dtypes, map(tuple, shapes), strict=False))
+
+
+def _no_entry(fields: Mapping[str, Any]) -> _HeaderError:
+    name = next(name for name, entry in fields.items() if not isinstance(entry, dict) or entry.keys() != _FIELDS)
+    return _HeaderError(f"tensor {name!r} needs exactly dtype, shape and data_offsets")
+
+
+def _impossible(fields: Mapping[str, Any]) -> _HeaderError:
+    """Why the first bad entry is one."""
     for name, entry in fields.items():
-        if not isinstance(entry, dict) or entry.keys() != _FIELDS:
-            raise _HeaderError(f"tensor {name!r} needs exactly dtype, shape and data_offsets")
         if not isinstance(entry["dtype"], str):
-            raise _unknown_dtype(name, entry["dtype"])
-    if _are_all_counts([entry[field] for entry in fields.values() for field in ("shape", "data_offsets")]):
-        return
-    for name, entry in fields.items():
-        for what, numbers in (("shape", entry["shape"]), ("offsets", entry["data_offsets"])):
-            if not _are_all_counts([numbers]):
-                raise _HeaderError(f"tensor {name!r} has the impossible {what} {reprlib.repr(numbers)}")
+            return _unknown_dtype(name, entry["dtype"])
+        if not _are_all_counts([entry["shape"]]):
+            return _HeaderError(f"tensor {name!r} has the impossible shape {reprlib.repr(entry['shape'])}")
+        offsets = entry["data_offsets"]
+        if not _are_all_counts([offsets]) or len(offsets) != 2:
+            break
+    return _impossible_offsets(name, offsets)
+
+
+def _impossible_offsets(name: str, offsets: Any) -> _HeaderError:
+    return _HeaderError(f"tensor {name!r} has the impossible offsets {reprlib.repr(offsets)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,21 +267,25 @@ class _Form:
     nbytes: int
 
 
-def _tensor(name: str, entry: Mapping[str, Any], data_start: int, forms: dict[object, _Form]) -> TensorInfo:
-    key = entry["dtype"], tuple(entry["shape"])  # checked to be whole numbers, so that no True passes for a 1
-    form = forms.get(key)
-    if form is None:  # a model has hundreds of tensors and a dozen forms
-        form = forms[key] = _form(name, *key)
-    offsets = entry["data_offsets"]
-    if len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise _HeaderError(f"tensor {name!r} has the impossible offsets {reprlib.repr(offsets)}")
-    begin, end = offsets
-    if form.nbytes != end - begin:
-        shape = list(form.shape)
-        raise _HeaderError(
-            f"tensor {name!r} claims {end - begin:,} bytes, {form.dtype.name} {shape} needs {form.nbytes:,}"
-        )
-    return TensorInfo(name, form.dtype, form.shape, data_start + begin)
+def _tensors(rows: Iterable[_Row], data_start: int) -> dict[str, TensorInfo]:
+    """The tensors by name, each of as many bytes as its element type and shape say."""
+    forms: dict[tuple[str, tuple[int, ...]], _Form] = {}  # a model has hundreds of tensors and a dozen forms
+    tensors: dict[str, TensorInfo] = {}
+    for begin, end, _, name, dtype, shape in rows:
+        form = forms.get((dtype, shape))
+        if form is None:
+            form = forms[dtype, shape] = _form(name, dtype, shape)
+        if form.nbytes != end - begin:
+            raise _wrong_size(name, form, begin, end)
+        tensors[name] = TensorInfo(name, form.dtype, form.shape, data_start + begin)
+    return tensors
+
+
+def _wrong_size(name: str, form: _Form, begin: int, end: int) -> _HeaderError:
+    if begin > end:
+        return _impossible_offsets(name, [begin, end])
+    needed = f"{form.dtype.name} {list(form.shape)} needs {form.nbytes:,}"
+    return _HeaderError(f"tensor {name!r} claims {end - begin:,} bytes, {needed}")
 
 
 def _form(name: str, dtype_name: str, shape: tuple[int, ...]) -> _Form:
@@ -286,16 +331,17 @@ def _are_all_counts(lists: Sequence[Any]) -> bool:
     return {*map(type, numbers)} <= {int} and min(numbers, default=0) >= 0 and max(numbers, default=0) < _MOST
 
 
-def _check_cover(tensors: list[tuple[TensorInfo, int]], data_start: int, file_size: int) -> None:
-    """Tensors, each with its end, must cover the data exactly: no overlap, no hole, no byte missing or left over."""
-    position = data_start
-    for info, end in tensors:
-        if info.offset < position:
-            raise _HeaderError(f"tensor {info.name!r} overlaps another one")
-        if info.offset > position:
-            raise _HeaderError(f"there is a hole of {info.offset - position:,} bytes before tensor {info.name!r}")
+def _check_cover(rows: Iterable[_Row], data_start: int, file_size: int) -> None:
+    """Tensors must cover the data exactly: no overlap, no hole, no byte missing or left over."""
+    position = 0
+    for begin, end, _, name, _, _ in rows:
+        if begin < position:
+            raise _HeaderError(f"tensor {name!r} overlaps another one")
+        if begin > position:
+            raise _HeaderError(f"there is a hole of {begin - position:,} bytes before tensor {name!r}")
         position = end
-    if position > file_size:
-        raise _HeaderError(f"truncated: the tensors need {position:,} bytes, the file has {file_size:,}")
-    if position < file_size:
-        raise _HeaderError(f"{file_size - position:,} bytes follow the last tensor")
+    needed = data_start + position
+    if needed > file_size:
+        raise _HeaderError(f"truncated: the tensors need {needed:,} bytes, the file has {file_size:,}")
+    if needed < file_size:
+        raise _HeaderError(f"{file_size - needed:,} bytes follow the last tensor")

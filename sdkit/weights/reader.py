@@ -17,6 +17,8 @@ from sdkit.weights import positional
 from sdkit.weights.dtypes import decode_scalar
 from sdkit.weights.header import DamagedFileError, TensorInfo, build_header, read_header, read_header_bytes
 
+_NO_DIGITS = str.maketrans("", "", "0123456789")
+
 
 class Container(StrEnum):
     """What holds the tensors."""
@@ -77,11 +79,22 @@ class Weights:
 
         All names are searched at once, hundreds of times faster than one by one: for codecs to ask before they look.
         """
-        return any(text in self._all_names for text in texts)
+        return any(self._may_mention(text) and text in self._lines for text in texts)
+
+    def _may_mention(self, text: str) -> bool:
+        """Whether what stands between the dots of a text stands there in names, too."""
+        words = text.translate(_NO_DIGITS).replace(".", "\n.\n").split(".")
+        return all(word in self._words for word in words)
 
     @cached_property
-    def _all_names(self) -> str:
+    def _lines(self) -> str:
         return "\n".join(self.tensors)
+
+    @cached_property
+    def _words(self) -> str:
+        """What stands between the dots of names, each once and without digits: a few dozen words for all layers."""
+        words = self._lines.translate(_NO_DIGITS).replace(".", "\n").split("\n")
+        return "\n".join(["", *dict.fromkeys(words), ""])
 
     def read_into(self, info: TensorInfo, buffer: memoryview, start: int = 0) -> None:
         """Fill `buffer` with the bytes of a tensor (stored order), beginning at its byte `start`.

@@ -41,6 +41,7 @@ def data_size(layout: Layout) -> int:
     return sum(dtype.nbytes(math.prod(shape)) for _, dtype, shape in layout)
 
 
+@settings(deadline=None)
 @given(
     layouts,
     st.dictionaries(
@@ -182,6 +183,19 @@ LIES: dict[str, tuple[dict[str, Any] | str | bytes, int, str]] = {
     "duplicate field": ('{"a":{"dtype":"F16","dtype":"F32","shape":[2],"data_offsets":[0,8]}}', 8, "'dtype' twice"),
     "duplicate metadata": ('{"__metadata__":{},"__metadata__":{}}', 0, "'__metadata__' twice"),
     "duplicate key in the metadata": ('{"__metadata__":{"k":"1","k":"2"}}', 0, "'k' twice"),
+    "duplicate spelled in another way": ('{"a":%s,"\\u0061":%s}' % ((json.dumps(GOOD["a"]),) * 2), 8, "key 'a' twice"),
+    "duplicate with spaces before the colon": ('{"a"  :%s,"a"\t:%s}' % ((json.dumps(GOOD["a"]),) * 2), 8, "'a' twice"),
+    # As many colons as the lost entry had, which the text does not show as colons, or shows in strings.
+    "duplicate beside escaped colons": (
+        '{"a":%s,"a":%s,"__metadata__":{"k":"%s"}}' % (*((json.dumps(GOOD["a"]),) * 2), r"\u003a\u003A" * 2),
+        8,
+        "'a' twice",
+    ),
+    "duplicate beside colons": (
+        '{"a":%s,"a":%s,"__metadata__":{"k:":"::::"}}' % ((json.dumps(GOOD["a"]),) * 2),
+        8,
+        "'a' twice",
+    ),
     "NaN": ('{"a":{"dtype":"F32","shape":[NaN],"data_offsets":[0,8]}}', 8, "the number NaN"),
     "Infinity": ('{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,-Infinity]}}', 8, "the number -Infinity"),
     "1e400": ('{"a":{"dtype":"F32","shape":[1e400],"data_offsets":[0,8]}}', 8, "impossible shape"),
@@ -212,6 +226,14 @@ def test_lies_are_refused_with_their_reason(lie: str, tmp_path: Path) -> None:
     assert str(path) in caught.value.message
     assert caught.value.message.isprintable(), "nothing in the file may reach the terminal as control characters"
     assert caught.value.hint
+
+
+@pytest.mark.parametrize("text", ["unet:0:up", '"', "\\", '\\"a":', "\\u003a", "ä"])
+def test_colons_and_quotes_in_strings_are_no_duplicates(text: str, tmp_path: Path) -> None:
+    fields = {"__metadata__": {text: f"{text}:{text}"}, f"x{text}": GOOD["a"], f"y{text}": GOOD["b"]}
+    for spelled in (json.dumps(fields), json.dumps(fields, ensure_ascii=False, separators=(", ", " : "))):
+        header = read_header(raw_file(tmp_path / "colons.safetensors", spelled, b"\0" * 16))
+        assert list(header.tensors) == [f"x{text}", f"y{text}"]
 
 
 def test_the_table_of_lies_starts_from_a_good_file(tmp_path: Path) -> None:

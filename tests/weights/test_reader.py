@@ -5,12 +5,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from weight_files import entry, floats, raw_file
 
 from sdkit.core.errors import SdkitError
 from sdkit.weights import DTYPES, Weights, open_weights
 from sdkit.weights.dtypes import decode_scalar
 from sdkit.weights.header import DamagedFileError
+from sdkit.weights.memory import MemoryWeights
 from sdkit.weights.reader import Container, raw_header
 
 
@@ -41,6 +44,13 @@ def test_names_are_searched_for_texts(tmp_path: Path) -> None:
         assert weights.mentions("et.a")
         assert not weights.mentions("lora", "unet.ab")
         assert not weights.mentions()
+
+
+@settings(deadline=None)
+@given(st.lists(st.text("ab._1", min_size=1), min_size=1, unique=True), st.text("ab._1", min_size=1, max_size=4))
+def test_a_text_is_mentioned_where_it_stands_in_a_name(names: list[str], text: str) -> None:
+    weights = MemoryWeights("x", {name: (DTYPES["F32"], (0,), b"") for name in names}, {})
+    assert weights.mentions(text) == any(text in name for name in names)
 
 
 def test_a_file_is_what_it_holds_and_not_what_it_is_called(tmp_path: Path) -> None:
