@@ -122,6 +122,24 @@ def test_a_heat_map(files: dict[str, Path], tmp_path: Path) -> None:
         diff([files["base"], files["one"]], image=picture)
 
 
+def test_a_heat_maps_title_has_only_signs_that_the_font_has(
+    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import PIL.ImageFont
+
+    from sdkit.report import heat
+
+    titles: list[str] = []
+    drawn = heat.heat_map
+    monkeypatch.setattr(heat, "heat_map", lambda kinds, rows, names: titles.extend(names) or drawn(kinds, rows, names))
+    diff([files["base"], files["one"]], image=tmp_path / "heat.png")
+    font = PIL.ImageFont.load_default(heat.FONT_SIZE)
+    lacking = bytes(font.getmask("\U0010ffff"))
+    assert bytes(font.getmask("‖")) == lacking
+    assert titles == ["relative distance of one.safetensors from base.safetensors"]
+    assert not [sign for sign in titles[0] if bytes(font.getmask(sign)) == lacking]
+
+
 def test_what_cannot_be_compared(files: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="two models"):
         diff([files["base"]])
