@@ -45,6 +45,7 @@ def test_a_run_leaves_what_it_says(tiny_base: Path, pictures: Path, tmp_path: Pa
     out = tmp_path / "runs" / "ball"
     report = train(tiny_base, pictures, out, watch=events.append, validation=str(pictures), token="sks")
     assert report.finished and report.step == 4 and report.output == str(out / "ball.safetensors")
+    assert report.page == str(out / "report.html")
     assert sorted(path.name for path in out.iterdir()) == [
         "ball.safetensors",
         "events.jsonl",

@@ -8,7 +8,7 @@ import click
 
 from sdkit.cli.commands._algebra import split_strength
 from sdkit.cli.names import MODEL, complete_models
-from sdkit.cli.output import Output, output_options
+from sdkit.cli.output import Output, memory_note, output_options
 from sdkit.core.human import human_bytes
 
 
@@ -39,7 +39,7 @@ def command(
     pairs = [split_strength(text, None) for text in adapters]
     with output.progress() as progress:
         report = unmerge(merged, pairs, target, undo=undo, force=force, threads=threads, progress=progress)
-    memory = f", {report.peak_memory_mib:.0f} MiB" if report.peak_memory_mib else ""
+    memory = memory_note(report)
     lines = [
         report.exactness,
         f"wrote {report.output} ({human_bytes(Path(report.output).stat().st_size)}) in {report.seconds:.1f} s{memory}",
