@@ -319,7 +319,7 @@ def test_what_is_wrong_is_named_before_anything_is_computed(
     refused("no such file or folder", base=tmp_path / "nothing.safetensors")
     refused("precision=fp16 is not for CPUs", precision="fp16")
     monkeypatch.setattr(atomic, "free_bytes", lambda folder: 1000)
-    refused("needs 0.00 GB, the disk has")
+    refused("B, the disk has 1.0 kB free")
     with pytest.raises(UsageError, match="unknown training method 'lroa'") as unknown:
         sdkit.train("lroa", tiny_base, pictures)
     assert unknown.value.hint == "did you mean lora?"
