@@ -126,7 +126,7 @@ def written_line(report: Any, kind: str = "") -> str:
 
 def memory_note(report: Any) -> str:
     """The most memory a job has held, behind its time; empty where the system does not tell."""
-    return f", {report.peak_memory_mib:.0f} MiB of memory" if report.peak_memory_mib else ""
+    return f", {human_bytes(report.peak_memory_mib * 2**20)} of memory" if report.peak_memory_mib else ""
 
 
 def write_line(stream: TextIO, line: str) -> None:
