@@ -33,7 +33,7 @@ class Decomposition:
     """The leading singular triples of a change.
 
     Attributes:
-        left: [rows, k], orthonormal columns.
+        left: [rows, k], orthonormal columns as far as its type goes.
         values: [k] or more, falling, float64; those beyond k come without vectors.
         right: [k, columns], orthonormal rows.
         energy: sum of the squares of all singular values, also of those left out.
@@ -51,18 +51,19 @@ class Decomposition:
 
 
 class Cores:
-    """The singular values of ``up @ down``, and from them its best approximations.
+    """The singular values of ``scale · up @ down``, in float64, and from them its best approximations.
 
     Args:
-        up: [rows, r], float64.
-        down: [r, columns], float64.
+        up: [rows, r], float64 or float32; singular vectors come in the type of their factor.
+        down: [r, columns], the same.
+        scale: of the product.
     """
 
-    def __init__(self, up: torch.Tensor, down: torch.Tensor) -> None:
+    def __init__(self, up: torch.Tensor, down: torch.Tensor, scale: float = 1.0) -> None:
         import torch
 
         self._left, self._right = _orthogonal(up), _orthogonal(down.t())
-        core = self._left.upper @ self._right.upper.t()
+        core = (self._left.upper @ self._right.upper.t()).mul_(scale)
         self._u, self.values, self._vt = torch.linalg.svd(core, full_matrices=False)
         self.energy = float(self.values.square().sum())
 
@@ -87,15 +88,16 @@ class _Orthogonal(Protocol):
 
 
 def _orthogonal(matrix: torch.Tensor) -> _Orthogonal:
-    """Q and R of a float64 matrix: by Cholesky where its columns are far from dependent, for that is much faster."""
+    """Q and R of a matrix: by Cholesky where its columns are far from dependent, for that is much faster."""
     import torch
 
+    wide = matrix.double()
     if matrix.shape[0] >= matrix.shape[1]:
-        upper, failed = torch.linalg.cholesky_ex(matrix.t() @ matrix, upper=True)
+        upper, failed = torch.linalg.cholesky_ex(wide.t() @ wide, upper=True)
         diagonal = upper.diagonal()
         if not int(failed) and float(diagonal.min()) > WELL_CONDITIONED * float(diagonal.max()):
             return _ByCholesky(matrix, upper)
-    return _ByHouseholder(torch.geqrf(matrix))
+    return _ByHouseholder(torch.geqrf(wide), matrix.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,8 @@ class _ByCholesky:
         """Q @ vectors, without forming Q."""
         import torch
 
-        found: torch.Tensor = self.matrix @ torch.linalg.solve_triangular(self.upper, vectors, upper=True)
+        turned = torch.linalg.solve_triangular(self.upper, vectors, upper=True)
+        found: torch.Tensor = self.matrix @ turned.to(self.matrix.dtype)
         return found
 
 
@@ -118,6 +121,7 @@ class _ByHouseholder:
     """LAPACK's packed form, which any matrix has."""
 
     packed: torch.return_types.geqrf
+    dtype: torch.dtype
 
     @property
     def upper(self) -> torch.Tensor:
@@ -130,7 +134,7 @@ class _ByHouseholder:
 
         rows, reflectors = self.packed.a.shape[0], len(self.packed.tau)
         padded = torch.cat([vectors, vectors.new_zeros(rows - len(vectors), vectors.shape[1])])
-        return torch.ormqr(self.packed.a[:, :reflectors], self.packed.tau, padded)
+        return torch.ormqr(self.packed.a[:, :reflectors], self.packed.tau, padded).to(self.dtype)
 
 
 def leading(matrix: torch.Tensor, rule: RankRule) -> Decomposition:

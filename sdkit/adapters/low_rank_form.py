@@ -21,6 +21,7 @@ from sdkit.adapters.deltas.hadamard import Hadamard, PreparedHadamard
 from sdkit.adapters.deltas.kronecker import Kronecker, PreparedKronecker, Side
 from sdkit.adapters.deltas.lightweight import Lightweight
 from sdkit.adapters.deltas.low_rank import LowRank
+from sdkit.streaming.expression import Read
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +29,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """ΔW = scale · up @ down in memory: `up` [rows, rank], `down` [rank, columns], both float64."""
+    """ΔW = scale · up @ down in memory: `up` [rows, rank], `down` [rank, columns].
+
+    They are float64, or float32 where that holds every number as it was stored.
+    """
 
     up: torch.Tensor
     down: torch.Tensor
@@ -36,7 +40,8 @@ class Pair:
 
     def squared_norm(self) -> float:
         """‖ΔW‖², by the Gram matrices of the factors."""
-        gram = (self.up.t() @ self.up).mul_(self.down @ self.down.t())
+        up, down = self.up.double(), self.down.double()
+        gram = (up.t() @ up).mul_(down @ down.t())
         return max(0.0, self.scale**2 * float(gram.sum()))
 
 
@@ -61,10 +66,8 @@ def low_rank_form(delta: Delta, strength: float) -> Pair:
     import torch
 
     if isinstance(delta, LowRank):
-        up = read_factor(delta.up, torch.float64).flatten(1)
-        whole = delta.mid is None
-        down = read_factor(delta.down, torch.float64).flatten(1) if whole else delta.prepare(1.0, torch.float64).down
-        return Pair(up, down, delta.scale * strength)
+        down = _stored(delta.down) if delta.mid is None else delta.prepare(1.0, torch.float64).down
+        return Pair(_stored(delta.up), down, delta.scale * strength)
     if isinstance(delta, Lightweight):
         return Pair(*delta.factors(torch.float64), delta.scale * strength)
     if isinstance(delta, Hadamard):
@@ -73,6 +76,13 @@ def low_rank_form(delta: Delta, strength: float) -> Pair:
         up, down = kronecker_svd(delta, strength).factors(_side_rank(delta.w1) * _side_rank(delta.w2))
         return Pair(up, down, 1.0)
     raise TypeError(f"a change of the kind {delta.kind} has no low-rank form")
+
+
+def _stored(factor: Read) -> torch.Tensor:
+    """A factor's numbers as they are, as a matrix."""
+    import torch
+
+    return read_factor(factor, torch.float64 if factor.dtype.bits > 32 else torch.float32).flatten(1)
 
 
 def kronecker_svd(delta: Kronecker, strength: float) -> Decomposition:
@@ -117,5 +127,7 @@ def joined(terms: Sequence[tuple[Delta, float]]) -> Pair:
 
     common = joint_scale(terms)
     pairs = [low_rank_form(delta, strength) for delta, strength in terms]
-    ups = [pair.up if pair.scale == common else pair.up * (pair.scale / common) for pair in pairs]
+    if len(pairs) == 1 and pairs[0].scale == common:
+        return pairs[0]
+    ups = [pair.up if pair.scale == common else pair.up.double() * (pair.scale / common) for pair in pairs]
     return Pair(torch.cat(ups, 1), torch.cat([pair.down for pair in pairs]), common)

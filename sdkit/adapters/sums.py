@@ -100,7 +100,7 @@ def _decomposed(terms: Terms, shape: tuple[int, ...], rule: RankRule) -> Decompo
     if len(terms) == 1 and isinstance(delta, Kronecker):
         return kronecker_svd(delta, strength)
     pair = joined(terms)
-    cores = Cores(pair.up * pair.scale, pair.down)
+    cores = Cores(pair.up, pair.down, pair.scale)
     return cores.decomposition(rule.choose(cores.values, cores.energy))
 
 

@@ -151,7 +151,7 @@ def _type(where: Located) -> DType:
 
 
 def _pieces(where: Located, *, halved: bool) -> Iterator[Piece]:
-    """The bytes of a parameter in its own row-major order, piece by piece; a transposed one at once.
+    """The bytes of a parameter in its own row-major order, piece by piece.
 
     Args:
         halved: whether no piece may cross the middle, because one side of the comparison has the halves swapped.
@@ -159,7 +159,8 @@ def _pieces(where: Located, *, halved: bool) -> Iterator[Piece]:
     info, shape = where.weights.tensors[where.place.key], where.place.shape
     if where.place.transposed:
         matrix = Read(where.weights, info).load().T.contiguous()
-        yield bytearray(matrix.flatten().view(_uint8()).numpy())
+        whole, size = bytearray(matrix.flatten().view(_uint8()).numpy()), info.dtype.nbytes(_PIECE_ELEMENTS)
+        yield from (whole[start : start + size] for start in range(0, len(whole), size))
         return
     first, half = where.place.rows[0] * math.prod(shape[1:]) if where.place.rows else 0, math.prod(shape) // 2
     spans = [(first, math.prod(shape))]

@@ -16,7 +16,7 @@ from sdkit.streaming import Output
 from sdkit.weights.folder import VARIANTS
 
 _STEMS = dict.fromkeys(("unet", "transformer", "vae"), "diffusion_pytorch_model")
-_UNITS = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+_UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
 def component_files(

@@ -6,8 +6,8 @@ import hashlib
 import os
 import struct
 import zlib
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -39,34 +39,49 @@ class Digests:
     sha256: tuple[str, ...]
 
 
+Take = Callable[[memoryview, int], None]  # a block and its position in the file
+
+
 class _Hash(Protocol):
     def update(self, data: memoryview, /) -> None: ...
 
 
 def digest_spans(path: Path | str, spans: Sequence[Span], progress: Progress | None = None) -> Digests:
-    """Hash several spans of one file while reading it once.
+    """Hash several spans of one file while reading it once."""
+    hashes, crc = [hashlib.sha256() for _ in spans], _Crc32()
 
-    Each hash runs in its own thread (the hash functions let go of the interpreter), and the next block is read
-    meanwhile, so that several hashes of a large file cost little more than one.
+    def into(digest: _Hash, span: Span) -> Take:
+        return lambda block, position: digest.update(overlap(block, position, span))
+
+    takes = [into(digest, span) for digest, span in zip(hashes, spans, strict=True)]
+    size = read_blocks(path, [lambda block, position: crc.update(block), *takes], progress or NoProgress())
+    return Digests(size, f"{crc.value:08x}", tuple(digest.hexdigest() for digest in hashes))
+
+
+def read_blocks(path: Path | str, takes: Sequence[Take], progress: Progress) -> int:
+    """Read a file once and show every block of it to all of `takes`; returns its size in bytes.
+
+    Each runs in its own thread (the hash functions let go of the interpreter), and the next block is read meanwhile, so
+    that several hashes of a large file cost little more than one.
+
+    Args:
+        path: the file.
+        takes: called with a block, which is theirs only until they return, and its position in the file.
+        progress: told about the bytes read.
     """
-    progress = progress or NoProgress()
-    hashes = [hashlib.sha256() for _ in spans]
-    crc = _Crc32()
     position = 0
-    with open(path, "rb", buffering=0) as file, ThreadPoolExecutor(len(spans) + 1) as pool:
+    with open(path, "rb", buffering=0) as file, ThreadPoolExecutor(len(takes)) as pool:
         block, spare = memoryview(bytearray(BLOCK_BYTES)), memoryview(bytearray(BLOCK_BYTES))
         count = file.readinto(block)
         while count:
-            jobs: list[Future[None]] = [pool.submit(crc.update, block[:count])]
-            for span, digest in zip(spans, hashes, strict=True):
-                jobs.append(pool.submit(digest.update, _overlap(block[:count], position, span)))
+            jobs = [pool.submit(take, block[:count], position) for take in takes]
             next_count = file.readinto(spare)
             for job in jobs:
                 job.result()
             progress.advance(count)
             position += count
             block, spare, count = spare, block, next_count
-    return Digests(position, f"{crc.value:08x}", tuple(digest.hexdigest() for digest in hashes))
+    return position
 
 
 class _Crc32:
@@ -77,7 +92,7 @@ class _Crc32:
         self.value = zlib.crc32(data, self.value)
 
 
-def _overlap(block: memoryview, position: int, span: Span) -> memoryview:
+def overlap(block: memoryview, position: int, span: Span) -> memoryview:
     """The part of `block`, which lies at `position` in its file, that belongs to `span`."""
     start = max(span.start - position, 0)
     stop = len(block) if span.stop is None else max(span.stop - position, 0)

@@ -333,6 +333,9 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+# For each worker, how many items are begun, waiting or waited for: a small one must not wait for a large one's result.
+AHEAD = 4
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -340,8 +343,8 @@ Result = TypeVar("Result")
 def in_order(function: Callable[[Item], Result], items: Iterable[Item], threads: int | None = None) -> Iterator[Result]:
     """The results of `function`, in the order of `items`, computed by a few workers.
 
-    Each worker computes with one torch thread, so the numbers never depend on how many workers there are; and no more
-    items are begun than there are workers, so memory stays bounded.
+    Each worker computes with one torch thread, so the numbers never depend on how many workers there are. No more items
+    are computed at once than there are workers, and few results wait behind a slow one, so memory stays bounded.
     """
 
     def work(item: Item) -> Result:
@@ -351,7 +354,7 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], threads:
     count = threads or default_threads()
     queue = iter(items)
     with ThreadPoolExecutor(count, thread_name_prefix="sdkit") as pool:
-        running: list[Future[Result]] = [pool.submit(work, item) for item in islice(queue, count)]
+        running: list[Future[Result]] = [pool.submit(work, item) for item in islice(queue, AHEAD * count)]
         try:
             while running:
                 yield running.pop(0).result()

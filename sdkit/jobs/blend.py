@@ -183,17 +183,17 @@ def blend(
     chosen.check_models(len(pairs), base is not None)
     factors = {name: value for name, value in (("unet", unet_alpha), ("te", te_alpha)) if value != 1.0}
     request = _Request(
-        tuple(model for model, _ in pairs),
-        base,
-        vae,
-        as_target(output),
-        chosen,
-        chosen.check_values(given),
-        blocks,
-        tuple(parse_rule(rule) for rule in rules),
-        factors,
-        policy,
-        force,
+        models=tuple(model for model, _ in pairs),
+        base=base,
+        vae=vae,
+        output=as_target(output),
+        method=chosen,
+        values=chosen.check_values(given),
+        blocks=blocks,
+        rules=tuple(parse_rule(rule) for rule in rules),
+        factors=factors,
+        policy=policy,
+        force=force,
     )
     with input_stack(request.output) as stack:
         job = _Blend(request, stack, progress or NoProgress(), threads)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sdkit.core.errors import SdkitError, UsageError
 from sdkit.core.events import Drawing, Event
@@ -161,39 +161,34 @@ def generate(
         SdkitError: whatever is wrong, most of it before the base is loaded.
     """
     began = time.perf_counter()
-    given = {"negative": negative, "seed": seed, "steps": steps, "cfg": cfg, "width": width, "height": height}
-    given |= {"sampler": sampler, "clip_skip": clip_skip}
-    settings = read_settings(Path(like)) if like is not None else {}
-    settings |= {name: value for name, value in given.items() if value is not None}
-    edited = None
-    if inversion is not None:
-        edited = EditedPicture(Path(inversion), cross_replace, self_replace)
-        settings = edited.settings(settings, count)
-    prompts = _prompts(prompt, settings.pop("prompt", None))
     if count < 1 or batch < 1:
         raise UsageError(f"{'count' if count < 1 else 'batch'} must be at least 1")
+    given = {"negative": negative, "seed": seed, "steps": steps, "cfg": cfg, "width": width, "height": height}
+    given |= {"sampler": sampler, "clip_skip": clip_skip}
+    edited = EditedPicture(Path(inversion), cross_replace, self_replace) if inversion is not None else None
+    settings = _settings(given, like, edited, count)
+    prompts = _prompts(prompt, settings.pop("prompt", None))
     request, pairs = Request("", **settings), _pairs(adapters)
     named = [(_local(adapter), strength) for adapter, strength in pairs]
     job = _Job(
-        local_path(base),
-        request,
-        count,
-        Path(output),
-        grid,
-        force,
-        batch,
-        watch or ignore,
-        "negative" not in settings,
-        str(image_encoder),
-        edited,
+        base=local_path(base),
+        request=request,
+        count=count,
+        output=Path(output),
+        grid=grid,
+        force=force,
+        batch=batch,
+        watch=watch or ignore,
+        pairs="negative" not in settings,
+        image_encoder=str(image_encoder),
+        edited=edited,
     )
     with ExitStack() as stack:
         plan = job.plan(stack, prompts, named, open_shelf(Path(folder) if folder is not None else None))
-        if not dry_run:
-            backbone = _loaded(job.base, prediction, device, precision)
-            pictures = job.draw(backbone, plan)
-        else:
+        if dry_run:
             pictures = job.imagined(plan)
+        else:
+            pictures = job.draw(_loaded(job.base, prediction, device, precision), plan)
     return GenerateReport(
         output=pictures[0].path,
         outputs=tuple(dict.fromkeys(picture.path for picture in pictures)),
@@ -210,6 +205,15 @@ def generate(
 
 def ignore(event: Event) -> None:
     """Watch nothing."""
+
+
+def _settings(
+    given: Mapping[str, Any], like: PathLike | None, edited: EditedPicture | None, count: int
+) -> dict[str, Any]:
+    """What a request is made of: what was given, else what the picture says that is to be like, or to be edited."""
+    settings: dict[str, Any] = read_settings(Path(like)) if like is not None else {}
+    settings |= {name: value for name, value in given.items() if value is not None}
+    return edited.settings(settings, count) if edited is not None else settings
 
 
 def _prompts(prompt: str | Sequence[str] | None, like: str | None) -> list[str]:

@@ -140,18 +140,18 @@ def merge(
         if not math.isfinite(factor):
             raise UsageError(f"{name} {factor} is no finite number")
     request = _Request(
-        base,
-        pairs,
-        as_target(output if output is not None else _default_output(base, [adapter for adapter, _ in pairs])),
-        unet_alpha,
-        te_alpha,
-        blocks,
-        parse_dtype(dtype),
-        Rounding(stochastic),
-        Path(undo) if undo is not None else None,
-        allow_unmatched,
-        tokens,
-        force,
+        base=base,
+        adapters=pairs,
+        output=as_target(output if output is not None else _default_output(base, [adapter for adapter, _ in pairs])),
+        unet_alpha=unet_alpha,
+        te_alpha=te_alpha,
+        blocks=blocks,
+        dtype=parse_dtype(dtype),
+        rounding=Rounding(stochastic),
+        undo=Path(undo) if undo is not None else None,
+        allow_unmatched=allow_unmatched,
+        tokens=tokens,
+        force=force,
     )
     with input_stack(request.output) as stack:
         report = _Merge(request, stack, progress or NoProgress(), threads).run(dry_run=dry_run)

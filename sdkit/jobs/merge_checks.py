@@ -50,11 +50,11 @@ def check_is_not_input(output: Path, inputs: Iterable[Path]) -> None:
         source = path.resolve()
         same = output.exists() and path.exists() and output.samefile(path)
         if same or target == source:
-            raise SdkitError(f"{output}: is an input of this merge", "choose another output with -o")
+            raise SdkitError(f"{output}: is an input", "choose another output with -o")
         if target in source.parents:
-            raise SdkitError(f"{output}: holds {path}, an input of this merge", "choose another output with -o")
+            raise SdkitError(f"{output}: holds {path}, an input", "choose another output with -o")
         if source in target.parents:
-            raise SdkitError(f"{output}: lies inside {path}, an input of this merge", "choose another output with -o")
+            raise SdkitError(f"{output}: lies inside {path}, an input", "choose another output with -o")
 
 
 def check_not_rounded(rounding: Rounding, step: str) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -156,8 +157,20 @@ def remember_source(path: Path, facts: dict[str, str]) -> None:
     _SOURCES[os.path.abspath(path)] = facts
 
 
+@contextmanager
+def known_as(facts: Mapping[Path, Mapping[str, str]]) -> Iterator[None]:
+    """Let recipes made in this context name files so: what `source_of` says of them, and a ``name``."""
+    before = dict(_SOURCES)
+    _SOURCES.update({os.path.abspath(path): dict(told) for path, told in facts.items()})
+    try:
+        yield
+    finally:
+        _SOURCES.clear()
+        _SOURCES.update(before)
+
+
 def source_of(path: Path) -> dict[str, str]:
-    """The reference and sha256 of a file that was given as a reference; nothing for others."""
+    """The reference and sha256 of a file that was given as a reference, or what `known_as` says; nothing for others."""
     return _SOURCES.get(os.path.abspath(path), {})
 
 

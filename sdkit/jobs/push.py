@@ -24,7 +24,7 @@ from sdkit.hubs.hub import PublishingHub, Upload
 from sdkit.hubs.names import below, clean_name
 from sdkit.jobs.pull import WEIGHTS
 from sdkit.jobs.push_files import weights_to_publish
-from sdkit.registry.facts import look_at
+from sdkit.registry.facts import Facts, look_at
 from sdkit.registry.names import resolve
 from sdkit.registry.registry import is_on, open_registry
 from sdkit.registry.rows import Model, Publication, Source
@@ -120,51 +120,32 @@ def push(
     began, progress = time.perf_counter(), progress or NoProgress()
     hub_name, hub = _publishing(reference)
     path = resolve(model)
-    facts = look_at(path)
-    known = _known(path)
+    facts, known = look_at(path), _known(path)
     name = known.entry.name if known else path.stem
     with ExitStack() as stack:
         work = Path(stack.enter_context(TemporaryDirectory(prefix="sdkit-push-")))
         uploads, notes = weights_to_publish(facts, name, to, work, progress)
         pictures, shown = _samples(path, samples)
         files = tuple(map(_pushed, uploads))
-        told = About(
-            name=name,
-            repo=reference.partition(":")[2],
-            kind=facts.kind,
-            family=facts.family,
-            base_model=tuple(base_model),
-            licence=licence or (known.licences[0] if known and known.licences else facts.licence),
-            triggers=known.entry.triggers if known else facts.triggers,
-            files=tuple((one.name, human_bytes(one.bytes), one.sha256) for one in files),
-            samples=shown,
-            **_history(path),
-        )
-        told = replace(told, base_model=told.base_model or _bases(told))
+        about = _about(name, reference, facts, known, files, shown)
+        told = replace(about, licence=licence or about.licence, base_model=tuple(base_model) or about.base_model)
         page = card = folder = ""
-        everything = [*uploads, *pictures]
         if hasattr(hub, "bundle"):
             texts, next_step = hub.bundle(told)
-            everything, notes = [*everything, *texts], (*notes, next_step)
+            everything, notes = [*uploads, *pictures, *texts], (*notes, next_step)
             folder = str(output or f"{clean_name(name)}-{hub_name}")
             if not dry_run:
                 _write(everything, Path(folder))
         else:
             card = _card(hub, reference, told, replace_card)
+            everything = [*uploads, *pictures, *_as_file(card)]
             notes += tuple(_doubts(told, card))
-            everything += [Upload(_CARD, card.encode())] if card else []
-        if not dry_run and not folder:
-            published = hub.publish(
-                reference,
-                everything,
-                message=message or f"Add {name}",
-                private=private,
-                create_pr=create_pr,
-                progress=progress,
-            )
-            page = published.page
-            where = Publication(reference, published.revision, page, tuple(one.name for one in uploads))
-            notes += tuple(_remember(path, where, uploads, progress, is_source=not create_pr))
+            if not dry_run:
+                how = {"message": message or f"Add {name}", "private": private, "create_pr": create_pr}
+                published = hub.publish(reference, everything, progress=progress, **how)
+                page = published.page
+                where = Publication(reference, published.revision, page, tuple(one.name for one in uploads))
+                notes += tuple(_remember(path, where, uploads, progress, is_source=not create_pr))
         files += tuple(map(_pushed, everything[len(uploads) :]))
     return PushReport(
         model=str(path),
@@ -209,6 +190,29 @@ def _known(path: Path) -> Model | None:
     with open_registry() as registry:
         found = registry.named(str(path))
         return registry.model(found[0].id) if found else None
+
+
+def _about(
+    name: str,
+    reference: str,
+    facts: Facts,
+    known: Model | None,
+    files: Sequence[PushedFile],
+    shown: tuple[Sample, ...],
+) -> About:
+    """What the card tells, as far as file and registry know it."""
+    told = About(
+        name=name,
+        repo=reference.partition(":")[2],
+        kind=facts.kind,
+        family=facts.family,
+        licence=known.licences[0] if known and known.licences else facts.licence,
+        triggers=known.entry.triggers if known else facts.triggers,
+        files=tuple((one.name, human_bytes(one.bytes), one.sha256) for one in files),
+        samples=shown,
+        **_history(facts.path),
+    )
+    return replace(told, base_model=_bases(told))
 
 
 def _history(path: Path) -> dict[str, Any]:
@@ -274,6 +278,10 @@ def _card(hub: PublishingHub, reference: str, about: About, replace_card: bool) 
     """The card to upload; empty where the repository has one that somebody has written."""
     theirs = hub.read_card(reference)
     return "" if theirs and MARK not in theirs and not replace_card else write_card(about)
+
+
+def _as_file(card: str) -> list[Upload]:
+    return [Upload(_CARD, card.encode())] if card else []
 
 
 def _doubts(about: About, card: str) -> Iterator[str]:

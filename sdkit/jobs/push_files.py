@@ -20,8 +20,8 @@ from sdkit.weights import open_weights
 from sdkit.weights.retag import with_metadata
 
 if TYPE_CHECKING:
-    from sdkit.jobs.convert import ConvertReport
-    from sdkit.jobs.convert_adapter import AdapterConversion
+    from sdkit.jobs.converting.adapter import AdapterConversion
+    from sdkit.jobs.converting.checkpoint import ConvertReport
 
 _CARD = "README.md"
 _CAPTIONS = "ss_tag_frequency"
@@ -83,7 +83,7 @@ def _converted(
 
 def _proven(report: ConvertReport | AdapterConversion) -> Iterator[str]:
     """What reading back has shown, and what the form has no place for."""
-    from sdkit.jobs.convert_adapter import AdapterConversion
+    from sdkit.jobs.converting.adapter import AdapterConversion
 
     if isinstance(report, AdapterConversion):
         proof = report.proof

@@ -17,13 +17,12 @@ from sdkit.formats import adapter_family, claimed_family, recognise
 from sdkit.jobs.inspect_problems import counted
 from sdkit.streaming.expression import torch_dtype
 from sdkit.weights import TensorInfo, Weights, open_weights
-from sdkit.weights.content import hash_content
-from sdkit.weights.hashes import hash_file
+from sdkit.weights.content import Content, hash_content
+from sdkit.weights.hashes import legacy_hash
 from sdkit.weights.metadata import STALE_KEYS
 from sdkit.weights.reader import Container
 
 SUFFIXES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
-_PIECE_BYTES = 1 << 24
 _LARGEST_SIDECAR = 4 << 20
 _SHA256 = re.compile(r"\b[0-9a-fA-F]{64}\b")
 # What a download that went wrong begins with, and what that means.
@@ -132,8 +131,10 @@ def _check(path: Path, progress: Progress) -> CheckedFile:
         with open_weights(path) as weights:
             with open_weights(_described_by(path)) as whole:
                 what, problems, warnings = _header(whole)
-            content = hash_content(path, progress)
-            problems += [*_numbers(weights, progress), *_stated_hashes(weights, content.sha256 or "")]
+            numbers = _Numbers()
+            stated = any(weights.metadata.get(key) for key in STALE_KEYS)
+            content = hash_content(path, progress, look=numbers.take, data=stated)
+            problems += [*numbers.problems(weights), *_stated_hashes(weights, content)]
     except (SdkitError, OSError) as error:
         message = (error.message if isinstance(error, SdkitError) else str(error)).removeprefix(f"{path}: ")
         return CheckedFile(str(path), "unreadable", size, problems=(message,))
@@ -185,47 +186,49 @@ def _is_state(path: Path) -> bool:
     return path.name == "tensors.safetensors" and all(file.is_file() for file in beside)
 
 
-def _numbers(weights: Weights, progress: Progress) -> Iterator[str]:
-    """NaN and infinity, read through in small pieces."""
-    progress.start(f"looking through {weights.path.name}", sum(info.nbytes for info in weights.tensors.values()))
-    bad = [
-        info.name
-        for info in weights.tensors.values()
-        if info.dtype.is_float and not _is_finite(weights, info, progress)
-    ]
-    if bad:
-        yield f"holds NaN or infinity in {counted(bad, 'tensor')}"
+class _Numbers:
+    """Looks for NaN and infinity in the bytes of tensors as they come by."""
+
+    def __init__(self) -> None:
+        self._bad: set[str] = set()
+        self._cut = bytearray()  # the begun number at the end of the piece before
+
+    def take(self, info: TensorInfo, piece: memoryview, done: bool) -> None:
+        import torch
+
+        size = info.dtype.itemsize
+        if not info.dtype.is_float or not info.dtype.torch_name or not size:
+            return
+        held = self._cut + piece
+        whole = len(held) // size * size
+        self._cut = bytearray() if done else held[whole:]
+        if not whole:
+            return
+        numbers = torch.frombuffer(held[:whole], dtype=torch.uint8).view(torch_dtype(info.dtype)).float()
+        if not all(bool(torch.isfinite(extreme)) for extreme in torch.aminmax(numbers)):
+            self._bad.add(info.name)
+
+    def problems(self, weights: Weights) -> Iterator[str]:
+        bad = [name for name in weights.tensors if name in self._bad]
+        if bad:
+            yield f"holds NaN or infinity in {counted(bad, 'tensor')}"
 
 
-def _is_finite(weights: Weights, info: TensorInfo, progress: Progress) -> bool:
-    import torch
-
-    finite = True
-    for start in range(0, info.nbytes, _PIECE_BYTES):
-        piece = bytearray(min(_PIECE_BYTES, info.nbytes - start))
-        weights.read_into(info, memoryview(piece), start)
-        numbers = torch.frombuffer(piece, dtype=torch.uint8).view(torch_dtype(info.dtype)).float()
-        finite = finite and all(bool(torch.isfinite(extreme)) for extreme in torch.aminmax(numbers))
-        progress.advance(len(piece))
-    return finite
-
-
-def _stated_hashes(weights: Weights, sha256: str) -> Iterator[str]:
+def _stated_hashes(weights: Weights, content: Content) -> Iterator[str]:
     """Hashes in the header and beside the file, by which web UIs and hubs name it."""
-    stated = {key: weights.metadata[key] for key in STALE_KEYS if weights.metadata.get(key)}
-    if stated and weights.container is Container.SAFETENSORS:
-        true = hash_file(weights.path)
-        values = {
-            "sshs_model_hash": true.sshs_model_hash,
-            "sshs_legacy_hash": true.sshs_legacy_hash,
-            "modelspec.hash_sha256": true.sshs_model_hash,
+    if content.data_sha256 is not None:
+        true = {
+            "sshs_model_hash": content.data_sha256,
+            "sshs_legacy_hash": legacy_hash(weights.path),
+            "modelspec.hash_sha256": content.data_sha256,
         }
-        for key, text in sorted(stated.items()):
-            if values[key] is not None and text.lower().removeprefix("0x") != values[key]:
+        for key in sorted(STALE_KEYS):
+            text = weights.metadata.get(key)
+            if text and true[key] is not None and text.lower().removeprefix("0x") != true[key]:
                 yield f"its metadata say {key} = {text[:70]}, which is another file's"
     for name, digest in _beside(weights.path):
-        if sha256 and digest.lower() != sha256:
-            yield f"{name} says its sha256 is {digest.lower()}, but it is {sha256}"
+        if content.sha256 and digest.lower() != content.sha256:
+            yield f"{name} says its sha256 is {digest.lower()}, but it is {content.sha256}"
 
 
 def _beside(path: Path) -> Iterator[tuple[str, str]]:

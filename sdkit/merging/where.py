@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy
     import torch
 
 BLOCK = 1 << 16
@@ -50,15 +51,17 @@ class Where:
         import torch
 
         stop = self.start + like.numel()
-        first = self.start // BLOCK
-        blocks = [self._block(stream, block, normal) for block in range(first, -(-stop // BLOCK))]
-        drawn = torch.cat(blocks)[self.start - first * BLOCK : stop - first * BLOCK]
-        return drawn.view(like.shape)
+        first, last = self.start // BLOCK, -(-stop // BLOCK)
+        drawn = torch.empty(last - first, BLOCK)
+        for block, numbers in enumerate(drawn.numpy(), first):
+            generator = self._generator(stream, block)
+            draw = generator.standard_normal if normal else generator.random
+            draw(dtype=numbers.dtype, out=numbers)
+        return drawn.view(-1)[self.start - first * BLOCK : stop - first * BLOCK].view(like.shape)
 
-    def _block(self, stream: int, block: int, normal: bool) -> torch.Tensor:
-        import torch
+    def _generator(self, stream: int, block: int) -> numpy.random.Generator:
+        """SFC64, which takes two thirds of the time of torch's Mersenne twister."""
+        import numpy
 
         key = hashlib.sha256(f"{self.seed}/{self.name}/{stream}/{block}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "little") >> 1)
-        sample = torch.randn if normal else torch.rand
-        return sample(BLOCK, generator=generator)
+        return numpy.random.Generator(numpy.random.SFC64(int.from_bytes(key[:16], "little")))

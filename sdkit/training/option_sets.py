@@ -14,6 +14,7 @@ from sdkit.training.options import IsFile, TrainOptions, always, fixed, option
 
 if TYPE_CHECKING:
     from sdkit.runtime.cost import StepCost
+    from sdkit.training.objectives.denoising import Denoising
     from sdkit.training.plan import Base
 
 
@@ -41,6 +42,12 @@ class DenoisingOptions(TrainOptions):
     noise_offset: float = option(0.0, "noise common to a whole picture", minimum=0.0)
     prediction: str | None = option(None, "epsilon or v_prediction, where the base does not say")
     prior_weight: float = fixed(1.0)  # of pictures of the class: see `PriorOptions`
+
+    def denoising(self) -> Denoising:
+        """What is minimised, as these keys have it."""
+        from sdkit.training.objectives.denoising import Denoising
+
+        return Denoising(self.prior_weight, self.snr_gamma, self.noise_offset)
 
 
 @dataclass(frozen=True)

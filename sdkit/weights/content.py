@@ -9,19 +9,22 @@ Editing metadata, or writing a file anew with another library, changes a file's 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from sdkit.core.hashing import BLOCK_BYTES, Span, digest_spans
+from sdkit.core.hashing import BLOCK_BYTES, Span, digest_spans, overlap, read_blocks
 from sdkit.core.progress import NoProgress, Progress
-from sdkit.weights.header import TensorInfo
+from sdkit.weights.header import TensorInfo, read_header
 from sdkit.weights.reader import Container, Weights, open_weights
 
 SAMPLES = 64
 SAMPLE_BYTES = 4096
+
+
+# Takes the bytes of tensors one after the other in pieces, and whether a piece is the tensor's last.
+Take = Callable[[TensorInfo, memoryview, bool], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +34,24 @@ class Content:
     Attributes:
         content_id: names its tensors.
         sha256: of the file; None for a folder.
+        data_sha256: of a safetensors file behind its header; None for others, and where it was not asked for.
     """
 
     content_id: str
     sha256: str | None
+    data_sha256: str | None = None
 
 
-def hash_content(path: Path | str, progress: Progress | None = None) -> Content:
+def hash_content(
+    path: Path | str, progress: Progress | None = None, *, look: Take | None = None, data: bool = False
+) -> Content:
     """Read a model once and compute its content id and its sha256. (A pickle is read twice: tensors, then the file.)
+
+    Args:
+        path: a file or folder.
+        progress: told about the bytes read.
+        look: told the bytes of every tensor as they come by, in another thread.
+        data: also hash a safetensors file's bytes behind the header.
 
     Raises:
         SdkitError: it is no weight file.
@@ -47,16 +60,20 @@ def hash_content(path: Path | str, progress: Progress | None = None) -> Content:
     progress = progress or NoProgress()
     with open_weights(path) as weights:
         progress.start(f"hashing {weights.path.name}", sum(file.stat().st_size for file in weights.files))
+        lines = _Lines()
+        takers = (lines.take, look) if look is not None else (lines.take,)
         if weights.container is Container.PICKLE:
-            lines = [_line(info, _tensor_hash(weights, info)) for info in weights.tensors.values()]
-            return Content(_id(lines), digest_spans(weights.files[0], [Span()], progress).sha256[0])
-        lines, digests = [], []
+            for info in weights.tensors.values():
+                _hand_over(weights, info, takers)
+            return Content(lines.id, digest_spans(weights.files[0], [Span()], progress).sha256[0])
+        is_one = weights.container is Container.SAFETENSORS
+        span = Span(read_header(weights.path).data_start) if data and is_one else None
+        digests = []
         for index, file in enumerate(weights.files):
             tensors = [info for info in weights.tensors.values() if info.file == index]
-            found, digest = _hash_file(file, tensors, progress)
-            lines += found
-            digests.append(digest)
-        return Content(_id(lines), digests[0] if weights.container is Container.SAFETENSORS else None)
+            walks = [_TensorWalker(tensors, take) for take in takers]
+            digests.append(_hash_file(file, walks, span, progress))
+        return Content(lines.id, *digests[0]) if is_one else Content(lines.id, None)
 
 
 def sample_id(weights: Weights) -> str:
@@ -72,34 +89,28 @@ def sample_id(weights: Weights) -> str:
     return f"sample1-{digest.hexdigest()[:32]}"
 
 
-def _hash_file(file: Path, tensors: Sequence[TensorInfo], progress: Progress) -> tuple[list[str], str]:
-    """The lines of a safetensors file's tensors, and the file's sha256. The two are computed side by side."""
-    whole, walker = hashlib.sha256(), _TensorWalker(tensors)
-    position = 0
-    with open(file, "rb", buffering=0) as stream, ThreadPoolExecutor(2) as pool:
-        block, spare = memoryview(bytearray(BLOCK_BYTES)), memoryview(bytearray(BLOCK_BYTES))
-        count = stream.readinto(block)
-        while count:
-            jobs = [pool.submit(whole.update, block[:count]), pool.submit(walker.update, block[:count], position)]
-            next_count = stream.readinto(spare)
-            for job in jobs:
-                job.result()
-            progress.advance(count)
-            position += count
-            block, spare, count = spare, block, next_count
-    return walker.lines, whole.hexdigest()
+def _hash_file(
+    file: Path, walks: Sequence[_TensorWalker], span: Span | None, progress: Progress
+) -> tuple[str, str | None]:
+    """A file's sha256 and that of a span of it, its blocks shown to `walks`. All are computed side by side."""
+    whole, part = hashlib.sha256(), hashlib.sha256()
+    takes = [lambda block, position: whole.update(block), *(walk.update for walk in walks)]
+    if span is not None:
+        takes.append(lambda block, position: part.update(overlap(block, position, span)))
+    read_blocks(file, takes, progress)
+    return whole.hexdigest(), part.hexdigest() if span is not None else None
 
 
 class _TensorWalker:
-    """Hashes tensor after tensor as blocks of their file come by."""
+    """Hands tensor after tensor over as blocks of their file come by."""
 
-    def __init__(self, tensors: Iterable[TensorInfo]) -> None:
+    def __init__(self, tensors: Iterable[TensorInfo], take: Take) -> None:
         every = list(tensors)
-        nothing = hashlib.sha256().hexdigest()
-        # Empty tensors lie nowhere, so no block would finish them.
-        self.lines = [_line(info, nothing) for info in every if not info.nbytes]
+        self._take = take
+        for info in every:
+            if not info.nbytes:  # it lies nowhere, so no block would finish it
+                take(info, memoryview(b""), True)
         self._open = sorted((info for info in every if info.nbytes), key=lambda info: info.offset, reverse=True)
-        self._digest = hashlib.sha256()
 
     def update(self, block: memoryview, position: int) -> None:
         """Take the bytes that lie at `position` of the file."""
@@ -108,23 +119,38 @@ class _TensorWalker:
             info = self._open[-1]
             begin = max(info.offset - position, 0)
             end = min(info.offset + info.nbytes - position, len(block))
-            self._digest.update(block[begin:end])
-            if info.offset + info.nbytes > stop:
+            done = info.offset + info.nbytes <= stop
+            self._take(info, block[begin:end], done)
+            if not done:
                 return
-            self._finish()
+            self._open.pop()
 
-    def _finish(self) -> None:
-        self.lines.append(_line(self._open.pop(), self._digest.hexdigest()))
+
+class _Lines:
+    """The lines of the content id."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
         self._digest = hashlib.sha256()
 
+    def take(self, info: TensorInfo, piece: memoryview, done: bool) -> None:
+        self._digest.update(piece)
+        if done:
+            self._lines.append(_line(info, self._digest.hexdigest()))
+            self._digest = hashlib.sha256()
 
-def _tensor_hash(weights: Weights, info: TensorInfo) -> str:
-    digest = hashlib.sha256()
-    for start in range(0, info.nbytes, BLOCK_BYTES):
+    @property
+    def id(self) -> str:
+        return f"content1-{hashlib.sha256(''.join(sorted(self._lines)).encode()).hexdigest()}"
+
+
+def _hand_over(weights: Weights, info: TensorInfo, takers: Iterable[Take]) -> None:
+    """Read one tensor of a pickle in pieces."""
+    for start in range(0, max(info.nbytes, 1), BLOCK_BYTES):
         piece = bytearray(min(BLOCK_BYTES, info.nbytes - start))
         weights.read_into(info, memoryview(piece), start)
-        digest.update(piece)
-    return digest.hexdigest()
+        for take in takers:
+            take(info, memoryview(piece), start + len(piece) >= info.nbytes)
 
 
 def _line(info: TensorInfo, digest: str) -> str:
@@ -135,7 +161,3 @@ def _line(info: TensorInfo, digest: str) -> str:
 def _spelled(shape: tuple[int, ...]) -> str:
     """A shape as 4x320: a model has hundreds of tensors of a dozen shapes."""
     return "x".join(f"{size:d}" for size in shape)
-
-
-def _id(lines: Iterable[str]) -> str:
-    return f"content1-{hashlib.sha256(''.join(sorted(lines)).encode()).hexdigest()}"

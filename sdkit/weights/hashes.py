@@ -75,7 +75,7 @@ def hash_file(path: Path | str, progress: Progress | None = None) -> FileHashes:
         autov3=data[:12] if data else None,
         crc32=digests.crc32,
         sshs_model_hash=data,
-        sshs_legacy_hash=_legacy_hash(Path(path)) if data else None,
+        sshs_legacy_hash=legacy_hash(Path(path)) if data else None,
         problem=problem,
     )
 
@@ -88,7 +88,8 @@ def _data_start(path: Path) -> tuple[int, str]:
         return 0, error.reason if path.suffix == ".safetensors" else ""
 
 
-def _legacy_hash(path: Path) -> str | None:
+def legacy_hash(path: Path) -> str | None:
+    """The `sshs_legacy_hash` of a safetensors file, of which no more than 64 KiB are read."""
     with open_safetensors(path) as weights:
         tensors = sorted(weights.tensors.values(), key=library_order)
         data_start = library_data_start(tensors, weights.metadata)

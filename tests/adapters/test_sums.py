@@ -68,7 +68,7 @@ def test_every_kind_as_a_lora(kind: Callable[[Reads], Delta], reads: Reads, dens
     delta = kind(reads)
     pair = low_rank_form(delta, -0.8)
     assert pair.up.shape[1] == form_rank(delta)
-    assert torch.allclose(pair.scale * pair.up @ pair.down, dense(delta, -0.8), atol=1e-12)
+    assert torch.allclose(pair.scale * pair.up.double() @ pair.down.double(), dense(delta, -0.8), atol=1e-12)
     assert math.sqrt(pair.squared_norm()) == pytest.approx(float(dense(delta, -0.8).norm()))
 
 

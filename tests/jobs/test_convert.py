@@ -83,7 +83,11 @@ def test_another_type_rounds_each_number_once(tmp_path: Path, tiny_sdxl: Path) -
     assert back.proof is not None and back.proof.exact  # every number of fp16 is one of fp32
 
 
-def test_the_proof_names_models_of_equal_weights_alike(tmp_path: Path, tiny_sdxl: Path) -> None:
+@pytest.mark.parametrize("piece", [1 << 20, 100])  # more than any tensor here holds, and less than most do
+def test_the_proof_names_models_of_equal_weights_alike(
+    tmp_path: Path, tiny_sdxl: Path, piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sdkit.conversion.proof._PIECE_ELEMENTS", piece)
     one = sdkit.convert(tiny_sdxl, "single", tmp_path / "one.safetensors").proof
     two = sdkit.convert(tmp_path / "one.safetensors", "diffusers", tmp_path / "two", configs=tiny_sdxl).proof
     assert one is not None and two is not None and one.sha256 == two.sha256 and one.parameters == two.parameters
@@ -320,7 +324,8 @@ def test_a_safety_checker_stays_in_a_folder_and_is_dropped_from_a_file(tmp_path:
     assert json.loads((tmp_path / "copy/model_index.json").read_text())["safety_checker"] == index["safety_checker"]
     report = sdkit.convert(base, "single", tmp_path / "one.safetensors")
     assert [(drop.reason.partition(",")[0], drop.names) for drop in report.dropped] == [
-        ("the safety_checker", ("safety_checker/concept_embeds",))
+        ("the safety_checker", ("safety_checker/concept_embeds", "safety_checker/config.json")),
+        ("the tokenizer", ("tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json")),
     ]
     sdkit.convert(report.output, "diffusers", tmp_path / "back", configs=base)
     assert json.loads((tmp_path / "back/model_index.json").read_text())["safety_checker"] == [None, None]

@@ -13,8 +13,10 @@ from models import kohya_lora, load, save, sd1, sd1_modules
 import sdkit
 from sdkit.cli.main import main
 from sdkit.core.errors import SdkitError
+from sdkit.core.hashing import quick_id
 from sdkit.jobs.reproduce import reproduce
 from sdkit.jobs.run import run
+from sdkit.registry.registry import open_registry
 
 RECIPE: dict[str, Any] = {
     "steps": {
@@ -75,6 +77,9 @@ def test_what_the_commands_write_can_be_made_again(folder: Path) -> None:
     for number in range(1, 6):
         assert reproduce(f"{number}.safetensors", ["m"]).identical, number
     assert not list(folder.glob(".sdkit-reproduce*"))
+    with open_registry() as registry:  # which does not know of what was made only to be compared
+        files = [file.path for entry in registry.entries(everything=True) for file in registry.model(entry.id).files]
+    assert str(folder / "5.safetensors") in files and not any(".sdkit-reproduce" in path for path in files)
 
 
 def test_missing_inputs_are_named_with_their_hashes(folder: Path) -> None:
@@ -103,6 +108,7 @@ def test_a_difference_is_found(folder: Path) -> None:
 def test_files_without_a_recipe(folder: Path) -> None:
     with pytest.raises(SdkitError, match="carries no recipe"):
         reproduce("m/a.safetensors")
+    A = {"name": "a.safetensors", "id": quick_id(folder / "m/a.safetensors"), "role": "source"}
     for recipe, message in (
         ({"verb": "train"}, "made by train"),
         ({"verb": "blend", "parents": [{"step": "x", "role": "A"}], "method": "linear", "parameters": {}}, "damaged"),
@@ -115,7 +121,12 @@ def test_files_without_a_recipe(folder: Path) -> None:
             "needs itself",
         ),
         ({"verb": "merge", "parents": 3}, "damaged"),
+        ({"verb": "convert", "to": "single", "parents": []}, "damaged"),
+        ({"verb": "convert", "to": "single", "parents": [A], "bake_vae": True}, "damaged"),
+        ({"verb": "convert", "to": "single", "parents": [A], "configs": "/somewhere"}, "damaged"),
+        ({"verb": "convert", "to": "single", "parents": [A], "configs": {"name": "../x", "id": "files1-0"}}, "missing"),
+        ({"verb": "convert", "to": "nothing", "parents": [A]}, "nothing is written as"),
     ):
         save(sd1(0), Path("hostile.safetensors"), {"sdkit.recipe": json.dumps(recipe)})
         with pytest.raises(SdkitError, match=message):
-            reproduce("hostile.safetensors")
+            reproduce("hostile.safetensors", ["m"])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import models
@@ -73,6 +74,40 @@ def test_nan_and_infinity(tmp_path: Path) -> None:
     up[0, 0] = float("-inf")
     path = models.save({f"{CROSS}.lora_down.weight": down, f"{CROSS}.lora_up.weight": up}, tmp_path / "a.safetensors")
     assert problem(path).startswith("holds NaN or infinity in 2 tensors (")
+
+
+@pytest.mark.parametrize("block", [1, 7, 64])
+def test_numbers_are_seen_whatever_piece_they_come_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    """The file is read in blocks that end in the middle of numbers; the tensors before and behind are finite."""
+    for module in ("sdkit.core.hashing", "sdkit.weights.content"):
+        monkeypatch.setattr(f"{module}.BLOCK_BYTES", block)
+    for place in range(5):
+        tensors = {name: torch.ones(5) for name in "abc"}
+        tensors["b"][place] = float("nan")
+        path = models.save(tensors, tmp_path / f"{place}.safetensors")
+        assert problem(path) == "holds NaN or infinity in 1 tensor (b)"
+        torch.save(tensors, tmp_path / f"{place}.pt")
+        assert problem(tmp_path / f"{place}.pt") == "holds NaN or infinity in 1 tensor (b)"
+
+
+def bytes_read() -> int:
+    """By this process so far, as Linux counts them."""
+    found = re.search(r"rchar: (\d+)", Path("/proc/self/io").read_text())
+    assert found is not None
+    return int(found[1])
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="only Linux counts what a process reads")
+def test_a_file_is_read_once(tmp_path: Path) -> None:
+    """Even where its header states hashes that are to be checked."""
+    path = models.save({"w": torch.zeros(1 << 21)}, tmp_path / "a.safetensors")
+    path = models.save(load_file(path), path, {"sshs_model_hash": str(sdkit.hash(path).sshs_model_hash)})
+    assert one(path)[0] == ()  # whatever is imported for it is imported now
+    size, before = path.stat().st_size, bytes_read()
+    assert one(path)[0] == ()
+    assert size <= bytes_read() - before < 1.2 * size
 
 
 def test_hashes_in_the_header_are_checked(tmp_path: Path) -> None:

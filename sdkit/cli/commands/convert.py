@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import click
@@ -30,8 +31,8 @@ from sdkit.core.human import human_bytes
 @click.option("--allow-lossy", is_flag=True, help="Adapters: let the nearest stand in for what WHAT cannot hold.")
 @click.option("--rank", type=click.IntRange(1), help="Adapters: of what stands in [default: as 0.1 % error needs].")
 @click.option("--keep-training-metadata", is_flag=True, help="Adapters: keep captions, folders and paths.")
-@click.option("--configs", type=click.Path(path_type=Path), help="A folder with configurations, where IN has none.")
-@click.option("--tokenizer", type=click.Path(path_type=Path), help="A folder with T5's tokenizer (SD3, FLUX.1).")
+@click.option("--configs", type=MODEL, help="A folder with configurations, where IN has none.")
+@click.option("--tokenizer", type=MODEL, help="A folder with T5's tokenizer (SD3, FLUX.1).")
 @click.option("--variant", metavar="NAME", help="Folders: what the names of the weights say: fp16, bf16, non_ema.")
 @click.option("--shard-size", metavar="SIZE", help="Folders: the most a file holds, such as 10GB.")
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Read back and compare every parameter.")
@@ -65,7 +66,7 @@ def describe_adapter(report: Any) -> list[str]:
     renamed = f", {report.renamed} under other names" if report.renamed is not None else ""
     lines.append(f"{report.consumed} tensors go in{renamed}; {report.changes} weights are changed, unmatched: 0")
     lines.extend(_approximated(report.approximations))
-    lines.extend(f"dropped {len(drop.names)}: {drop.reason} ({', '.join(drop.names[:3])})" for drop in report.dropped)
+    lines.extend(_dropped(report.dropped))
     if report.left_out:
         lines.append(f"left out of the metadata, as it tells of the training: {', '.join(report.left_out)}")
     lines.extend(f"  note: {note}" for note in report.notes)
@@ -73,6 +74,15 @@ def describe_adapter(report: Any) -> list[str]:
         lines.append(_proven(report.proof))
     lines.extend(f"saved beside: {path}" for path in report.saved)
     return [*lines, written_line(report)]
+
+
+def _dropped(entries: Sequence[Any]) -> list[str]:
+    lines = []
+    for drop in entries:
+        names = shorten(", ".join(drop.names), 80, placeholder=" …")
+        size = f" ({human_bytes(drop.bytes)})" if drop.bytes else ""
+        lines.append(f"dropped {len(drop.names)}{size}: {drop.reason} ({names})")
+    return lines
 
 
 def _approximated(entries: Sequence[Any]) -> list[str]:
@@ -111,7 +121,7 @@ def describe(report: Any) -> list[str]:
         lines.append(f"it predicts {_PREDICTED[report.prediction]}")
     if report.kept_beside:
         lines.append(f"laid beside, for the way back: {report.kept_beside} tensors")
-    lines.extend(f"dropped {len(drop.names)} ({human_bytes(drop.bytes)}): {drop.reason}" for drop in report.dropped)
+    lines.extend(_dropped(report.dropped))
     lines.extend(f"  note: {warning}" for warning in report.warnings)
     if report.proof:
         same = "every bit is the same" if report.proof.exact else "each number is the source's, rounded once"

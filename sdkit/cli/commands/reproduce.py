@@ -51,4 +51,4 @@ def describe(report: Any) -> list[str]:
         return [*lines, f"identical: every byte of {report.model} can be made again"]
     if not report.differing:
         return [*lines, "all tensors agree, but the headers differ"]
-    return [*lines, f"different: {len(report.differing)} tensors, for example {report.differing[0]}"]
+    return [*lines, f"different: {len(report.differing)} tensors or files, for example {report.differing[0]}"]

@@ -45,7 +45,10 @@ def agreed_mean(deltas: Sequence[torch.Tensor], weights: Sequence[float], by: st
     sign = elected(deltas, weights, by)
     total, mass, along = torch.zeros_like(sign), torch.zeros_like(sign), torch.empty_like(sign)
     for delta, weight in zip(deltas, weights, strict=True):
-        torch.mul(delta, sign, out=along).mul_(_sign(weight)).clamp_min_(0)  # how far it goes the elected way
+        torch.mul(delta, sign, out=along)
+        if weight < 0:
+            along.neg_()
+        along.clamp_min_(0)  # how far it goes the elected way
         total.add_(along, alpha=abs(weight))
         mass.add_(along.sign_(), alpha=weight)
     # Masks of booleans would take several times as long as the arithmetic.

@@ -36,7 +36,6 @@ from sdkit.weights.dtypes import parse_precision
 if TYPE_CHECKING:
     from sdkit.runtime.backbone import Backbone
     from sdkit.runtime.rng import StepRNG
-    from sdkit.training.batch import Objective
     from sdkit.training.plan import Base
     from sdkit.training.trainable import Trainable
 
@@ -218,12 +217,6 @@ def _trainables(backbone: Backbone, options: Options, rng: StepRNG) -> list[Trai
     return [weights, *words]
 
 
-def _objective(options: Options) -> Objective:
-    from sdkit.training.objectives.denoising import Denoising
-
-    return Denoising(options.prior_weight, options.snr_gamma, options.noise_offset)
-
-
 def _beside(path: Path, options: Options) -> list[Path]:
     return [file_beside(path, concept.token) for concept in concepts_of(options)]
 
@@ -262,7 +255,7 @@ METHOD = Method(
     options=Options,
     size=_size,
     trainables=_trainables,
-    objective=_objective,
+    objective=Options.denoising,
     save=_save,
     beside=_beside,
     modelspec="custom-diffusion",

@@ -112,11 +112,9 @@ def _guidance(options: Options) -> Guidance:
 
 
 def _objective(options: Options) -> Objective:
-    from sdkit.training.objectives.denoising import Denoising
     from sdkit.training.objectives.guided import Guided
 
-    denoising = Denoising(snr_gamma=options.snr_gamma, noise_offset=options.noise_offset)
-    return Guided(_guidance(options), denoising, options.reconstruction)
+    return Guided(_guidance(options), options.denoising(), options.reconstruction)
 
 
 def _held_out(options: Options) -> HeldOutLosses:

@@ -17,7 +17,6 @@ from sdkit.weights.dtypes import parse_precision
 if TYPE_CHECKING:
     from sdkit.runtime.backbone import Backbone
     from sdkit.runtime.rng import StepRNG
-    from sdkit.training.batch import Objective
     from sdkit.training.trainable import Trainable
 
 
@@ -63,12 +62,6 @@ def _trainables(backbone: Backbone, options: Options, rng: StepRNG) -> list[Trai
     return [WeightSubset(backbone, names, lr=options.lr, text_lr=text_lr, dtype=options.weights)]
 
 
-def _objective(options: Options) -> Objective:
-    from sdkit.training.objectives.denoising import Denoising
-
-    return Denoising(options.prior_weight, options.snr_gamma, options.noise_offset)
-
-
 def _save(result: Result[Options], path: Path, metadata: Mapping[str, str]) -> None:
     from sdkit.runtime.save import save_base
 
@@ -81,7 +74,7 @@ METHOD = Method(
     options=Options,
     size=_size,
     trainables=_trainables,
-    objective=_objective,
+    objective=Options.denoising,
     save=_save,
     suffix=lambda options: None,
     modelspec="",

@@ -226,12 +226,10 @@ def _side(usual: int, step: int, options: DenoisingOptions) -> int:
 
 
 def _objective(options: HypernetworkOptions) -> Objective:
-    from sdkit.training.objectives.denoising import Denoising
     from sdkit.training.objectives.identities import OfIdentities
 
-    denoising = Denoising(snr_gamma=options.snr_gamma, noise_offset=options.noise_offset)
     first = options.identity_steps * options.accumulate
-    return OfIdentities(denoising, first, options.beta, "latents" if options.encoder == "vae" else "pixels")
+    return OfIdentities(options.denoising(), first, options.beta, "latents" if options.encoder == "vae" else "pixels")
 
 
 def _held_out(options: HypernetworkOptions) -> HeldOutLosses:

@@ -21,7 +21,6 @@ from sdkit.weights.dtypes import parse_precision
 if TYPE_CHECKING:
     from sdkit.runtime.backbone import Backbone
     from sdkit.runtime.rng import StepRNG
-    from sdkit.training.batch import Objective
     from sdkit.training.trainable import Trainable
 
 
@@ -127,12 +126,6 @@ def _trainables(backbone: Backbone, options: Options, rng: StepRNG) -> list[Trai
     return [KeyValue(networks, structure, lr=options.lr)]
 
 
-def _objective(options: Options) -> Objective:
-    from sdkit.training.objectives.denoising import Denoising
-
-    return Denoising(options.prior_weight, options.snr_gamma, options.noise_offset)
-
-
 def _save(result: Result[Options], path: Path, metadata: Mapping[str, str]) -> None:
     from sdkit.runtime.precision import save_type
     from sdkit.training.trainables.key_value import KeyValue
@@ -156,7 +149,7 @@ METHOD = Method(
     options=Options,
     size=_size,
     trainables=_trainables,
-    objective=_objective,
+    objective=Options.denoising,
     save=_save,
     suffix=lambda options: ".pt",
     modelspec="hypernetwork",

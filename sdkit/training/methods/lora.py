@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
     from sdkit.runtime.backbone import Backbone
     from sdkit.runtime.rng import StepRNG
-    from sdkit.training.batch import Objective
     from sdkit.training.trainable import Trainable
 
 _FORMATS = ("kohya", "peft", "lidb")
@@ -170,12 +169,6 @@ def _trainables(backbone: Backbone, options: Options, rng: StepRNG) -> list[Trai
     return [Lora(algorithm, modules, lr=options.lr, text_lr=options.text_lr(options.lr), up_ratio=options.lora_plus)]
 
 
-def _objective(options: Options) -> Objective:
-    from sdkit.training.objectives.denoising import Denoising
-
-    return Denoising(options.prior_weight, options.snr_gamma, options.noise_offset)
-
-
 def _save(result: Result[Options], path: Path, metadata: Mapping[str, str]) -> None:
     from sdkit.runtime.precision import save_type
     from sdkit.training.trainables.lora import Lora
@@ -190,7 +183,7 @@ METHOD = Method(
     options=Options,
     size=_size,
     trainables=_trainables,
-    objective=_objective,
+    objective=Options.denoising,
     save=_save,
     suffix=lambda options: "" if options.format == "peft" else ".safetensors",
 )

@@ -26,7 +26,6 @@ from sdkit.weights.dtypes import parse_precision
 if TYPE_CHECKING:
     from sdkit.runtime.backbone import Backbone
     from sdkit.runtime.rng import StepRNG
-    from sdkit.training.batch import Objective
     from sdkit.training.plan import Base
     from sdkit.training.trainable import Trainable
 
@@ -118,12 +117,6 @@ def _trainables(backbone: Backbone, options: Options, rng: StepRNG) -> list[Trai
     return [Tokens(options.token, rows, lr=options.lr * scale, ema=options.ema)]
 
 
-def _objective(options: Options) -> Objective:
-    from sdkit.training.objectives.denoising import Denoising
-
-    return Denoising(snr_gamma=options.snr_gamma, noise_offset=options.noise_offset)
-
-
 def _save(result: Result[Options], path: Path, metadata: Mapping[str, str]) -> None:
     from sdkit.runtime.precision import save_type
     from sdkit.training.trainables.tokens import Tokens
@@ -146,7 +139,7 @@ METHOD = Method(
     options=Options,
     size=_size,
     trainables=_trainables,
-    objective=_objective,
+    objective=Options.denoising,
     save=_save,
     suffix=lambda options: SUFFIXES.get(options.format, ".safetensors"),
     modelspec="textual-inversion",

@@ -17,7 +17,7 @@ import sdkit
 from sdkit.cli.main import main
 from sdkit.core.errors import SdkitError, UsageError
 
-DISNEY = Path(__file__).parents[1] / "data" / "lora_disney.safetensors"
+DISNEY = Path(__file__).parents[2] / "data" / "lora_disney.safetensors"
 
 
 @pytest.fixture
