@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -126,12 +127,18 @@ def test_a_heat_maps_title_has_only_signs_that_the_font_has(
     files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import PIL.ImageFont
+    from PIL.Image import Image
 
     from sdkit.report import heat
 
     titles: list[str] = []
     drawn = heat.heat_map
-    monkeypatch.setattr(heat, "heat_map", lambda kinds, rows, names: titles.extend(names) or drawn(kinds, rows, names))
+
+    def noted(heads: Sequence[str], rows: Sequence[heat.Row], names: Sequence[str]) -> Image:
+        titles.extend(names)
+        return drawn(heads, rows, names)
+
+    monkeypatch.setattr(heat, "heat_map", noted)
     diff([files["base"], files["one"]], image=tmp_path / "heat.png")
     font = PIL.ImageFont.load_default(heat.FONT_SIZE)
     lacking = bytes(font.getmask("\U0010ffff"))
