@@ -7,7 +7,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from sdkit.cli.main import Shell, main
+from sdkit.cli.main import Shell
 from sdkit.core.errors import SdkitError, UsageError
 
 
@@ -69,9 +69,3 @@ def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_text_from_a_file_cannot_pass_for_ours() -> None:
     result = fail_with(SdkitError("key \x1b[31mred\x1b[0m\nhint: run rm -rf /", "real"))
     assert result.stderr == "error: key red\n  hint: run rm -rf /\n\nhint: real\n"
-
-
-def test_words_that_match_no_model_may_have_been_meant_as_a_command() -> None:
-    said = CliRunner().invoke(main, ["models", "shwo", "fox"])
-    assert said.stderr == "no model matches; did you mean `sdkit models show`?\n"
-    assert CliRunner().invoke(main, ["models", "fox"]).stderr == "no model matches\n"
