@@ -14,6 +14,7 @@ def test_words_that_match_no_model_may_have_been_meant_as_a_command() -> None:
 
 
 def test_help_cuts_no_sentence() -> None:
-    said = " ".join(CliRunner().invoke(main, ["models", "--help"]).stdout.split())
+    shown = CliRunner().invoke(main, ["models", "--help"]).stdout.partition("Commands:")[2]
+    said = " ".join(shown.split())
     assert "Put the model NAME where a program looks for it, without a second copy where that is possible" in said
     assert "..." not in said
