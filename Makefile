@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-large lint bench clean
+.PHONY: quickstart test test-large test-s3 lint bench clean
 
 quickstart: $(VENV)/.installed  ## train a LoRA on the embedded base, merge it, draw before and after
 	$(BIN)/sdkit quickstart
@@ -14,6 +14,10 @@ test: $(VENV)/.installed-dev  ## what must pass before a change goes in
 
 test-large: $(VENV)/.installed-dev  ## with files of several gigabytes: 30 GB of disk, some minutes
 	$(BIN)/python -m pytest -q -m "slow or large"
+
+test-s3: $(VENV)/.installed-dev  ## against a server that answers as S3 does; installs s3fs and moto
+	$(BIN)/pip install -q s3fs 'moto[server]'
+	$(BIN)/python -m pytest -q tests/hubs/test_s3.py
 
 lint: $(VENV)/.installed-dev  ## style, types, and which floor may import which
 	$(BIN)/ruff check .

@@ -15,10 +15,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from drawn import picture
 from web import Answer, Request, Web, file_answer, serve
 
 TOKEN = "civitai-secret-0123456789abcdef"
-PNG = b"\x89PNG\r\n\x1a\n" + b"picture"
+PNG = picture("PNG")
 
 
 @dataclass(slots=True)
@@ -32,6 +33,7 @@ class Civitai:
     blobs: dict[int, bytes] = field(default_factory=dict)
     bought: set[int] = field(default_factory=set)
     early: set[int] = field(default_factory=set)
+    pictures: dict[str, bytes] = field(default_factory=dict)  # path → bytes; all others are `PNG`
     busy: list[Answer] = field(default_factory=list)
     storage_answers: list[Callable[[Answer], Answer]] = field(default_factory=list)
     web: Web = field(default_factory=lambda: Web(""))
@@ -159,7 +161,7 @@ class Civitai:
         if "authorization" in request.headers:
             return Answer(400, b"<Error><Code>InvalidArgument</Code></Error>", {"Content-Type": "application/xml"})
         if request.path.startswith("/images/"):
-            return Answer(200, PNG, {"Content-Type": "image/png"})
+            return Answer(200, self.pictures.get(request.path, PNG), {"Content-Type": "image/png"})
         answer = file_answer(request, self.blobs[int(request.path.rpartition("/")[2])])
         return self.storage_answers.pop(0)(answer) if self.storage_answers else answer
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from random import Random
 
@@ -19,6 +20,13 @@ def draw_identities(folder: Path, count: int, *, pictures: int = 2, first: int =
         for index in range(pictures):
             draw_face(number, index, side).save(place / f"{index}.png")
     return folder
+
+
+def picture(format: str, side: int = 8) -> bytes:
+    """A small picture as a file of this format."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (side, side), "teal").save(buffer, format)
+    return buffer.getvalue()
 
 
 def draw_face(number: int, index: int, side: int) -> Image.Image:

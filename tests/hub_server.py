@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import unquote, urlencode
 
 import yaml
 from web import Answer, Request, Web, file_answer, serve
@@ -38,6 +38,7 @@ class Repository:
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     messages: list[str] = field(default_factory=list)
     pulls: list[dict[str, bytes]] = field(default_factory=list)
+    downloads: int = 10
 
     @property
     def head(self) -> str:
@@ -64,6 +65,7 @@ class Hub:
     repositories: dict[str, Repository] = field(default_factory=dict)
     blobs: dict[str, bytes] = field(default_factory=dict)
     readers: set[str] = field(default_factory=set)  # repositories whose terms the token's owner has accepted
+    page: int = 1000  # models of an answer to a search
     busy: list[Answer] = field(default_factory=list)
     storage_answers: list[Any] = field(default_factory=list)
     web: Web = field(default_factory=lambda: Web(""))
@@ -112,15 +114,28 @@ class Hub:
         return Answer(404)
 
     def _listed(self, request: Request, known: bool) -> Answer:
-        """A search: words in the name, and all of the tags."""
+        """A search: words in the name, and all of the tags; a page at a time. What the Hub does not know it refuses."""
+        strange = set(request.query) - {"search", "filter", "sort", "limit", "expand", "cursor"}
+        expanded = set(request.query.get("expand", [])) - {"downloads", "likes", "tags", "author"}
+        if strange or expanded or request.query.get("sort") != ["downloads"]:
+            return _refused(400, "", f"Unknown: {strange} {expanded}")
         words, wanted = request.query.get("search", [""])[0], set(request.query.get("filter", []))
         found = []
         for name, repository in self.repositories.items():
             card = _card(repository.commits[self._revision(repository, "main") or ""].get("README.md", b""))
             tags = _tags(card)
             if words in name and wanted <= set(tags) and (known or not repository.private):
-                found.append({"id": name, "tags": tags, "downloads": 10, "likes": 2, "author": name.partition("/")[0]})
-        return _json(found[: int(request.query.get("limit", ["1000"])[0])])
+                count = repository.downloads
+                facts = {"id": name, "tags": tags, "downloads": count, "likes": 2, "author": name.partition("/")[0]}
+                found.append(facts)
+        found.sort(key=lambda one: -one["downloads"])
+        start = int(request.query.get("cursor", ["0"])[0])
+        stop = start + min(int(request.query.get("limit", ["1000"])[0]), self.page)
+        answer = _json(found[start:stop])
+        if stop < len(found):
+            query = urlencode({**request.query, "cursor": stop}, doseq=True)
+            answer.headers["Link"] = f'<{self.url}/api/models?{query}>; rel="next"'
+        return answer
 
     def _info(self, request: Request, repository: Repository, name: str, _: str | None, revision: str | None) -> Answer:
         commit = self._revision(repository, revision or "main")

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,6 +83,17 @@ def concept(data: Path, name: str) -> Concept:
         name: of a subject, or ``fluent``.
     """
     return _style(data) if name == NEW_STYLE else _subject(data, name, {**TUNING, **SUBJECTS}[name])
+
+
+def laid_out(pictures: Iterable[Picture], folder: Path, name: str) -> Path:
+    """A folder with the pictures as ``sdkit train`` reads them, captions calling the new thing `name`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for picture in pictures:
+        shutil.copy(picture.file, folder)
+        lines.append(json.dumps({"file_name": picture.file.name, "text": picture.caption.replace("{}", name)}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
+    return folder
 
 
 def _subject(data: Path, name: str, like: str) -> Concept:

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.methods.concepts import Concept, Picture, concept
+from benchmarks.methods.concepts import Concept, Picture, concept, laid_out
 from benchmarks.methods.settings import CLASS_IMAGES, method_of
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def measure_run(order: Order) -> Line:
     method, thing = method_of(order.condition), concept(Path(order.data), order.concept)
     place = Path(order.out) / "trained" / order.pictures.name
     shutil.rmtree(place, ignore_errors=True)
-    pictures = _training_folder(place, thing, method)
+    pictures = laid_out(thing.taught, place / "pictures", thing.called(method))
     report = sdkit.train(method, order.base, pictures, place / "run", seed=order.seed, watch=watch, **order.options)
     cost = {
         "seconds": round(time.perf_counter() - began, 2),
@@ -131,19 +131,6 @@ def measure_run(order: Order) -> Line:
         nearest = _drawn(backbone, order, thing, phrase) if order.draw else None
     shutil.rmtree(place)
     return {**order.said, **cost, "losses": losses, "nearest": nearest}
-
-
-def _training_folder(place: Path, thing: Concept, method: str) -> Path:
-    """The pictures with a method's captions, as ``sdkit train`` reads them."""
-    folder = place / "pictures"
-    folder.mkdir(parents=True)
-    lines = []
-    for picture in thing.taught:
-        shutil.copy(picture.file, folder)
-        caption = picture.caption.replace("{}", thing.called(method))
-        lines.append(json.dumps({"file_name": picture.file.name, "text": caption}))
-    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
-    return folder
 
 
 @contextmanager

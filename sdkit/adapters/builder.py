@@ -15,13 +15,12 @@ from sdkit.adapters.artifact import Artifact, Target, TokenRows
 from sdkit.adapters.deltas.delta import Delta
 from sdkit.adapters.deltas.factors import same_bytes
 from sdkit.adapters.deltas.rows import rows_of_change
+from sdkit.adapters.input_width import FLUX_INPUT, is_narrower, widens
 from sdkit.adapters.stacked import swapped
 from sdkit.core.errors import SdkitError
 from sdkit.families.family import Model, Stack
 from sdkit.streaming.expression import Read
 from sdkit.weights import TensorInfo, Weights
-
-WIDENED = "unet.conv_in"
 
 
 class ArtifactBuilder:
@@ -138,11 +137,12 @@ class ArtifactBuilder:
         if self.model is None:
             return
         wanted = self.model.places[target.name].shape
-        if not same_weight(delta.shape, wanted) and not widens(target, delta.shape, wanted):
+        of_other_width = is_narrower(target, delta.shape, self.model) or widens(target, delta.shape, self.model)
+        if not same_weight(delta.shape, wanted) and not of_other_width:
             raise SdkitError(
                 f"{self.weights.path}: {spelled} changes a weight of shape {list(delta.shape)}, "
                 f"but {target.name} of the model has {list(wanted)}",
-                "the adapter was made for another model; `sdkit inspect` shows the family of each",
+                _hint(target),
             )
 
     def _check_same(self, target: Target, spelled: str, delta: Delta) -> None:
@@ -152,6 +152,12 @@ class ArtifactBuilder:
                 "the file holds one module under two names with different contents; ask its author which is meant",
             )
         self.note("a module is in the file twice under two names, with equal contents; it is applied once")
+
+
+def _hint(target: Target) -> str:
+    if target.module == FLUX_INPUT:
+        return "a control LoRA widens the plain FLUX.1 alone; `sdkit inspect` shows what each was made for"
+    return "the adapter was made for another model; `sdkit inspect` shows the family of each"
 
 
 def same_weight(change: tuple[int, ...], weight: tuple[int, ...]) -> bool:
@@ -164,19 +170,6 @@ def same_weight(change: tuple[int, ...], weight: tuple[int, ...]) -> bool:
         return True
     flattened = len(change) == 2 and len(weight) > 2
     return flattened and change == (weight[0], math.prod(weight[1:]))
-
-
-def widens(target: Target, change: tuple[int, ...], weight: tuple[int, ...]) -> bool:
-    """Whether `weight` is the input convolution of an inpainting-like model and `change` was made for the plain one.
-
-    Such models only add input channels, behind the ones the change knows.
-    """
-    return (
-        target.module == WIDENED
-        and len(change) == len(weight) == 4
-        and (change[0], *change[2:]) == (weight[0], *weight[2:])
-        and change[1] < weight[1]
-    )
 
 
 def same_delta(first: Delta, second: Delta) -> bool:

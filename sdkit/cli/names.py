@@ -1,20 +1,27 @@
-"""Paths on the command line, in whose place the name of a registered model or a reference to a hub will do."""
+"""Models on the command line: paths, in whose place a registered name or a reference to a hub will do.
+
+Whatever names a model has one of the types `MODEL`, `BASE`, `REMOTE`, `WEIGHTED` and `NAME`, and is completed by it.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
 
 from sdkit.cli.output import current_output
+from sdkit.core.errors import UsageError
 
 if TYPE_CHECKING:
     PathType = click.ParamType[Path]
+    TextType = click.ParamType[str]
 else:
-    PathType = click.ParamType  # which is generic to Python since click 8.4 only
+    PathType = TextType = click.ParamType  # which is generic to Python since click 8.4 only
+
+Strength = TypeVar("Strength", float, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +42,7 @@ class ModelPath(PathType):
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """Names, and what lies here."""
-        return complete_models(ctx, param, incomplete)
+        return complete_models(incomplete)
 
 
 class BasePath(ModelPath):
@@ -56,7 +63,50 @@ class RemotePath(ModelPath):
         return str(value) if _is_reference(str(value)) else model_path(value)
 
 
-MODEL, BASE, REMOTE = ModelPath(), BasePath(), RemotePath()
+@dataclass(frozen=True, slots=True)
+class Weighted:
+    """A model with a number behind it, as in ``lora.safetensors=0.8``; None where there is none."""
+
+    model: Path | Reference
+    strength: float | None
+
+    def pair(self, default: Strength) -> tuple[Path, float | Strength]:
+        """The path, pulled where it is a reference, and the strength."""
+        path = model_path(self.model.text) if isinstance(self.model, Reference) else self.model
+        return path, default if self.strength is None else self.strength
+
+
+class WeightedPath(ModelPath):
+    """The same with a strength behind ``=``; a file that has ``=`` in its name wins."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """A `Weighted`.
+
+        Raises:
+            UsageError: what stands behind ``=`` is no number.
+        """
+        text = str(value)
+        path, sign, number = text.rpartition("=")
+        if not sign or path.endswith("#sha256") or Path(text).exists():
+            return Weighted(super().convert(text, param, ctx), None)
+        try:
+            strength = float(number)
+        except ValueError:
+            raise UsageError(f"{text}: {number!r} is no strength", "write MODEL=0.8") from None
+        return Weighted(super().convert(path, param, ctx), strength)
+
+
+class ModelName(TextType):
+    """How the registry knows a model: by name, ``@12``, path, the reference it came by, or ten digits of its sha256."""
+
+    name = "name"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """The names of registered models that begin so."""
+        return complete_names(incomplete)
+
+
+MODEL, BASE, REMOTE, WEIGHTED, NAME = ModelPath(), BasePath(), RemotePath(), WeightedPath(), ModelName()
 
 
 def model_path(text: str | Path) -> Path:
@@ -89,9 +139,9 @@ def _is_reference(text: str) -> bool:
     return is_reference(text)
 
 
-def complete_models(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+def complete_models(incomplete: str) -> list[CompletionItem]:
     """What may follow: names of models with the files here that begin so, or without names the shell's own files."""
-    names = complete_names(ctx, param, incomplete)
+    names = complete_names(incomplete)
     if not names:
         return [CompletionItem(incomplete, type="file")]
     path = Path(incomplete)
@@ -102,7 +152,7 @@ def complete_models(ctx: click.Context, param: click.Parameter, incomplete: str)
     return [*names, *(CompletionItem(name) for name in here if not name.startswith("."))]
 
 
-def complete_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+def complete_names(incomplete: str) -> list[CompletionItem]:
     """The names of registered models that begin so."""
     from sdkit.registry.names import known_names
 

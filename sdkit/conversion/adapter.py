@@ -126,7 +126,7 @@ class Fitting:
         made: dict[Target, Computed] = {}
         notes: list[Approximation] = []
         for target, delta in artifact.deltas.items():
-            if _is_held(delta, held):
+            if _is_held(target, delta, held):
                 kept[target] = self._shaped(target, delta)
             elif (
                 held is not None and isinstance(delta, Lightweight) and "lora" in held
@@ -185,9 +185,12 @@ class Fitting:
         return replace(delta, up=reshaped(delta.up, up), down=reshaped(delta.down, down))
 
 
-def _is_held(delta: Delta, held: frozenset[str] | None) -> bool:
+def _is_held(target: Target, delta: Delta, held: frozenset[str] | None) -> bool:
     """Whether a format that holds these kinds, or all, holds a change. Whole weights are for those that name them."""
-    return kind_of(delta) in held if held is not None else not isinstance(delta, Replacement)
+    if held is None:
+        return not isinstance(delta, Replacement)
+    kind = kind_of(target, delta)
+    return kind in held or (kind == "bias" and "full" in held)
 
 
 def relative_change(delta: Delta, rows: torch.Tensor) -> torch.Tensor:
@@ -200,8 +203,18 @@ def relative_change(delta: Delta, rows: torch.Tensor) -> torch.Tensor:
     return changed.sub_(rows)
 
 
-def kind_of(delta: Delta) -> str:
-    """As `Delta.kind`; a DoRA whose lengths belong to the input features, which few programs read, is ``dora-in``."""
+def kinds_of(artifact: Artifact) -> frozenset[str]:
+    """The kinds of all its changes, as formats and programs tell them apart."""
+    return frozenset(kind_of(target, delta) for target, delta in artifact.deltas.items())
+
+
+def kind_of(target: Target, delta: Delta) -> str:
+    """As `Delta.kind`; a DoRA whose lengths belong to the input features, which few programs read, is ``dora-in``.
+
+    The difference of a bias is ``bias``: some have a place for it that have none for a weight's.
+    """
+    if isinstance(delta, Full) and target.parameter == "bias":
+        return "bias"
     return "dora-in" if isinstance(delta, Dora) and delta.by_input else delta.kind
 
 

@@ -9,20 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sdkit.families.parameter import Names, Parameter, affine, stacked
+from sdkit.families.flux_blocks import STREAMS, FluxBlocks
+from sdkit.families.parameter import Names, Parameter, affine
 
 _EMBEDDERS = {"timestep_embedder": "time_in", "guidance_embedder": "guidance_in"}  # diffusers → the file
 _MODULATIONS = {"double_stream_modulation_img": 6, "double_stream_modulation_txt": 6, "single_stream_modulation": 3}
-# What one stream of a double block is made of: diffusers' names for the picture's and the text's.
-_STREAMS = {
-    "img": (("to_q", "to_k", "to_v"), "to_out.0", ("norm_q", "norm_k"), "ff"),
-    "txt": (
-        ("add_q_proj", "add_k_proj", "add_v_proj"),
-        "to_add_out",
-        ("norm_added_q", "norm_added_k"),
-        "ff_context",
-    ),
-}
 _FIXED = {  # where the sizes are read, in each naming
     "ldm": {
         "image": "img_in.weight",
@@ -50,30 +41,14 @@ _FIXED = {  # where the sizes are read, in each naming
 
 
 @dataclass(frozen=True, slots=True)
-class Flux2Layout:
+class Flux2Layout(FluxBlocks):
     """The numbers that decide every name and shape of FLUX.2's transformer.
 
     Attributes:
-        width: of a token's vector.
-        head: width of one attention head.
-        inner: width inside the feed-forward layers, behind the gate.
-        double: blocks of two streams.
-        single: blocks of one.
-        in_channels: of a latent, four pixels of it together.
-        out_channels: of the prediction.
-        text_dim: width of the text, several layers of its encoder side by side.
         time_dim: width of the timestep's sinusoids.
         guidance: whether it is told the guidance it imitates (dev; not klein).
     """
 
-    width: int
-    head: int
-    inner: int
-    double: int
-    single: int
-    in_channels: int
-    out_channels: int
-    text_dim: int
     time_dim: int
     guidance: bool
 
@@ -89,7 +64,7 @@ class Flux2Layout:
         for name, parts in _MODULATIONS.items():
             table += _linear(f"{name}.linear", f"{name}.lin", (parts * width, width))
         for number in range(self.double):
-            for stream in _STREAMS:
+            for stream in STREAMS:
                 table += self._stream(f"transformer_blocks.{number}", f"double_blocks.{number}", stream)
         for number in range(self.single):
             table += self._single(f"single_transformer_blocks.{number}", f"single_blocks.{number}")
@@ -97,42 +72,25 @@ class Flux2Layout:
         table += affine(*modulation, (2 * width, width), bias=False, swapped=True)
         return table + _linear("proj_out", "final_layer.linear", (self.out_channels, width))
 
-    def blocks(self) -> dict[str, str]:
-        """Module prefixes → block names, numbered like FLUX.1's."""
-        double = {f"transformer_blocks.{number}": f"D{number:02d}" for number in range(self.double)}
-        return double | {f"single_transformer_blocks.{number}": f"S{number:02d}" for number in range(self.single)}
-
     def describe(self) -> str:
         """The layout in one clause."""
-        return (
-            f"{self.in_channels} input channels, {self.double} blocks of two streams and {self.single} of one, "
-            f"{self.width} wide, {'told' if self.guidance else 'not told'} the guidance"
-        )
+        return self.described(guidance=self.guidance)
 
-    def _stream(self, hub: str, ldm: str, stream: str) -> list[Parameter]:
-        projections, out, norms, feed = _STREAMS[stream]
-        width, ldm = self.width, f"{ldm}.{stream}"
-        members = [f"{hub}.attn.{name}" for name in projections]
-        table = stacked(members, f"{ldm}_attn.qkv", [width] * 3, width, bias=False)
-        table += _norms(hub, f"{ldm}_attn.norm", norms, self.head)
-        table += _linear(f"{hub}.attn.{out}", f"{ldm}_attn.proj", (width, width))
-        table += _linear(f"{hub}.{feed}.linear_in", f"{ldm}_mlp.0", (2 * self.inner, width))
-        return table + _linear(f"{hub}.{feed}.linear_out", f"{ldm}_mlp.2", (width, self.inner))
+    def _stream(self, hub: str, ldm: str, name: str) -> list[Parameter]:
+        stream, ldm = STREAMS[name], f"{ldm}.{name}"
+        table = self.attention(hub, ldm, stream, bias=False)
+        table += _linear(f"{hub}.{stream.feed}.linear_in", f"{ldm}_mlp.0", (2 * self.inner, self.width))
+        return table + _linear(f"{hub}.{stream.feed}.linear_out", f"{ldm}_mlp.2", (self.width, self.inner))
 
     def _single(self, hub: str, ldm: str) -> list[Parameter]:
         width = self.width
         table = _linear(f"{hub}.attn.to_qkv_mlp_proj", f"{ldm}.linear1", (3 * width + 2 * self.inner, width))
-        table += _norms(hub, f"{ldm}.norm", ("norm_q", "norm_k"), self.head)
+        table += self.norms(hub, f"{ldm}.norm")
         return table + _linear(f"{hub}.attn.to_out", f"{ldm}.linear2", (width, width + self.inner))
 
 
 def _linear(hub: str, ldm: str, shape: tuple[int, int]) -> list[Parameter]:
     return affine(hub, ldm, shape, bias=False)
-
-
-def _norms(hub: str, ldm: str, names: tuple[str, str], head: int) -> list[Parameter]:
-    pairs = zip(names, ("query_norm", "key_norm"), strict=True)
-    return [Parameter(f"{hub}.attn.{name}.weight", f"{ldm}.{other}.scale", (head,)) for name, other in pairs]
 
 
 def has_flux2(names: Names, naming: str) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sdkit.families.flux_blocks import STREAMS, FluxBlocks
 from sdkit.families.parameter import Names, Parameter, affine, stacked
 
 _EMBEDDERS = {  # diffusers → the file
@@ -16,17 +17,7 @@ _EMBEDDERS = {  # diffusers → the file
     "text_embedder": "vector_in",
     "guidance_embedder": "guidance_in",
 }
-# What one stream of a double block is made of: diffusers' names for the picture's and the text's.
-_STREAMS = {
-    "img": (("to_q", "to_k", "to_v"), "to_out.0", ("norm_q", "norm_k"), "norm1", "ff"),
-    "txt": (
-        ("add_q_proj", "add_k_proj", "add_v_proj"),
-        "to_add_out",
-        ("norm_added_q", "norm_added_k"),
-        "norm1_context",
-        "ff_context",
-    ),
-}
+_MODULATIONS = {"img": "norm1", "txt": "norm1_context"}
 _FIXED = {  # where the sizes are read, in each naming
     "ldm": {
         "image": "img_in",
@@ -54,31 +45,15 @@ _FIXED = {  # where the sizes are read, in each naming
 
 
 @dataclass(frozen=True, slots=True)
-class FluxLayout:
+class FluxLayout(FluxBlocks):
     """The numbers that decide every name and shape of FLUX.1's transformer.
 
     Attributes:
-        width: of a token's vector.
-        head: width of one attention head.
-        inner: width inside the feed-forward layers.
-        double: blocks of two streams.
-        single: blocks of one.
-        in_channels: of a latent, four pixels of it together: 64; more with a mask or a control picture.
-        out_channels: of the prediction.
-        text_dim: width of the text.
         pooled_dim: width of the pooled text.
         time_dim: width of the timestep's sinusoids.
         guidance: whether it is told the guidance it imitates (dev; not schnell).
     """
 
-    width: int
-    head: int
-    inner: int
-    double: int
-    single: int
-    in_channels: int
-    out_channels: int
-    text_dim: int
     pooled_dim: int
     time_dim: int
     guidance: bool
@@ -94,47 +69,31 @@ class FluxLayout:
                 table += affine(f"time_text_embed.{hub}.linear_1", f"{ldm}.in_layer", (width, into))
                 table += affine(f"time_text_embed.{hub}.linear_2", f"{ldm}.out_layer", (width, width))
         for number in range(self.double):
-            for stream in _STREAMS:
+            for stream in STREAMS:
                 table += self._stream(f"transformer_blocks.{number}", f"double_blocks.{number}", stream)
         for number in range(self.single):
             table += self._single(f"single_transformer_blocks.{number}", f"single_blocks.{number}")
         table += affine("norm_out.linear", "final_layer.adaLN_modulation.1", (2 * width, width), swapped=True)
         return table + affine("proj_out", "final_layer.linear", (self.out_channels, width))
 
-    def blocks(self) -> dict[str, str]:
-        """Module prefixes → block names as the web UIs number them."""
-        double = {f"transformer_blocks.{number}": f"D{number:02d}" for number in range(self.double)}
-        return double | {f"single_transformer_blocks.{number}": f"S{number:02d}" for number in range(self.single)}
-
     def describe(self) -> str:
         """The layout in one clause."""
-        return (
-            f"{self.in_channels} input channels, {self.double} blocks of two streams and {self.single} of one, "
-            f"{self.width} wide, {'told' if self.guidance else 'not told'} the guidance"
-        )
+        return self.described(guidance=self.guidance)
 
-    def _stream(self, hub: str, ldm: str, stream: str) -> list[Parameter]:
-        projections, out, norms, modulation, feed = _STREAMS[stream]
-        width, ldm = self.width, f"{ldm}.{stream}"
-        table = affine(f"{hub}.{modulation}.linear", f"{ldm}_mod.lin", (6 * width, width))
-        table += stacked([f"{hub}.attn.{name}" for name in projections], f"{ldm}_attn.qkv", [width] * 3, width)
-        table += _norms(hub, f"{ldm}_attn.norm", norms, self.head)
-        table += affine(f"{hub}.attn.{out}", f"{ldm}_attn.proj", (width, width))
-        table += affine(f"{hub}.{feed}.net.0.proj", f"{ldm}_mlp.0", (self.inner, width))
-        return table + affine(f"{hub}.{feed}.net.2", f"{ldm}_mlp.2", (width, self.inner))
+    def _stream(self, hub: str, ldm: str, name: str) -> list[Parameter]:
+        stream, width, ldm = STREAMS[name], self.width, f"{ldm}.{name}"
+        table = affine(f"{hub}.{_MODULATIONS[name]}.linear", f"{ldm}_mod.lin", (6 * width, width))
+        table += self.attention(hub, ldm, stream)
+        table += affine(f"{hub}.{stream.feed}.net.0.proj", f"{ldm}_mlp.0", (self.inner, width))
+        return table + affine(f"{hub}.{stream.feed}.net.2", f"{ldm}_mlp.2", (width, self.inner))
 
     def _single(self, hub: str, ldm: str) -> list[Parameter]:
         width = self.width
         table = affine(f"{hub}.norm.linear", f"{ldm}.modulation.lin", (3 * width, width))
         members = [f"{hub}.{name}" for name in ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")]
         table += stacked(members, f"{ldm}.linear1", [width] * 3 + [self.inner], width)
-        table += _norms(hub, f"{ldm}.norm", ("norm_q", "norm_k"), self.head)
+        table += self.norms(hub, f"{ldm}.norm")
         return table + affine(f"{hub}.proj_out", f"{ldm}.linear2", (width, width + self.inner))
-
-
-def _norms(hub: str, ldm: str, names: tuple[str, str], head: int) -> list[Parameter]:
-    pairs = zip(names, ("query_norm", "key_norm"), strict=True)
-    return [Parameter(f"{hub}.attn.{name}.weight", f"{ldm}.{other}.scale", (head,)) for name, other in pairs]
 
 
 def has_flux(names: Names, naming: str) -> bool:

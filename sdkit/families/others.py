@@ -37,6 +37,7 @@ SIGNATURES = (
     Signature("hunyuan-video", "HunyuanVideo", ("txt_in.individual_token_refiner", "context_embedder.token_refiner")),
     Signature("auraflow", "AuraFlow", ("double_layers.0.attn.w1q.weight", "joint_transformer_blocks")),
     Signature("qwen-image", "Qwen-Image", ("txt_norm.weight", "txt_in.text_norm.weight")),
+    Signature("krea2", "Krea 2", ("txtfusion.projector.weight",)),
     Signature("flux", "FLUX.1", ("double_blocks.0.img_attn.norm.key_norm.scale", "single_transformer_blocks")),
     Signature("sd3", "Stable Diffusion 3", ("joint_blocks.0.context_block", "transformer_blocks.0.attn.add_q_proj")),
     Signature("pixart", "PixArt", ("t_block.1.weight", "adaln_single.linear.weight")),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
 from typing import cast
@@ -31,6 +31,7 @@ __all__ = [
     "embeddings_beside",
     "format_for",
     "formats",
+    "holding",
     "negative_beside",
     "own_metadata",
     "read_adapter",
@@ -48,14 +49,25 @@ def formats() -> dict[str, Plugin]:
     return find_plugins(__name__, "sdkit.formats", skip=("codec",))
 
 
-def format_for(word: str, kind: str) -> tuple[Format, Dialect]:
+def format_for(word: str, kind: str, changes: frozenset[str] = frozenset()) -> tuple[Format, Dialect]:
     """The format and dialect that a word (a format, a dialect, a program) means for an artifact of `kind`.
+
+    Args:
+        changes: kinds of weight change in it; of what a program reads, a format that holds them all comes first.
 
     Raises:
         UsageError: nobody calls anything so.
         SdkitError: what is called so cannot hold such an artifact.
     """
-    return choose_format(word, kind, formats())
+    return choose_format(word, kind, formats(), changes)
+
+
+def holding(kinds: Collection[str]) -> tuple[str, ...]:
+    """The formats that are written and hold changes of all these kinds (`conversion.adapter.kinds_of`)."""
+    known = (described(plugin) for plugin in formats().values())
+    return tuple(
+        format.name for format in known if format.writes and "lora" in format.holds and format.holds_all(kinds)
+    )
 
 
 def own_metadata(metadata: Mapping[str, str]) -> frozenset[str]:

@@ -49,18 +49,30 @@ class Format:
             pickled: whether it is a pickle.
         """
         spoken = [entry for entry in self.dialects if not entry.suffix or pickled == (entry.suffix in PICKLED)]
-        narrower: dict[str, list[tuple[str, ...] | None]] = {}
+        ways: dict[str, list[Dialect]] = {}
         for entry in spoken:
             for name in (*entry.programs, *entry.said):
-                narrower.setdefault(name, []).append(entry.families.get(name))
-        if not narrower:
-            narrower = {name: [None] for name in (*self.programs, *self.said)}
+                ways.setdefault(name, []).append(entry)
+        if not ways:
+            ways = {name: [Dialect(())] for name in (*self.programs, *self.said)}
         found: dict[str, str] = {}
-        for name, families in narrower.items():
+        for name, dialects in ways.items():
             # A header rarely tells a format's dialects apart, so what is read in any of them counts.
-            reasons = [objection(name, frozenset(kinds), family, known) for known in families]
+            reasons = [
+                objection(
+                    name, frozenset(kinds), family, entry.families.get(name), frozenset(entry.leaves.get(name, ()))
+                )
+                for entry in dialects
+            ]
             found[name] = "" if "" in reasons else reasons[0]
         return found
+
+    def holds_all(self, kinds: Iterable[str]) -> bool:
+        """Whether it has a place for changes of all these kinds (`conversion.adapter.kinds_of`)."""
+        if self.changes is None:
+            return "replacement" not in kinds
+        held = {*self.changes, *(("bias",) if "full" in self.changes else ())}  # a bias' difference is one, too
+        return held.issuperset(kinds)
 
     @property
     def writes(self) -> bool:
@@ -87,11 +99,13 @@ def described(plugin: Plugin) -> Format:
     )
 
 
-def choose_format(word: str, kind: str, known: dict[str, Plugin]) -> tuple[Format, Dialect]:
+def choose_format(
+    word: str, kind: str, known: dict[str, Plugin], changes: frozenset[str] = frozenset()
+) -> tuple[Format, Dialect]:
     """The format and dialect that `word` means for an artifact of `kind`.
 
     Formats come before dialects, and dialects before programs; ``format:dialect`` names both. Of what a program reads
-    it is what most others read, too.
+    it is what most others read, too, and if need be what holds all of these `changes`.
 
     Raises:
         UsageError: nobody calls anything so.
@@ -101,7 +115,7 @@ def choose_format(word: str, kind: str, known: dict[str, Plugin]) -> tuple[Forma
     program = canonical_program(wanted)
     formats = [format for plugin in known.values() if (format := described(plugin)).writes]
     fitting = [(format, dialect) for format in formats if kind in format.holds for dialect in format.dialects]
-    fitting.sort(key=lambda pair: -len(_program_names(*pair)))
+    fitting.sort(key=lambda pair: (not pair[0].holds_all(changes), -len(_program_names(*pair))))
     for names in (_full_names, _format_names, _dialect_names, _program_names):
         for format, dialect in fitting:
             if wanted in names(format, dialect) or program in names(format, dialect):

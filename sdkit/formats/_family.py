@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from sdkit.formats._others import other_family
+from sdkit.formats._others import other_family, undecided
 from sdkit.weights import TensorInfo, Weights
 
 # Width of the text that cross-attention looks at → family.
@@ -83,20 +83,12 @@ def adapter_family(weights: Weights) -> tuple[str | None, str]:
 
     Shapes count more than names, and names more than metadata, which people copy and edit.
     """
-    for evidence in (
-        other_family,
-        _from_cross_attention,
-        _from_networks,
-        _from_transformers,
-        _from_names,
-        _from_tokens,
-        _from_metadata,
-        _from_text_encoder,
-    ):
+    open_question = undecided(weights)
+    for evidence in (_from_metadata,) if open_question else _EVIDENCE:
         found = next(evidence(weights), None)
         if found is not None:
             return found
-    return None, "no cross-attention, no second text encoder and no metadata tell the family"
+    return None, open_question or "no cross-attention, no second text encoder and no metadata tell the family"
 
 
 def claimed_family(weights: Weights) -> str | None:
@@ -176,3 +168,15 @@ def _from_text_encoder(weights: Weights) -> Iterator[tuple[str, str]]:
         if _TEXT_KEY.fullmatch(name) and len(info.shape) == 2 and info.shape[1] in (768, 1024):
             width = info.shape[1]
             yield _TEXT_WIDTHS[width], f"{name} belongs to a text encoder of width {width}"
+
+
+_EVIDENCE = (
+    other_family,
+    _from_cross_attention,
+    _from_networks,
+    _from_transformers,
+    _from_names,
+    _from_tokens,
+    _from_metadata,
+    _from_text_encoder,
+)

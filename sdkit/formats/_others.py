@@ -38,7 +38,11 @@ def _rules() -> Iterator[Rule]:
         ("flux2", r"transformer_blocks_\d+_ff\w*_linear_(?:in|out)", None, None),
         ("flux2", r"double_blocks_\d+_(?:img|txt)_mlp_0", None, 6),
         ("flux2", r"single_blocks_\d+_linear1", None, 9),
+        # Krea 2 and Qwen-Image 2.1 are as wide as FLUX.2's models, but have no fewer than 28 blocks, not 8.
+        ("krea2", r"transformer_blocks_(?:[89]|[1-9]\d)_attn_to_[qkv]", 6144, None),
+        ("qwen-image", r"transformer_blocks_(?:[89]|[1-9]\d)_attn_to_[qkv]", 4096, None),
         ("flux2", r"transformer_blocks_\d+_attn_(?:to|add)_[qkv]", 6144, None),
+        ("flux2", r"transformer_blocks_\d+_attn_(?:to|add)_[qkv]", 4096, None),
         # No other family's double blocks are as wide as dev's and klein's; the small klein is narrow inside them.
         ("flux2", r"double_blocks_\d+_(?:img|txt)_(?:attn|mlp)", 4096, None),
         ("flux2", r"double_blocks_\d+_(?:img|txt)_(?:attn|mlp)", 6144, None),
@@ -69,6 +73,11 @@ _PREFIX = re.compile(
     r"(?:model\.diffusion_model\.|diffusion_model\.|base_model\.model\.|transformer\.|unet\."
     r"|lora_unet_+|lora_transformer_|lycoris_)+"
 )
+_EITHER = re.compile(
+    r"(?:double|transformer)_blocks_[0-4]_(?:(?:img|txt)_attn_(?:qkv|proj)"
+    r"|attn_(?:to_[qkv]|to_out_0|add_[qkv]_proj|to_add_out))"
+)
+_EITHER_WIDTH = 3072
 _DOWN = re.compile(r"(?P<module>.+)\.(?:lora_down|lora_A(?:\.default)?|lora\.down|lora_linear_layer\.down)\.weight")
 _DOWN_ENDS = (".lora_down.weight", ".lora_A.weight", ".default.weight", ".down.weight")
 _UP = {
@@ -90,6 +99,21 @@ def other_family(weights: Weights) -> Iterator[tuple[str, str]]:
         for name, info, layer in [*layers, *others] if named else layers:
             if rule.layer.match(layer) and _fits(rule, weights, name, info):
                 yield rule.family, f"{name} is named as in that family alone{_sizes(rule)}"
+
+
+def undecided(weights: Weights) -> str:
+    """Why names and shapes cannot tell FLUX.1 from the small FLUX.2; empty where they can, or it is neither.
+
+    klein-4b has FLUX.1's widths and names in the attention of its blocks of two streams, but only five of these. (Its
+    other layers, and the other sizes of FLUX.2, have shapes or names of their own.)
+    """
+    layers = [(name, info, layer) for name, info in weights.tensors.items() if (layer := _layer(name)) is not None]
+    if layers and all(_EITHER.fullmatch(layer) and info.shape[1:] == (_EITHER_WIDTH,) for _, info, layer in layers):
+        return (
+            f"{layers[0][0]} reads tokens of width {_EITHER_WIDTH}, as in FLUX.1 and in FLUX.2 klein-4b, and the file "
+            "changes nothing but the attention of the first five blocks, in which they do not differ"
+        )
+    return ""
 
 
 def _layer(name: str) -> str | None:

@@ -8,10 +8,13 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
+from sdkit.adapters.builder import reads
+from sdkit.adapters.computed import times
 from sdkit.adapters.deltas.delta import Delta
 from sdkit.adapters.deltas.dora import Dora
+from sdkit.adapters.deltas.full import Full
 from sdkit.adapters.deltas.hadamard import Hadamard
 from sdkit.adapters.deltas.input_rotation import InputRotation
 from sdkit.adapters.deltas.kronecker import Kronecker, factorization
@@ -19,20 +22,23 @@ from sdkit.adapters.deltas.low_rank import LowRank
 from sdkit.core.errors import SdkitError
 from sdkit.formats import _lycoris_write
 from sdkit.formats._write import Content
-from sdkit.streaming.expression import reshaped
+from sdkit.streaming.expression import Read, reshaped
+from sdkit.weights import DTYPES
+from sdkit.weights.memory import MemoryWeights
 
 Shape = tuple[int, ...]
 _WHOLE = "write it in kohya's, which holds every kind"
 
 
 def component_files(
-    modules: Mapping[str, Delta], weights: Mapping[str, Shape]
+    modules: Mapping[str, Delta], weights: Mapping[str, Shape], biases: Mapping[str, Full]
 ) -> tuple[dict[str, Content], dict[str, object]]:
     """Tensors and ``adapter_config.json`` of one component.
 
     Args:
         modules: module within the component → its change.
         weights: module → shape of the weight it changes.
+        biases: module → the change of its bias, which PEFT keeps beside a LoRA.
 
     Raises:
         SdkitError: PEFT cannot hold such a change, or not all of them together.
@@ -44,7 +50,36 @@ def component_files(
     contents: dict[str, Content] = {}
     for name, delta in modules.items():
         contents |= {f"base_model.model.{name}.{role}": part for role, part in _parts(name, delta).items()}
-    return contents, _config(kind, modules, weights)
+    if not biases:
+        return contents, _config(kind, modules, weights)
+    contents |= {f"base_model.model.{name}.lora_B.bias": read for name, read in _biases(kind, modules, biases)}
+    return contents, {**_config(kind, modules, weights), "lora_bias": True}
+
+
+def _biases(kind: str, modules: Mapping[str, Delta], biases: Mapping[str, Full]) -> Iterator[tuple[str, Read]]:
+    """Every module's bias: PEFT has them at all LoRAs of a component or at none, and multiplies them with the scale."""
+    lonely = next((name for name in biases if name not in modules), None)
+    if kind != "LoRA" or lonely is not None:
+        raise SdkitError(
+            f"PEFT's format holds changes of biases beside plain LoRAs alone, not {lonely or kind}", _WHOLE
+        )
+    for name, delta in modules.items():
+        bias = biases.get(name)
+        if bias is None:
+            yield name, _zeros(delta)
+        elif bias.scale == delta.scale:
+            yield name, bias.diff
+        elif delta.scale:
+            yield name, times(bias.diff, bias.scale / delta.scale, name, DTYPES["F32"])
+        else:
+            raise SdkitError(f"{name}: its LoRA has the scale 0, with which PEFT multiplies its bias, too", _WHOLE)
+
+
+def _zeros(delta: Delta) -> Read:
+    """A bias that changes nothing, in the type of the LoRA beside it."""
+    dtype, rows = next(reads(delta)).dtype, delta.shape[0]
+    weights = MemoryWeights("no change", {"zeros": (dtype, (rows,), bytes(dtype.nbytes(rows)))}, {})
+    return Read(weights, weights.tensors["zeros"])
 
 
 def _kind(name: str, delta: Delta) -> str:

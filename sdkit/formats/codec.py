@@ -28,6 +28,7 @@ class Dialect:
         says: what is special about it, a few words.
         said: programs whose documentation says that they read it, which nothing here shows.
         families: program → the families it reads this way, where that is fewer than the program and the format know.
+        leaves: program → the kinds of change it leaves out of such a file, though it applies them from another.
     """
 
     programs: tuple[str, ...]
@@ -36,6 +37,7 @@ class Dialect:
     says: str = ""
     said: tuple[str, ...] = ()
     families: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    leaves: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,7 @@ CHANGES = KINDS
 WORDS = True
 _DIFFUSERS = ("sd1", "sd2", "sdxl", "flux")  # it has no rules for SD3's
 _OLDER = ("sd1", "sd2", "sdxl", "sdxl-refiner", "sd3", "flux")  # where nothing proves that later ones are read, too
+_LEAVES = {"diffusers": ("dora", "bias")}  # it drops dora_scale with a warning, and reads its own files' DoRAs
 DIALECTS = (
     Dialect(
         ("a1111", "comfyui", "diffusers", "forge", "lycoris", "sd-scripts"),
@@ -53,6 +54,7 @@ DIALECTS = (
             "onetrainer": _OLDER,
             "sd-next": _OLDER,
         },
+        leaves=_LEAVES,
     ),
     Dialect(
         ("a1111", "comfyui", "diffusers", "forge", "lycoris"),
@@ -60,6 +62,7 @@ DIALECTS = (
         says="SDXL's U-Net and every transformer in diffusers' names",
         said=("onetrainer",),
         families={"comfyui": _OLDER, "diffusers": _DIFFUSERS, "lycoris": ("sd1", "sd2", "sdxl"), "onetrainer": _OLDER},
+        leaves=_LEAVES,
     ),
     Dialect(
         ("comfyui", "lycoris"),

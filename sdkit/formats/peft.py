@@ -18,7 +18,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sdkit.adapters.artifact import Artifact
 from sdkit.adapters.builder import ArtifactBuilder, same_weight
@@ -37,7 +37,7 @@ from sdkit.weights import TensorInfo, Weights
 from sdkit.weights.atomic import write_file
 from sdkit.weights.atomic_folder import AtomicFolder
 
-CHANGES = ("lora", "locon", "dora", "loha", "lokr", "oftv2")
+CHANGES = ("lora", "locon", "dora", "loha", "lokr", "oftv2", "bias")
 DIALECTS = (Dialect(("peft",), suffix="", says="a folder, with one folder in it for each component"),)
 CONFIG = "adapter_config"
 TEXT_MODEL = "text_model."
@@ -80,6 +80,7 @@ class LoraSettings:
         rank: ``r``; None when it is not stated and the tensors' own rank counts.
         alpha: ``lora_alpha``; None when it is not stated (then the scale is 1).
         rank_stabilised: ``use_rslora``.
+        dora: ``use_dora``.
         ranks: compiled ``rank_pattern`` with the rank of the modules it matches, in order.
         alphas: the same for ``alpha_pattern``.
     """
@@ -88,6 +89,7 @@ class LoraSettings:
     rank: int | None
     alpha: float | None
     rank_stabilised: bool
+    dora: bool
     ranks: tuple[tuple[re.Pattern[str], float], ...]
     alphas: tuple[tuple[re.Pattern[str], float], ...]
 
@@ -107,6 +109,7 @@ class LoraSettings:
             int(rank) if rank is not None else None,
             float(alpha) if alpha is not None else None,
             bool(config.get("use_rslora")),
+            bool(config.get("use_dora")),
             _patterns(config, "rank_pattern", where),
             _patterns(config, "alpha_pattern", where),
         )
@@ -220,9 +223,9 @@ def check(artifact: Artifact, model: Model | None) -> None:
 def _files(artifact: Artifact, model: Model | None) -> dict[str, tuple[dict[str, Content], dict[str, object]]]:
     """Component → tensors and configuration."""
     files = {}
-    for component, modules in by_component(artifact, "PEFT").items():
+    for component, (modules, biases) in by_component(artifact, model, "PEFT").items():
         shapes = {name: _weight_shape(model, f"{component}.{name}", delta) for name, delta in modules.items()}
-        files[component] = component_files(modules, shapes)
+        files[component] = component_files(modules, shapes, biases)
     return files
 
 
@@ -230,20 +233,46 @@ def _weight_shape(model: Model | None, module: str, delta: Delta) -> tuple[int, 
     return model.places[f"{module}.weight"].shape if model is not None else delta.shape
 
 
-def by_component(artifact: Artifact, format: str) -> dict[str, dict[str, Delta]]:
-    """Component → module → its change, for formats that hold changes of weights alone.
+class Component(NamedTuple):
+    """What PEFT keeps of one component: module within it → the change of its weight, and of its bias."""
+
+    modules: dict[str, Delta]
+    biases: dict[str, Full]
+
+
+def by_component(artifact: Artifact, model: Model | None, format: str) -> dict[str, Component]:
+    """Component → its changes, for formats that hold changes of weights, and of biases beside them, alone.
 
     Raises:
         SdkitError: there is something else in it.
     """
     if artifact.tokens:
         raise SdkitError(f"{format}'s format cannot hold the token {artifact.tokens[0].token}", "write it in kohya's")
-    components: dict[str, dict[str, Delta]] = defaultdict(dict)
+    components: dict[str, Component] = defaultdict(lambda: Component({}, {}))
     for target, delta in artifact.deltas.items():
-        if target.parameter != "weight":
+        component, module = components[target.component], target.module.partition(".")[2]
+        if target.parameter == "weight":
+            component.modules[module] = delta
+        elif isinstance(delta, Full):
+            component.biases[module] = delta
+        else:
             raise not_held(target.name, delta, format)
-        components[target.component][target.module.partition(".")[2]] = delta
+    for name, component in components.items():
+        _check_biases(name, component, model)
     return components
+
+
+def _check_biases(name: str, component: Component, model: Model | None) -> None:
+    """PEFT gives every LoRA of a component a bias or none, and cannot merge one into a layer that has none."""
+    without = (
+        module for module in component.modules if model is not None and f"{name}.{module}.bias" not in model.places
+    )
+    lacking = next(without, None) if component.biases else None
+    if lacking is not None:
+        raise SdkitError(
+            f"{name}.{next(iter(component.biases))}.bias: PEFT gives every LoRA a bias or none, and {lacking} has none",
+            "write it in kohya's, which holds every kind",
+        )
 
 
 def not_held(name: str, delta: Delta, format: str) -> SdkitError:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs, quote, urlencode, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit
 
 from sdkit.core.civitai import BASE_MODELS, TYPES, kind_of, page, plain_text, terms, trained_words
 from sdkit.core.errors import CredentialsError, SdkitError, UsageError
@@ -32,7 +32,19 @@ from sdkit.hubs.searching import Found
 if TYPE_CHECKING:
     from requests import Response
 
-__all__ = ["bundle", "claims", "fetch", "find_by_hashes", "model_of", "preview", "read_range", "resolve", "search"]
+__all__ = [
+    "bundle",
+    "claims",
+    "fetch",
+    "find_by_hashes",
+    "model_of",
+    "picture_of",
+    "read_range",
+    "reference_of",
+    "resolve",
+    "search",
+    "spelled",
+]
 
 _PREFIX = "civitai:"
 _HOSTS = ("civitai.com", "www.civitai.com", "civitai.red", "www.civitai.red")
@@ -48,7 +60,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _HASHES_AT_ONCE = 100
 _PAGE_SIZE = 100  # the most its API gives at once
 _SAFE_LEVEL = 1  # pictures anybody may see
-_LARGEST_PICTURE = 20 << 20  # bytes
+_UNKNOWN_LEVEL = 32  # above all of Civitai's
 _LONGEST = 200  # characters of a name
 
 
@@ -82,7 +94,7 @@ def resolve(reference: str) -> Offer:
     name = " ".join(part for part in (_text(model.get("name")) or number, _text(version.get("name"))) if part)
     return Offer(
         hub="civitai",
-        reference=f"{_PREFIX}{number}" + ("" if chosen.get("primary") or not others else f"/{quote(file.name)}"),
+        reference=_reference(number, version, chosen),
         revision=revision,
         name=clean_name(name)[:80],
         files=(file,),
@@ -93,8 +105,17 @@ def resolve(reference: str) -> Offer:
         base_model=tuple(text for text in (_text(version.get("baseModel")),) if text),
         triggers=tuple(trained_words(version)),
         tags=tuple(_text(tag) for tag in _list(model, "tags")),
+        picture=picture_of(version),
         notes=tuple(_notes(version, model, file)),
     )
+
+
+def spelled(reference: str) -> tuple[str, str] | None:
+    """The reference and its version, as `Offer` has them; None where a hash is asked for."""
+    place = _parse(split_pin(reference)[0])
+    if place.hash:
+        return None
+    return f"{_PREFIX}{place.model}" + (f"/{quote(unquote(place.file))}" if place.file else ""), place.version
 
 
 def fetch(offer: Offer, output: Path | None, progress: Progress) -> Path:
@@ -127,17 +148,24 @@ def find_by_hashes(hashes: Sequence[str]) -> dict[str, dict[str, Any]]:
     return found
 
 
+def reference_of(version: Mapping[str, Any], sha256: str) -> str:
+    """The pinned reference of the file of a version that has this sha256."""
+    file, _, _ = _choose(version, _Place(hash=sha256), sha256)
+    return f"{_reference(str(version.get('modelId')), version, file)}@{version.get('id')}"
+
+
 def model_of(version: Mapping[str, Any]) -> dict[str, Any]:
     """What Civitai says of the model a version belongs to; nothing where it was removed."""
     return _model(version)
 
 
-def preview(version: Mapping[str, Any]) -> tuple[bytes, str] | None:
-    """The first picture of a version that anybody may see, and its suffix; None where there is none."""
-    for image in _list(version, "images"):
-        if isinstance(image, dict) and image.get("nsfwLevel") == _SAFE_LEVEL and image.get("type", "image") == "image":
-            return _picture(str(image.get("url") or ""))
-    return None
+def picture_of(version: Mapping[str, Any]) -> RemoteFile | None:
+    """The first picture of a version that anybody may see; None where there is none."""
+    url = next((str(image.get("url") or "") for image in _images(version) if _level(image) == _SAFE_LEVEL), "")
+    host = urlsplit(url).hostname
+    if not host or (is_private(host) and not is_private(urlsplit(_endpoint()).hostname)):
+        return None  # nobody out there names addresses of this network with good reason
+    return RemoteFile("preview", url)
 
 
 def search(query: str, *, kind: str = "", family: str = "", limit: int = 20) -> list[Found]:
@@ -270,6 +298,12 @@ def _choose(
     return best, why, [file for file in models if file is not best]
 
 
+def _reference(model: str, version: Mapping[str, Any], file: Mapping[str, Any]) -> str:
+    """A model's reference; with the file's name where it is not the one its makers marked."""
+    alone = file.get("primary") or len(_list(version, "files")) == 1
+    return f"{_PREFIX}{model}" + ("" if alone else f"/{quote(_name(file))}")
+
+
 def _rank(file: Mapping[str, Any]) -> tuple[bool, bool, bool]:
     """Smaller is better: no archive, no pickle, marked by the makers."""
     return _name(file).endswith(".zip"), _format(file) != "SafeTensor", not file.get("primary")
@@ -322,6 +356,9 @@ def _notes(version: Mapping[str, Any], model: Mapping[str, Any], file: RemoteFil
         yield "it is an archive; unpack it and register what is in it"
     if model.get("nsfw") is True:
         yield "its makers mark it as not safe for work"
+    levels = [_level(image) for image in _images(version)]
+    if levels and min(levels) > _SAFE_LEVEL:
+        yield f"none of its pictures is for everybody (Civitai's nsfwLevel {min(levels)} and up), so none is kept"
 
 
 def _early_access(version: Mapping[str, Any]) -> datetime | None:
@@ -342,15 +379,16 @@ def _own_place(offer: Offer) -> Path:
     return data_folder() / "models" / "civitai" / clean_name(f"{model}@{offer.revision}")
 
 
-def _picture(url: str) -> tuple[bytes, str] | None:
-    """A picture, if what comes is one by its first bytes."""
-    if is_private(urlsplit(url).hostname) and not is_private(urlsplit(_endpoint()).hostname):
-        return None  # nobody out there names addresses of this network with good reason
-    with Client().open(url) as response:
-        data = bytes(response.raw.read(_LARGEST_PICTURE + 1, decode_content=True))
-    starts = {b"\xff\xd8\xff": ".jpg", b"\x89PNG\r\n\x1a\n": ".png", b"RIFF": ".webp"}
-    suffix = next((suffix for start, suffix in starts.items() if data.startswith(start)), "")
-    return (data, suffix) if suffix and len(data) <= _LARGEST_PICTURE else None
+def _images(version: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Its pictures, without films."""
+    given = [image for image in _list(version, "images") if isinstance(image, dict)]
+    return [image for image in given if image.get("type", "image") == "image"]
+
+
+def _level(image: Mapping[str, Any]) -> int:
+    """Who may see it: 1 is anybody; a picture that does not say is for nobody."""
+    level = image.get("nsfwLevel")
+    return level if type(level) is int and level > 0 else _UNKNOWN_LEVEL
 
 
 def _found(item: Mapping[str, Any]) -> Found:

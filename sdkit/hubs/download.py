@@ -93,13 +93,17 @@ def download_all(files: Sequence[RemoteFile], folder: Path, client: Client, prog
     sync_folder(folder.parent)
 
 
-def content_length(url: str, client: Client) -> int | None:
-    """The size of a file, asked for by its first byte (some servers refuse HEAD); None where the server is silent."""
+def size_and_stamp(url: str, client: Client) -> tuple[int | None, str]:
+    """The size of a file, None where the server is silent, and what changes when the file does, as far as it tells.
+
+    It is asked for by its first byte, because some servers refuse HEAD.
+    """
     with client.open(url, {"Range": "bytes=0-0", "Accept-Encoding": "identity"}) as response:
         total = response.headers.get("Content-Range", "").rpartition("/")[2]
         if response.status_code == 200:
             total = response.headers.get("Content-Length", "")
-        return int(total) if total.isdecimal() else None
+        validator = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
+        return (int(total) if total.isdecimal() else None), f"{validator} {total}".strip()
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +25,9 @@ from sdkit.hubs.names import below, check_relative, clean_name
 from sdkit.weights.atomic import AtomicFile, check_space
 from sdkit.weights.atomic_folder import AtomicFolder
 
+_WHO = "fsspec's package for it finds credentials as its system's own tools do: see its documentation"
+# How systems tell that a file has changed, the surest first.
+_STAMPS = ("ETag", "etag", "generation", "md5Hash", "LastModified", "last_modified", "updated", "mtime", "created")
 _SCHEME = re.compile(r"(?!https?:)[a-z][a-z0-9+]+://.")
 
 
@@ -39,18 +42,22 @@ def resolve(reference: str) -> Offer:
     url = url.rstrip("/")
     with _explained(reference):
         system, root = _open(url)
-        sizes = _sizes(system, root)
-    if not sizes:
+        found = _listed(system, root)
+    if not found:
         raise SdkitError(f"{reference}: there is nothing", "check the spelling")
-    if list(sizes) == [""]:
+    if list(found) == [""]:
         name = check_relative(url.rpartition("/")[2])
-        file = RemoteFile(name, url, sizes[""], sha256)
-        return Offer("folder", url, "", Path(name).stem, (file,))
-    choice = choose(sizes, "", url)
-    files = tuple(RemoteFile(check_relative(name), f"{url}/{name}", sizes[name]) for name in choice.names)
-    others = tuple(f"{url}/{name}" for name in choice.others)
-    offer = Offer("folder", url, "", url.rpartition("/")[2], files, choice.is_folder, why=choice.why, others=others)
-    return offer if choice.is_folder else replace(offer, reference=files[0].url)
+        file = RemoteFile(name, url, int(found[""]["size"]), sha256)
+        return Offer("folder", url, "", Path(name).stem, (file,), stamp=_stamp(found.values()))
+    choice = choose(found, "", url)
+    files = tuple(RemoteFile(check_relative(name), f"{url}/{name}", int(found[name]["size"])) for name in choice.names)
+    offer = Offer("folder", url, "", url.rpartition("/")[2], files, choice.is_folder, why=choice.why)
+    return replace(
+        offer,
+        reference=url if choice.is_folder else files[0].url,
+        others=tuple(f"{url}/{name}" for name in choice.others),
+        stamp=_stamp(found[name] for name in choice.names),
+    )
 
 
 def fetch(offer: Offer, output: Path | None, progress: Progress) -> Path:
@@ -103,6 +110,7 @@ def publish(
     progress.start(f"copying to {redact(url)}", sum(sizes))
     with _explained(reference):
         system, root = _open(url)
+        _check_bucket(system, root, reference)
         for one, size in zip(uploads, sizes, strict=True):
             place = f"{root}/{check_relative(one.name)}"
             system.makedirs(place.rpartition("/")[0], exist_ok=True)
@@ -114,11 +122,23 @@ def publish(
     return Published(url)
 
 
-def _sizes(system: Any, root: str) -> dict[str, int]:
-    """Path below the root → size; the root itself as an empty path where it is a file."""
-    found = system.find(root, detail=True)
+def _check_bucket(system: Any, root: str, reference: str) -> None:
+    """Refuse a bucket that is not there: making folders would make it, under a name that was perhaps misspelled."""
+    bucket = root.partition("/")[0]  # empty where paths begin with a slash
+    if bucket and not system.exists(bucket):
+        raise SdkitError(f"{reference}: there is no bucket {bucket}", "make it first, or check the spelling")
+
+
+def _listed(system: Any, root: str) -> dict[str, Mapping[str, Any]]:
+    """Path below the root → what the system says of it; the root itself as an empty path where it is a file."""
     base = root.rstrip("/")
-    return {str(path)[len(base) :].lstrip("/"): int(facts["size"]) for path, facts in found.items()}
+    return {str(path)[len(base) :].lstrip("/"): facts for path, facts in system.find(root, detail=True).items()}
+
+
+def _stamp(files: Iterable[Mapping[str, Any]]) -> str:
+    """What changes when one of the files does: systems have entity tags, or times."""
+    told = [[str(facts.get("size")), *(str(facts[key]) for key in _STAMPS if facts.get(key))][:2] for facts in files]
+    return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
 
 
 def _copy(file: RemoteFile, target: Path, progress: Progress) -> None:
@@ -154,8 +174,9 @@ def _open(url: str) -> tuple[Any, str]:
 
 def _place(offer: Offer) -> Path:
     name = offer.name if offer.is_folder else offer.files[0].name.rpartition("/")[2]
-    digest = hashlib.sha256(offer.reference.encode()).hexdigest()[:10]  # addresses may end in the same name
-    return data_folder() / "models" / "folder" / digest / clean_name(name)
+    # Addresses may end in the same name, and lead to other bytes one day.
+    digest = hashlib.sha256(offer.reference.encode()).hexdigest()[:10]
+    return data_folder() / "models" / "folder" / f"{digest}-{offer.stamp}" / clean_name(name)
 
 
 @contextmanager
@@ -168,8 +189,10 @@ def _explained(reference: str) -> Iterator[None]:
     except FileNotFoundError:
         raise SdkitError(f"{reference}: there is nothing", "check the spelling") from None
     except PermissionError as error:
-        raise CredentialsError(f"{reference}: {redact(str(error))}", "check the credentials of its package") from None
+        raise CredentialsError(f"{reference}: {redact(str(error))}", _WHO) from None
     except (ImportError, ValueError) as error:  # a package for this system is missing, or there is no such system
         raise UsageError(f"{reference}: {redact(str(error))}", "install fsspec's package for it") from None
     except Exception as error:
+        if "Credential" in type(error).__name__:  # s3fs, gcsfs and others have errors of their own for it
+            raise CredentialsError(f"{reference}: {redact(str(error))}", _WHO) from None
         raise SdkitError(f"{reference}: {type(error).__name__}: {redact(str(error))}", "try again") from None

@@ -61,7 +61,9 @@ class Offer:
         triggers: words that call it up.
         tags: the hub's.
         papers: the model's card and licence, to be kept with it.
+        picture: one that anybody may see.
         notes: what a person should know.
+        stamp: changes when the bytes do, as far as a hub without revisions tells.
     """
 
     hub: str
@@ -78,7 +80,9 @@ class Offer:
     triggers: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
     papers: tuple[RemoteFile, ...] = ()
+    picture: RemoteFile | None = None
     notes: tuple[str, ...] = ()
+    stamp: str = ""
 
     @property
     def pinned(self) -> str:
@@ -128,6 +132,18 @@ class Hub(Protocol):
 
     def read_range(self, file: RemoteFile, start: int, stop: int) -> bytes:
         """Some bytes of a file, `start` up to `stop`, to look at its header from afar."""
+        ...
+
+
+class PinningHub(Hub, Protocol):
+    """A hub whose references may name certain bytes for good, so that it need not be asked for what is here."""
+
+    def spelled(self, reference: str) -> tuple[str, str] | None:
+        """The reference without its revision, and the revision that pins it, empty where none does. Asks nothing.
+
+        Returns:
+            None for references by which nothing is found again, such as one to a branch.
+        """
         ...
 
 

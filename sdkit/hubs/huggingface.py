@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +42,8 @@ _PLAIN_NAMES = frozenset(
 )
 # What belongs to a model beside its weights, and is kept with them.
 _PAPERS = re.compile(r"(README\.md|LICEN[CS]E(\.\w+)?|token_identifier\.txt)", re.IGNORECASE)
+_ADULT = "not-for-all-audiences"  # the Hub's tag
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _TOKENS = "https://huggingface.co/settings/tokens"
 
 
@@ -73,14 +75,24 @@ def resolve(reference: str) -> Offer:
     choice = choose(listed, place.path, f"{_PREFIX}{place.repo}")
     commit = str(info.sha)
     files = tuple(_file(place.repo, listed[name], commit) for name in choice.names)
+    card = dict(vars(info.card_data)) if info.card_data else {}
     return replace(
         _offer(place, commit, files, choice.is_folder, choice.names),
         why=_why(choice.why, files),
         others=tuple(f"{_PREFIX}{place.repo}/{name}" for name in choice.others),
         papers=tuple(_file(place.repo, entry, commit) for name, entry in listed.items() if _PAPERS.fullmatch(name)),
         tags=tuple(info.tags or ()),
-        **_card_facts(dict(vars(info.card_data)) if info.card_data else {}, info.tags or ()),
+        picture=_picture(place.repo, card, listed, commit) if _ADULT not in (info.tags or ()) else None,
+        **_card_facts(card, info.tags or ()),
     )
+
+
+def spelled(reference: str) -> tuple[str, str] | None:
+    """The reference and its commit, as `Offer` has them; None where it is at a branch or a tag."""
+    place = _parse(reference)
+    if place.revision and not _COMMIT.fullmatch(place.revision):
+        return None
+    return f"{_PREFIX}{place.repo}" + (f"/{place.path}" if place.path else ""), place.revision
 
 
 def fetch(offer: Offer, output: Path | None, progress: Progress) -> Path:
@@ -107,16 +119,11 @@ def read_range(file: RemoteFile, start: int, stop: int) -> bytes:
 
 def search(query: str, *, kind: str = "", family: str = "", limit: int = 20) -> list[Found]:
     """The repositories that match, the most downloaded first; their kinds and bases are what their tags say."""
-    tags = [_KIND_TAGS[kind]] if kind in _KIND_TAGS else []
-    if kind and not tags:
-        return []  # its tags do not tell such models from others
     found: dict[str, Any] = {}
     with _searching():
-        # A search matches all of its tags, and a family has several bases.
-        for base in _BASES.get(family, ("",)):
-            wanted = [*tags, *([f"base_model:{base}"] if base else [])]
+        for tags in _questions(kind, family):
             listed = _api().list_models(
-                search=query, filter=wanted or None, sort="downloads", limit=limit, expand=_EXPANDED
+                search=query or None, filter=tags or None, sort="downloads", limit=limit, expand=_EXPANDED
             )
             found |= {info.id: info for info in listed}
     return sorted(map(_found, found.values()), key=lambda one: -one.downloads)[:limit]
@@ -222,11 +229,9 @@ def _why(why: str, files: Sequence[RemoteFile]) -> str:
 
 # What searching finds
 
-_KIND_TAGS = {
-    "lora": "lora",
-    "textual-inversion": "textual_inversion",
-    "checkpoint": "diffusers:StableDiffusionPipeline",
-}
+_ADAPTER_TAGS = {"lora": "lora", "textual-inversion": "textual_inversion"}
+# What the Hub makes of a pipeline's model_index.json. The first is SD1's and SD2's alike.
+_PIPELINE, _XL_PIPELINE = "diffusers:StableDiffusionPipeline", "diffusers:StableDiffusionXLPipeline"
 _EXPANDED: list[Any] = ["downloads", "likes", "tags", "author"]
 _BASES = {
     "sd1": (
@@ -235,8 +240,24 @@ _BASES = {
         "CompVis/stable-diffusion-v1-4",
     ),
     "sd2": ("stabilityai/stable-diffusion-2-1", "stabilityai/stable-diffusion-2-1-base"),
-    "sdxl": ("stabilityai/stable-diffusion-xl-base-1.0",),
+    "sdxl": ("stabilityai/stable-diffusion-xl-base-1.0", "stabilityai/sdxl-turbo"),
 }
+
+
+def _questions(kind: str, family: str) -> Iterator[list[str]]:
+    """The tags of each question that is asked: a model must have all of one, and what is looked for may have others.
+
+    Nothing is asked for kinds that no tag tells from others.
+    """
+    bases = [[f"base_model:{base}"] for base in _BASES.get(family, ())] if family else [[]]
+    if kind in _ADAPTER_TAGS:
+        yield from ([_ADAPTER_TAGS[kind], *base] for base in bases)
+    elif kind == "checkpoint":
+        yield from ([_PIPELINE, *base] for base in bases if family != "sdxl")
+        yield from [[_XL_PIPELINE]] if family in ("", "sdxl") else []
+    elif not kind:
+        yield from bases
+        yield from [[_XL_PIPELINE]] if family == "sdxl" else []
 
 
 @contextmanager
@@ -255,7 +276,7 @@ def _found(info: Any) -> Found:
         hub="huggingface",
         reference=f"{_PREFIX}{info.id}",
         name=_text(info.id.rpartition("/")[2]),
-        kind=next((kind for kind, tag in _KIND_TAGS.items() if tag in tags), ""),
+        kind=_kind(tags),
         base=_text(", ".join(bases)),
         author=_text(info.author),
         downloads=info.downloads or 0,
@@ -263,6 +284,11 @@ def _found(info: Any) -> Found:
         licence=next((tag.removeprefix("license:") for tag in tags if tag.startswith("license:")), ""),
         page=f"{_endpoint()}/{info.id}",
     )
+
+
+def _kind(tags: Sequence[str]) -> str:
+    adapter = next((kind for kind, tag in _ADAPTER_TAGS.items() if tag in tags), "")
+    return adapter or ("checkpoint" if {_PIPELINE, _XL_PIPELINE} & set(tags) else "")
 
 
 # What the card says
@@ -282,6 +308,16 @@ def _card_facts(card: Mapping[str, Any], tags: Sequence[str]) -> dict[str, Any]:
         "base_model": tuple(_text(one) for one in bases if _text(one)),
         "triggers": (trigger,) if trigger else (),
     }
+
+
+def _picture(repo: str, card: Mapping[str, Any], listed: Mapping[str, Any], commit: str) -> RemoteFile | None:
+    """The first picture of the repository that its card shows; None where it shows none."""
+    widget = card.get("widget")
+    outputs = [one.get("output") for one in (widget if isinstance(widget, list) else []) if isinstance(one, dict)]
+    named = [_text(one.get("url")) for one in outputs if isinstance(one, dict)]
+    with suppress(SdkitError):  # one of a strange name is done without
+        return next((_file(repo, listed[name], commit) for name in named if name in listed), None)
+    return None
 
 
 def _text(value: object) -> str:

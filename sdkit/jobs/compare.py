@@ -17,12 +17,12 @@ from sdkit.core.events import Event, Note, Step
 from sdkit.core.hashing import quick_id
 from sdkit.core.human import human_seconds
 from sdkit.core.report import Report
-from sdkit.families.bases import resolve_base
 from sdkit.jobs.comparing.contestants import Contestant, named, read_contestants
 from sdkit.jobs.comparing.material import Material, read_material, write_pictures
 from sdkit.jobs.comparing.order import MEASURED, Order, Picture
 from sdkit.jobs.comparing.process import carry_out
 from sdkit.jobs.comparing.results import Row, advice, row, table
+from sdkit.jobs.pull import local_path
 from sdkit.jobs.stop import StopRequest
 from sdkit.jobs.train import train
 from sdkit.jobs.train_request import PathLike
@@ -124,9 +124,10 @@ def compare(
         SdkitError: whatever is wrong, most of it before anything is trained.
     """
     target = Path(output) if output is not None else Path("runs") / f"{Path(data).absolute().name}-compare"
-    asked = _Asked(resolve_base(base), target, subject.strip(), budget, cfg, options)
-    material = read_material(Path(data), held_out, asked.subject, prompts, prior, str(options.get("caption", "")))
-    contestants = read_contestants(methods, options, asked.subject, _steps(budget))
+    subject = subject.strip()
+    material = read_material(Path(data), held_out, subject, prompts, prior, str(options.get("caption", "")))
+    contestants = read_contestants(methods, options, subject, _steps(budget))
+    asked = _Asked(local_path(base), target, subject, budget, cfg, options)
     run = _Run(asked, material, contestants, say, watch, should_stop or StopRequest())
     return run.go(force=force, dry_run=dry_run)
 

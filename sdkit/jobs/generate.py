@@ -25,7 +25,7 @@ from sdkit.hubs import is_reference
 from sdkit.jobs.edited import CROSS_REPLACE, SELF_REPLACE, EditedPicture
 from sdkit.jobs.find_adapter import Shelf, open_shelf
 from sdkit.jobs.live_adapters import Dose, Library, UsedAdapter, live, plain_names
-from sdkit.jobs.pull import local_path
+from sdkit.jobs.pull import local_path, local_paths
 from sdkit.report.sheet import contact_sheet
 from sdkit.runtime.image_tower import text_projections
 from sdkit.runtime.load import backbone_class, load_backbone
@@ -165,7 +165,7 @@ def generate(
         raise UsageError(f"{'count' if count < 1 else 'batch'} must be at least 1")
     given = {"negative": negative, "seed": seed, "steps": steps, "cfg": cfg, "width": width, "height": height}
     given |= {"sampler": sampler, "clip_skip": clip_skip}
-    edited = EditedPicture(Path(inversion), cross_replace, self_replace) if inversion is not None else None
+    edited = EditedPicture(local_path(inversion), cross_replace, self_replace) if inversion is not None else None
     settings = _settings(given, like, edited, count)
     prompts = _prompts(prompt, settings.pop("prompt", None))
     request, pairs = Request("", **settings), _pairs(adapters)
@@ -180,7 +180,7 @@ def generate(
         batch=batch,
         watch=watch or ignore,
         pairs="negative" not in settings,
-        image_encoder=str(image_encoder),
+        image_encoder=local_paths(image_encoder),
         edited=edited,
     )
     with ExitStack() as stack:

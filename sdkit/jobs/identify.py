@@ -15,15 +15,14 @@ from sdkit.core.report import Report
 from sdkit.hubs import civitai
 from sdkit.jobs.models.reading import Whole, read_all
 from sdkit.jobs.models.verify import register_whole
+from sdkit.jobs.previews import fetch_preview
+from sdkit.jobs.pull import local_path
 from sdkit.registry.changes import HUB
 from sdkit.registry.facts import stamp_of
-from sdkit.registry.names import resolve
 from sdkit.registry.naming import safe_name
 from sdkit.registry.registry import Registry, is_on, open_registry
 from sdkit.registry.rows import Source
 from sdkit.registry.scan import find_models
-from sdkit.registry.sidecars import previews_folder
-from sdkit.weights.atomic import write_file
 
 PathLike = str | os.PathLike[str]
 
@@ -84,7 +83,7 @@ def identify(
     A name or word that a person has given stays.
 
     Args:
-        paths: files, names of models, or folders of them.
+        paths: files, names of models, references, or folders of files.
         dry_run: ask, and write nothing down.
         previews: keep a picture of each as well; only of those that anybody may see.
         progress: told about the bytes read.
@@ -116,7 +115,7 @@ def identify(
 
 
 def _files(given: PathLike) -> Iterator[Path]:
-    path = Path(os.path.abspath(resolve(given)))
+    path = Path(os.path.abspath(local_path(given)))
     if not path.exists():
         raise SdkitError(f"{given}: there is no such file, folder or model", "sdkit identify FILE")
     is_folder_of_models = path.is_dir() and list(find_models(path)) != [path]
@@ -145,8 +144,8 @@ def _described(file: Path, sha256: str, version: Mapping[str, Any], model: Mappi
         path=str(file),
         sha256=sha256,
         state="known",
-        name=safe_name(" ".join(title.replace("=", "-").split())),
-        reference=f"civitai:{number}@{revision}",
+        name=safe_name(" ".join(title.split())),
+        reference=civitai.reference_of(version, sha256),
         base=plain_text(version.get("baseModel")),
         triggers=tuple(trained_words(version)),
         licence=terms(model, version.get("model")),
@@ -186,15 +185,5 @@ def _write_down(registry: Registry, artifact: int, one: Identified, version: Map
 
 def _with_preview(one: Identified, version: Mapping[str, Any]) -> Identified:
     """The same with a picture; that there is none, or none came, is no failure."""
-    kept = next(iter(sorted(previews_folder().glob(f"{one.sha256}.*"))), None)
-    if kept is None:
-        try:
-            picture = civitai.preview(version)
-        except SdkitError as error:
-            return replace(one, reason=f"its picture did not come: {error.message}")
-        if picture is None:
-            return one
-        kept = previews_folder() / f"{one.sha256}{picture[1]}"
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        write_file(kept, picture[0], overwrite=True)
-    return replace(one, preview=str(kept))
+    kept, remark = fetch_preview(civitai, civitai.picture_of(version), one.sha256)
+    return replace(one, preview=str(kept or ""), reason=remark)

@@ -19,6 +19,7 @@ from sdkit.hubs.hub import Hub, Offer
 from sdkit.hubs.remote import RemoteWeights, open_remote
 from sdkit.jobs.inspect_problems import checkpoint_problems, file_notes, file_problems
 from sdkit.jobs.inspection import AdapterFacts, Inspection, Share
+from sdkit.registry.names import resolve
 from sdkit.weights import TensorInfo, Weights, open_weights
 from sdkit.weights.metadata import read_recipe
 
@@ -38,7 +39,8 @@ def inspect(path: Path | str) -> Inspection:
     """Say what the file or folder at `path` is. Headers are read, and a few scalars; never the weights.
 
     Args:
-        path: of a file or folder; or a reference like ``hf:org/repo``, of which only the header is downloaded.
+        path: of a file or folder, or a registered name; or a reference like ``hf:org/repo``, of which only the header
+            is downloaded.
 
     Raises:
         SdkitError: there is nothing at `path`, or it is damaged or no weight file; the message says why.
@@ -46,7 +48,7 @@ def inspect(path: Path | str) -> Inspection:
     if isinstance(path, str) and not os.path.lexists(path) and is_reference(path):
         _, hub = load_hub(path)
         return inspect_offer(hub.resolve(path), hub)
-    with open_weights(path) as weights:
+    with open_weights(resolve(path)) as weights:
         return _inspect(weights)
 
 

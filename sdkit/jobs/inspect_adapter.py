@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from sdkit.adapters.artifact import Artifact, TokenRows
-from sdkit.conversion.adapter import kind_of
+from sdkit.conversion.adapter import kinds_of
 from sdkit.core.errors import SdkitError
 from sdkit.families import FAMILIES
 from sdkit.families.family import Model
@@ -121,15 +121,15 @@ def _facts(artifact: Artifact, model: Model | None, family: str) -> AdapterFacts
 
 def _readers(artifact: Artifact, family: str) -> dict[str, str]:
     """The programs that read its format → why they would not load it whole; empty where they would."""
-    kinds = {kind_of(delta) for delta in artifact.deltas.values()}
     pickled = artifact.source.container is Container.PICKLE
-    return described(formats()[artifact.format]).readers(kinds, family, pickled=pickled)
+    return described(formats()[artifact.format]).readers(kinds_of(artifact), family, pickled=pickled)
 
 
 def _advice(artifact: Artifact, family: str) -> str:
     """What to convert it to, where another format of the same kind has more readers."""
     read_here = family in _RULED or family == "unknown"
-    if artifact.kind != "lora" or artifact.format == "kohya" or not read_here:
+    held = described(formats()["kohya"]).holds_all(kinds_of(artifact))
+    if artifact.kind != "lora" or artifact.format == "kohya" or not read_here or not held:
         return ""
     return "`sdkit convert --to kohya` writes what most programs read"
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from sdkit.core.errors import UsageError
 from sdkit.jobs.inputs import is_adapter
+from sdkit.jobs.pull import local_path
 from sdkit.jobs.run import RunReport, plan_model, run
 from sdkit.weights import Weights, open_weights
 
@@ -246,5 +247,6 @@ def open(path: PathLike) -> LazyModel:
     Raises:
         SdkitError: it is neither.
     """
-    term = ((Path(path), 1.0),)
-    return LazyModel(adapters=term) if is_adapter(Path(path)) else LazyModel(term)
+    found = local_path(path)
+    term = ((found, 1.0),)
+    return LazyModel(adapters=term) if is_adapter(found) else LazyModel(term)

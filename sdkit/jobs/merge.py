@@ -37,6 +37,7 @@ from sdkit.jobs.merge_checks import (
     check_is_not_input,
     check_not_rounded,
     check_requantisation,
+    check_widening,
     family_error,
     known_model,
     unmatched_error,
@@ -50,6 +51,7 @@ from sdkit.merging.strengths import Strengths
 from sdkit.merging.tokens import save_tokens, token_paths
 from sdkit.merging.trained_on import doubts
 from sdkit.merging.undo import Changed, write_undo
+from sdkit.merging.widened_folder import widened_configs
 from sdkit.runtime.load import load_backbone
 from sdkit.streaming import Output, Rounding, Stream
 from sdkit.streaming.checkpoint import check_output, checkpoint_stream, is_folder
@@ -180,6 +182,7 @@ class _Merge:
         strengths = Strengths(request.unet_alpha, request.te_alpha, block_strengths(request.blocks, self._model))
         plan = bake(self._base, self._model, self._joined(), strengths)
         check_requantisation(self._base, request.dtype)
+        check_widening(plan.widened, undo=request.undo is not None, lazy_folder=self._is_lazy_folder())
         outputs = plan.outputs(request.dtype, request.rounding)
         target = request.output
         tokens = token_paths(self._tokens(), target) if isinstance(target, Path) else []
@@ -222,6 +225,9 @@ class _Merge:
         """Whether whole weights are to take the places of scaled fp8 ones."""
         names = {target.name for dose in doses for target in dose.artifact.deltas}
         return any(quantisation_scale(self._base, self._model.places[name].key) != 1.0 for name in names)
+
+    def _is_lazy_folder(self) -> bool:
+        return isinstance(self._request.output, Unwritten) and is_folder(self._base)
 
     def _lazy(self, outputs: Sequence[Output], recipe: Mapping[str, object], name: str) -> LazyWeights:
         check_not_rounded(self._request.rounding, name)
@@ -290,6 +296,7 @@ class _Merge:
                 overwrite=request.force,
                 threads=self._threads,
                 advance=self._progress.advance,
+                side_files=widened_configs(self._base, self._model, plan.widened),
             ) as stream:
                 stream.run()
                 if request.undo is not None:
@@ -372,6 +379,8 @@ class _Merge:
         if self._request.rounding.seed is None:
             for name in sorted(coarse.keys() & {"BF16", "F8_E4M3", "F8_E5M2"}):
                 yield f"{coarse[name]} changed tensors are {name}, which drops small changes; --stochastic keeps them"
+        for key, columns in plan.widened.items():
+            yield f"{key} reads {columns} inputs now: the result is a control model, which wants a picture to follow"
         if self._model.ema:
             yield f"the base also holds an EMA copy ({len(self._model.ema)} tensors), which is left as it is"
 

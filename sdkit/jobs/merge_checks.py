@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from sdkit.adapters.artifact import Artifact
@@ -128,3 +128,19 @@ def check_requantisation(base: Weights, dtype: DType | None) -> None:
         raise SdkitError(f"{base.path}: holds scaled fp8 weights, whose type cannot change", "leave out --dtype")
     if any(name.endswith(".comfy_quant") for name in base.tensors):
         raise SdkitError(f"{base.path}: holds ComfyUI-quantised weights", "merge into the unquantised model")
+
+
+def check_widening(widened: Mapping[str, int], *, undo: bool, lazy_folder: bool) -> None:
+    """Refuse what supposes that every tensor keeps its shape.
+
+    Args:
+        lazy_folder: whether the base is a folder whose configurations would have to change, and nothing is written.
+    """
+    for key in widened:
+        if undo:
+            raise SdkitError(f"--undo restores tensors that keep their shape, and {key} is widened", "keep the base")
+        if lazy_folder:
+            raise SdkitError(
+                f"{key} is widened, which the folder's configuration has to say",
+                "give this step of the recipe an output",
+            )

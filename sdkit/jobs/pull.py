@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 from sdkit.core.errors import SdkitError, UsageError
 from sdkit.core.progress import NoProgress, Progress
 from sdkit.core.report import Report
+from sdkit.families.bases import TINY
 from sdkit.hubs import is_reference, load_hub
 from sdkit.hubs.http import TransientError
-from sdkit.hubs.hub import Hub, Offer, split_pin
+from sdkit.hubs.hub import Hub, Offer, PinningHub, split_pin
 from sdkit.jobs.inspect import inspect_offer
+from sdkit.jobs.previews import fetch_preview
 from sdkit.registry.changes import HUB
 from sdkit.registry.facts import look_at, stamp_of
 from sdkit.registry.names import resolve
-from sdkit.registry.naming import check_name
-from sdkit.registry.registry import Registry, is_on, open_registry
+from sdkit.registry.naming import check_name, safe_name
+from sdkit.registry.previews import kept_previews
+from sdkit.registry.registry import is_on, open_registry
 from sdkit.registry.rows import Model, Source
 from sdkit.weights.atomic import check_target
 from sdkit.weights.atomic_folder import check_folder_target
@@ -30,7 +33,6 @@ from sdkit.weights.atomic_folder import check_folder_target
 PathLike = str | os.PathLike[str]
 
 WEIGHTS = frozenset({".safetensors", ".ckpt", ".pt", ".pth", ".bin"})
-_COMMIT = re.compile(r"@[0-9a-f]{40}$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,7 @@ class PullReport(Report):
         base_model: what it was made for or from.
         triggers: words that call it up.
         page: where a person reads about it.
+        preview: a picture of it, kept here.
         notes: what a person should know.
         seconds: wall time.
         dry_run: whether nothing was downloaded.
@@ -77,6 +80,7 @@ class PullReport(Report):
     base_model: tuple[str, ...]
     triggers: tuple[str, ...]
     page: str
+    preview: str
     notes: tuple[str, ...]
     seconds: float
     dry_run: bool = False
@@ -90,7 +94,7 @@ def pull(
     dry_run: bool = False,
     progress: Progress | None = None,
 ) -> PullReport:
-    """Bring a model from a hub here, verified, and register it.
+    """Bring a model from a hub here, verified, and register it. For a pinned one that is here, no hub is asked.
 
     Args:
         reference: ``hf:org/repo[/file][@revision]``, ``https://…#sha256=…``, ….
@@ -107,18 +111,20 @@ def pull(
     began, progress = time.perf_counter(), progress or NoProgress()
     if name:
         check_name(name)
+    known = None if output is not None or dry_run else _recalled(reference)
+    if known is not None:
+        return _report_of_known(reference, known, name, began)
     offer, hub = _offer(reference)
     target = _target(offer, output)
     report = partial(_report, reference, offer, began=began)
-    there = None if target else _here(offer)
-    if there is not None and not dry_run:
-        return report(name=_register(offer, there, name, progress), output=there, state="here", seen=_seen(there))
-    seen = _look_from_afar(offer, hub)
-    if dry_run:
-        return report(name=name or offer.name, output=target, state="planned", seen=seen)
-    path = hub.fetch(offer, target, progress)
-    registered = _register(offer, path, name, progress)
-    return report(name=registered, output=path, state="pulled", seen=_seen(path))
+    path, state = None if target else _here(offer), "here"
+    if path is None or dry_run:
+        seen = _look_from_afar(offer, hub)
+        if dry_run:
+            return report(name=name or offer.name, output=target, state="planned", seen=seen)
+        path, state = hub.fetch(offer, target, progress), "pulled"
+    registered, shown = _register(reference, offer, hub, path, name, progress)
+    return report(name=registered, output=path, state=state, seen=_seen(path), shown=shown)
 
 
 def local_path(given: PathLike, progress: Progress | None = None, tell: Callable[[str], None] | None = None) -> Path:
@@ -137,7 +143,8 @@ def local_path(given: PathLike, progress: Progress | None = None, tell: Callable
     text = os.fspath(given)
     if os.path.lexists(text) or not is_reference(text):
         return resolve(given)
-    path, pinned, sha256 = _recalled(text) or _pulled(text, progress, tell)
+    known = _recalled(text)
+    path, pinned, sha256 = known.pulled if known else _pulled(text, progress, tell)
     remember_source(path, {"source": pinned, **({"sha256": sha256} if sha256 else {})})
     return path
 
@@ -145,6 +152,14 @@ def local_path(given: PathLike, progress: Progress | None = None, tell: Callable
 def optional_path(given: PathLike | None, progress: Progress | None = None) -> Path | None:
     """The same for what may be left out."""
     return None if given is None else local_path(given, progress)
+
+
+def local_paths(listed: str) -> str:
+    """The same for an option that may name several with commas between; a path that exists, and ``tiny``, stay."""
+    if not listed or os.path.lexists(listed):
+        return listed
+    words = [word.strip() for word in listed.split(",")]
+    return ",".join(word if word == TINY or os.path.lexists(word) else str(local_path(word)) for word in words)
 
 
 # What this process was given as references: path → what recipes say of it. A file given by its path is named by its
@@ -182,8 +197,8 @@ def _pulled(reference: str, progress: Progress | None, tell: Callable[[str], Non
         if known is None:
             raise
         if tell is not None:
-            tell(f"note: {error.message}; using what was pulled before, {known[1]}")
-        return known
+            tell(f"note: {error.message}; using what was pulled before, {known.pinned}")
+        return known.pulled
     if tell is not None:
         tell("; ".join(part for part in (f"{report.state}: {report.pinned}", report.why, *report.notes) if part))
     return Path(report.output), report.pinned, report.sha256
@@ -248,35 +263,59 @@ def _here(offer: Offer) -> Path | None:
             artifact = registry.artifact_of("sha256", offer.sha256)
             models = [registry.model(artifact)] if artifact is not None else []
         else:
-            models = list(_from(registry, offer.reference, offer.revision))
+            models = registry.pulled(offer.reference, offer.revision or offer.stamp)
         return next((path for model in models for path in _unchanged(model, offer.sha256)), None)
 
 
-def _recalled(reference: str, *, unpinned: bool = False) -> tuple[Path, str, str] | None:
-    """What a reference has pulled before, its pinned reference and sha256, without asking any hub.
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What a reference has pulled before: the file, which nobody has written since, and where it came from.
+
+    Attributes:
+        pinned: the reference that names these bytes for good.
+    """
+
+    path: Path
+    model: Model
+    source: Source
+    pinned: str
+
+    @property
+    def sha256(self) -> str:
+        """Of the file; empty for a folder."""
+        return next((file.sha256 for file in self.model.files if file.path == str(self.path)), None) or ""
+
+    @property
+    def pulled(self) -> tuple[Path, str, str]:
+        """The file, its pinned reference and its sha256."""
+        return self.path, self.pinned, self.sha256
+
+
+def _recalled(reference: str, *, unpinned: bool = False) -> _Known | None:
+    """What a reference has pulled before, without asking any hub.
 
     A reference that is not pinned may mean something else today, so it counts only where `unpinned`.
     """
     text, pin = split_pin(reference)
-    commit = _COMMIT.search(text)
-    if not is_on() or not (pin or commit or unpinned):
+    spelled = _spelled(text)
+    bare, revision = spelled or (text, "")
+    if not is_on() or not (pin or revision or unpinned):
         return None
-    bare = text[: commit.start()] if commit else text
     with open_registry() as registry:
-        for model in _from(registry, bare, commit[0][1:] if commit else ""):
+        for model in registry.pulled(bare, revision):
+            asked = next(one for one in model.sources if one.reference == bare)
+            alike = [one for one in model.sources if (one.hub, one.revision) == (asked.hub, asked.revision)]
+            source = next((one for one in alike if one.url), asked)  # as the hub calls it, not as a person wrote it
+            revised = f"{source.reference}@{source.revision}" if spelled and source.revision else ""
             for path in _unchanged(model, pin):
-                source = next(one for one in model.sources if one.reference == bare)
-                sha256 = next((file.sha256 for file in model.files if file.path == str(path)), None) or ""
-                return path, f"{bare}@{source.revision}" if source.revision else text, sha256
+                return _Known(path, model, source, revised or (f"{text}#sha256={pin}" if pin else text))
     return None
 
 
-def _from(registry: Registry, reference: str, revision: str) -> Iterator[Model]:
-    """The models that were pulled from there."""
-    for entry in registry.entries([reference]):
-        model = registry.model(entry.id)
-        if any(one.reference == reference and revision in ("", one.revision) for one in model.sources):
-            yield model
+def _spelled(text: str) -> tuple[str, str] | None:
+    """A reference without its revision, and the revision; None where its hub finds nothing again by it."""
+    _, hub = load_hub(text)
+    return cast(PinningHub, hub).spelled(text) if hasattr(hub, "spelled") else None
 
 
 def _unchanged(model: Model, sha256: str) -> Iterator[Path]:
@@ -287,10 +326,12 @@ def _unchanged(model: Model, sha256: str) -> Iterator[Path]:
             yield path
 
 
-def _register(offer: Offer, path: Path, name: str, progress: Progress) -> str:
-    """Register what was pulled, with what the hub says of it; returns its name."""
+def _register(
+    reference: str, offer: Offer, hub: Hub, path: Path, name: str, progress: Progress
+) -> tuple[str, tuple[Path | None, str]]:
+    """Register what was pulled, with what the hub says and shows of it; returns its name, and see `fetch_preview`."""
     if not is_on():
-        return name or offer.name
+        return name or offer.name, (None, "")
     from sdkit.jobs.models.verify import hash_registered
 
     with open_registry() as registry:
@@ -300,21 +341,59 @@ def _register(offer: Offer, path: Path, name: str, progress: Progress) -> str:
         if path.is_file() and not list(_unchanged(registry.model(artifact), offer.sha256 or "?")):
             artifact, _ = hash_registered(registry, facts, progress)
         if name or not known:
-            registry.rename(artifact, name or _plain_name(offer.name))
-        source = Source(offer.hub, offer.reference, offer.revision, offer.page)
-        registry.add_source(artifact, source, HUB)
+            registry.rename(artifact, name or safe_name(offer.name))
+        asked = _spelled(split_pin(reference)[0])
+        if asked is not None:
+            registry.add_source(artifact, Source(offer.hub, asked[0], offer.revision), HUB)
+        came = Source(offer.hub, offer.reference, offer.revision or offer.stamp, offer.page)
+        registry.add_source(artifact, came, HUB)
         registry.renew_words("triggers", artifact, offer.triggers, HUB)
         registry.renew_words("licences", artifact, [offer.licence] if offer.licence else [], HUB)
-        return registry.model(artifact).entry.name
+        model = registry.model(artifact)
+    sha256 = next((file.sha256 for file in model.files if file.path == str(facts.path)), None)
+    return model.entry.name, fetch_preview(hub, offer.picture, sha256 or "")
 
 
-def _plain_name(name: str) -> str:
-    """A hub's name as one that could be typed here."""
-    return "".join("_" if sign in "/\\=" or not sign.isprintable() else sign for sign in name).lstrip("-@.") or "pulled"
+def _report_of_known(reference: str, known: _Known, name: str, began: float) -> PullReport:
+    """What the registry says of a model that no hub needed to be asked for."""
+    model = known.model
+    with open_registry() as registry:
+        if name:
+            registry.rename(model.entry.id, name)
+    return PullReport(
+        reference=reference,
+        pinned=known.pinned,
+        hub=known.source.hub,
+        name=name or model.entry.name,
+        output=str(known.path),
+        state="here",
+        kind=model.entry.kind,
+        family=model.entry.family,
+        files=(known.path.name,),
+        bytes=model.entry.size,
+        why="",
+        others=(),
+        sha256=known.sha256,
+        licence=next(iter(model.licences), ""),
+        base_model=(),
+        triggers=model.entry.triggers,
+        page=known.source.url,
+        preview=next((str(picture) for picture in kept_previews(known.sha256)), ""),
+        notes=(),
+        seconds=time.perf_counter() - began,
+    )
 
 
 def _report(
-    reference: str, offer: Offer, *, began: float, name: str, output: Path | None, state: str, seen: tuple[str, str]
+    reference: str,
+    offer: Offer,
+    *,
+    began: float,
+    name: str,
+    output: Path | None,
+    state: str,
+    seen: tuple[str, str],
+    shown: tuple[Path | None, str] = (None, ""),
 ) -> PullReport:
     return PullReport(
         reference=reference,
@@ -334,7 +413,8 @@ def _report(
         base_model=offer.base_model,
         triggers=offer.triggers,
         page=offer.page,
-        notes=offer.notes,
+        preview=str(shown[0] or ""),
+        notes=(*offer.notes, *([shown[1]] if shown[1] else [])),
         seconds=time.perf_counter() - began,
         dry_run=state == "planned",
     )

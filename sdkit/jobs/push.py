@@ -22,10 +22,9 @@ from sdkit.hubs import load_hub
 from sdkit.hubs._card import MARK, About, Sample, write_card
 from sdkit.hubs.hub import PublishingHub, Upload
 from sdkit.hubs.names import below, clean_name
-from sdkit.jobs.pull import WEIGHTS
+from sdkit.jobs.pull import WEIGHTS, local_path
 from sdkit.jobs.push_files import weights_to_publish
 from sdkit.registry.facts import Facts, look_at
-from sdkit.registry.names import resolve
 from sdkit.registry.registry import is_on, open_registry
 from sdkit.registry.rows import Model, Publication, Source
 from sdkit.registry.sidecars import find_previews
@@ -99,7 +98,7 @@ def push(
     """Publish a model to a hub.
 
     Args:
-        model: a path, or the name of a registered model.
+        model: a path, the name of a registered model, or a reference.
         reference: where to: ``hf:user/repo``, or ``civitai:``, which lets no program publish.
         output: the folder for what a person publishes by hand; default: NAME-HUB.
         to: formats to convert it to, as `convert` knows them, each proven before anything goes up; default: as it is.
@@ -119,7 +118,7 @@ def push(
     """
     began, progress = time.perf_counter(), progress or NoProgress()
     hub_name, hub = _publishing(reference)
-    path = resolve(model)
+    path = local_path(model)
     facts, known = look_at(path), _known(path)
     name = known.entry.name if known else path.stem
     with ExitStack() as stack:

@@ -15,7 +15,7 @@ import sdkit
 from sdkit.core.errors import SdkitError
 from sdkit.core.progress import NoProgress, Progress
 from sdkit.core.report import Report
-from sdkit.jobs.pull import known_as
+from sdkit.jobs.pull import known_as, local_path
 from sdkit.jobs.record import unrecorded
 from sdkit.jobs.reproducing.comparing import compare
 from sdkit.jobs.reproducing.finding import find_inputs, wanted_by
@@ -76,7 +76,7 @@ def reproduce(
     Raises:
         SdkitError: the file has no recipe sdkit can follow, or an input is missing; it is named with its hash.
     """
-    began, path = time.perf_counter(), Path(model)
+    began, path = time.perf_counter(), local_path(model)
     with open_weights(path) as weights:
         metadata = dict(weights.metadata)
     recipe = _followable(path, read_recipe(metadata))

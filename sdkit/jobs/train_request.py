@@ -12,7 +12,7 @@ from typing import Any
 from sdkit.core.errors import SdkitError, UsageError
 from sdkit.core.hashing import quick_id
 from sdkit.families.bases import base_word
-from sdkit.jobs.pull import local_path
+from sdkit.jobs.pull import local_path, local_paths
 from sdkit.training.folder import RunFolder
 from sdkit.training.method import Method, load_method
 from sdkit.training.options import TrainOptions, keys, spelled
@@ -82,6 +82,7 @@ def read_request(
         raise UsageError(f"the saved run is {saved.settings['method']}, not {name}")
     kind, parsed = kind.resolve(name, given, saved.settings["options"] if saved is not None else None)
     found = local_path(base)  # all that can be wrong without it is known to be right
+    parsed = parsed.with_models(local_paths)
     if saved is not None:
         _check_same_base(saved, found)
     notes = _changes(saved, parsed, name)

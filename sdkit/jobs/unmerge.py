@@ -19,6 +19,7 @@ from sdkit.formats import read_adapter
 from sdkit.jobs.merge import merge
 from sdkit.jobs.merge_checks import check_is_not_input
 from sdkit.jobs.merge_report import MergeReport
+from sdkit.jobs.pull import local_path
 from sdkit.jobs.record import recorded
 from sdkit.merging.undo import restored_outputs
 from sdkit.streaming import OutputFile, Stream
@@ -77,13 +78,14 @@ def unmerge(
     Raises:
         SdkitError: the undo file does not fit, or an adapter is not one of those in the metadata.
     """
-    merged = Path(merged)
+    merged = local_path(merged)
     target = Path(output) if output is not None else _default_output(merged)
     if undo is not None:
         if adapters:
             raise UsageError("an undo file needs no adapters", "give either --undo or the adapters")
         progress = progress or NoProgress()
-        return recorded(_restore(merged, Path(undo), target, force=force, threads=threads, progress=progress), [merged])
+        restored = _restore(merged, local_path(undo), target, force=force, threads=threads, progress=progress)
+        return recorded(restored, [merged])
     return _subtract(merged, adapters, target, force=force, threads=threads, progress=progress)
 
 
@@ -172,7 +174,8 @@ def _merged_adapters(recipe: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def _with_strength(entry: PathLike | tuple[PathLike, float | None], recipe: Mapping[str, Any]) -> tuple[Path, float]:
     """An adapter and the strength it was merged with, as given or as the metadata say."""
-    path, strength = (Path(entry[0]), entry[1]) if isinstance(entry, tuple) else (Path(entry), None)
+    given, strength = entry if isinstance(entry, tuple) else (entry, None)
+    path = local_path(given)
     if strength is not None:
         return path, strength
     with open_weights(path) as weights:

@@ -15,6 +15,7 @@ from sdkit.core.report import Report
 from sdkit.families import identify
 from sdkit.formats import adapter_family, claimed_family, recognise
 from sdkit.jobs.inspect_problems import counted
+from sdkit.jobs.pull import local_path
 from sdkit.streaming.expression import torch_dtype
 from sdkit.weights import TensorInfo, Weights, open_weights
 from sdkit.weights.content import Content, hash_content
@@ -81,13 +82,13 @@ def verify(paths: Sequence[Path | str], progress: Progress | None = None) -> Ver
     """Read files whole, and say what is wrong with them. Nothing in them is ever run, and nothing is changed.
 
     Args:
-        paths: weight files, and folders in which all are looked for.
+        paths: weight files (paths, names, references), and folders in which all are looked for.
         progress: told about the bytes read.
 
     Raises:
         UsageError: there is nothing to look at.
     """
-    files = list(_found([Path(path) for path in paths]))
+    files = list(_found([local_path(path) for path in paths]))
     if not files:
         raise UsageError(f"no weight file in {', '.join(map(str, paths))}", f"looked for {', '.join(SUFFIXES)}")
     checked = [_check(file, progress or NoProgress()) for file in files]

@@ -1,4 +1,4 @@
-"""Input convolutions of different widths: inpainting, pix2pix and depth models add input channels behind the usual."""
+"""First layers of different widths: inpainting, pix2pix, depth and control models add inputs behind the usual ones."""
 
 from __future__ import annotations
 
@@ -70,3 +70,39 @@ class Widened:
             return values
 
         return whole
+
+
+@dataclass(frozen=True, slots=True)
+class WithZeroColumns:
+    """A matrix with columns of zeros behind its own.
+
+    Attributes:
+        source: a matrix.
+        columns: of the result.
+    """
+
+    source: Expression
+    columns: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The source's, wider."""
+        return (self.source.shape[0], self.columns)
+
+    @property
+    def unit(self) -> int:
+        """A row, or as many as the source needs."""
+        row = max(1, self.source.shape[1])
+        return self.columns * (math.lcm(row, self.source.unit) // row)
+
+    def bind(self, context: Context) -> TileFunction:
+        """Put the source's rows into longer ones."""
+        tile, row = self.source.bind(context), self.source.shape[1]
+
+        def wide(start: int, stop: int) -> torch.Tensor:
+            values = tile(start // self.columns * row, stop // self.columns * row).view(-1, row)
+            out = context.scratch.take(stop - start, values.dtype).tensor.zero_()
+            out.view(-1, self.columns)[:, :row] = values
+            return out
+
+        return wide

@@ -27,6 +27,7 @@ BACKUP_AGE_SECONDS = 3600.0
 
 _BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_ELSEWHERE = "SDKIT_HOME may name another folder; SDKIT_REGISTRY=off does without it"
 
 
 class RepairedError(SdkitError):
@@ -52,8 +53,10 @@ class Database:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._connection = self._open()
+        except FileExistsError:
+            raise SdkitError(f"{folder}: is a file, and the registry's folder should be there", _ELSEWHERE) from None
         except OSError as error:
-            raise SdkitError(f"{folder}: {error.strerror}", "SDKIT_HOME may name another folder") from None
+            raise SdkitError(f"{folder}: cannot be made: {error.strerror}", _ELSEWHERE) from None
         except sqlite3.Error as error:
             raise explained(self.path, error) from error
 
@@ -123,23 +126,36 @@ class Database:
             raise
 
     def back_up(self, older_than: float = BACKUP_AGE_SECONDS) -> bool:
-        """Renew the backup, if it is older than that many seconds; a damaged database never replaces it."""
+        """Renew the backup, if it is older than that many seconds; a damaged database never replaces it.
+
+        Raises:
+            SdkitError: it cannot be written.
+        """
         backup = self.path.with_name(BACKUP)
         with contextlib.suppress(OSError):
             if time.time() - backup.stat().st_mtime < older_than:
                 return False
         partial = backup.with_name(f".{BACKUP}.{os.getpid()}.partial")
         try:
-            with closing(sqlite3.connect(partial)) as copy:
-                self._connection.backup(copy)
-                copy.execute("PRAGMA journal_mode = DELETE")
-            if not is_sound(partial):
-                return False
-            with open(partial, "rb+") as file:
-                os.fsync(file.fileno())
-            partial.replace(backup)
+            return self._copied_to(partial, backup)
+        except (sqlite3.Error, OSError) as error:
+            if isinstance(error, sqlite3.Error) and is_damage(error):
+                raise
+            told = f"{backup}: cannot be renewed: {error}"
+            raise SdkitError(told, "what was to be written down is; free some space, or see who may write") from None
         finally:
-            partial.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+
+    def _copied_to(self, partial: Path, backup: Path) -> bool:
+        with closing(sqlite3.connect(partial)) as copy:
+            self._connection.backup(copy)
+            copy.execute("PRAGMA journal_mode = DELETE")
+        if not is_sound(partial):
+            return False
+        with open(partial, "rb+") as file:
+            os.fsync(file.fileno())
+        partial.replace(backup)
         return True
 
     def close(self) -> None:
@@ -200,8 +216,13 @@ def explained(path: Path, error: sqlite3.Error) -> SdkitError:
     if code in _BUSY:
         return SdkitError(f"{path}: other processes kept it busy for {BUSY_SECONDS:.0f} s", "try again")
     if code == sqlite3.SQLITE_FULL:
-        return SdkitError(f"{path}: the disk is full", "free some space; nothing was changed")
-    return SdkitError(f"{path}: {error}", "SDKIT_HOME may name another folder; SDKIT_REGISTRY=off does without it")
+        return SdkitError(f"{path}: the disk is full", "free some space, try again; what was written stays")
+    if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
+        what = "cannot be opened" if code == sqlite3.SQLITE_CANTOPEN else "cannot be written"
+        return SdkitError(f"{path}: {what}: {error}", f"`ls -la {path.parent}` says who may; {_ELSEWHERE}")
+    if code == sqlite3.SQLITE_IOERR:
+        return SdkitError(f"{path}: the disk does not do as asked: {error}", f"check the disk; {_ELSEWHERE}")
+    return SdkitError(f"{path}: {error}", _ELSEWHERE)
 
 
 def _patiently(action: Any) -> None:

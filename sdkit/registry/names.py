@@ -36,11 +36,14 @@ def resolve(text: str | os.PathLike[str]) -> Path:
 
 
 def known_names(beginning: str) -> list[str]:
-    """The names that begin so; none where there is no registry."""
+    """The names that begin so, for a shell to offer; none where there is no registry, or it cannot be read."""
     if not is_on() or not registry_exists():
         return []
-    with open_registry() as registry:
-        return registry.names(beginning)
+    try:
+        with open_registry() as registry:
+            return registry.names(beginning)
+    except SdkitError:
+        return []
 
 
 def _may_be_name(text: str) -> bool:

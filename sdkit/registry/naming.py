@@ -8,6 +8,8 @@ from sdkit.core.errors import UsageError
 
 _LONGEST_NAME = 120
 _SUFFIXES = frozenset({".safetensors", ".ckpt", ".pt", ".pth", ".bin"})
+_FORBIDDEN = frozenset("/\\=\0")
+_NO_BEGINNING = "-@."  # of an option, an id, a hidden file
 
 
 def check_name(name: str) -> None:
@@ -16,18 +18,18 @@ def check_name(name: str) -> None:
     Raises:
         UsageError: it is empty or too long, looks like a path, an option or an id, or holds control characters.
     """
-    taken = name.startswith(("-", "@", ".")) or any(sign in name for sign in "/\\=\0")
-    if not name.strip() or len(name) > _LONGEST_NAME or taken or not name.isprintable():
+    taken = name.startswith(tuple(_NO_BEGINNING)) or bool(_FORBIDDEN & set(name)) or name != name.strip()
+    if not name or len(name) > _LONGEST_NAME or taken or not name.isprintable():
         raise UsageError(
             f"{name[:_LONGEST_NAME]!r} cannot be a name",
-            "a name is not empty, has no / \\ = or control characters, and does not begin with - @ or a dot",
+            "a name is not empty, has no / \\ =, control characters or spaces at an end, and begins with none of - @ .",
         )
 
 
 def safe_name(text: str) -> str:
-    """A name from a file's: what could not be typed or shown is a ``_``."""
-    shown = "".join(sign if sign.isprintable() and sign not in "/\\" else "_" for sign in text)[:_LONGEST_NAME].strip()
-    return shown.lstrip("-@.") or "unnamed"
+    """The nearest name that `check_name` takes, of a file's or a hub's: what could not be typed or shown is a ``_``."""
+    typed = "".join("_" if sign in _FORBIDDEN or not sign.isprintable() else sign for sign in text)
+    return typed.lstrip(f"{_NO_BEGINNING} ")[:_LONGEST_NAME].strip() or "unnamed"
 
 
 def name_of(path: Path) -> str:

@@ -81,7 +81,7 @@ class Queries:
         return int(row["found"])
 
     def find(self, name: str) -> Entry:
-        """The model called `name`, or ``@ID``, or by a sha256 of at least ten digits.
+        """The model called `name`, or ``@ID``, or by its path, a hub's reference, or a sha256 of at least ten digits.
 
         Raises:
             SdkitError: there is none (the hint names the nearest) or there are several.
@@ -101,6 +101,9 @@ class Queries:
         found = self._entries("a.name = ?", [name])
         if not found:
             found = self._entries("a.id IN (SELECT artifact FROM files WHERE path = ?)", [os.path.abspath(name)])
+        if not found and ":" in name:
+            source = "SELECT artifact FROM sources WHERE reference = ? OR reference || '@' || revision = ?"
+            found = self._entries(f"a.id IN ({source})", [name, name])
         digits = name.lower().removeprefix("sha256:")
         if not found and len(digits) >= 10 and not set(digits) - set("0123456789abcdef"):
             scheme = "a.id IN (SELECT artifact FROM identities WHERE scheme = 'sha256' AND value BETWEEN ? AND ?)"
@@ -136,6 +139,14 @@ class Queries:
             tuple(self._publications(artifact)),
             bool(row["named"]),
         )
+
+    def pulled(self, reference: str, revision: str = "") -> list[Model]:
+        """The models that a hub gave for a reference, the newest first. (What a sidecar claims does not count.)"""
+        query = (
+            "SELECT artifact FROM sources WHERE reference = ?1 AND ?2 IN ('', revision) AND origin = 'hub' "
+            "ORDER BY artifact DESC"
+        )
+        return [self.model(int(row["artifact"])) for row in self._db.rows(query, reference, revision)]
 
     def words(self, table: str, artifact: int) -> tuple[str, ...]:
         """The triggers, tags, notes or licences of one."""

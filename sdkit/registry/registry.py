@@ -27,8 +27,14 @@ def is_on() -> bool:
 
 
 def registry_exists() -> bool:
-    """Whether something has been registered already."""
-    return (data_folder() / NAME).exists()
+    """Whether something has been registered already; so too where it cannot be seen, as opening it will say why."""
+    try:
+        (data_folder() / NAME).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True
 
 
 @contextmanager

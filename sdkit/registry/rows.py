@@ -63,7 +63,14 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where an artifact comes from."""
+    """Where an artifact comes from.
+
+    Attributes:
+        hub: name of the hub's module.
+        reference: what it was pulled by, without a revision. What a person wrote is there too, if it is shorter.
+        revision: what pins it.
+        url: a page to read about it; empty for what only a person wrote, and where the hub has none.
+    """
 
     hub: str
     reference: str
@@ -113,6 +120,13 @@ class Model:
     notes: tuple[str, ...]
     published: tuple[Publication, ...]
     named: bool
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """Where a person reads of each place it comes from; its reference where there is no page."""
+        told = {(source.hub, source.revision) for source in self.sources if source.url}
+        kept = [one for one in self.sources if one.url or (one.hub, one.revision) not in told]
+        return tuple(dict.fromkeys(source.url or source.reference for source in kept))
 
     @property
     def content_id(self) -> str | None:

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from sdkit.core.civitai import BASE_MODELS, TYPES, page, plain_text, terms, trained_words
-from sdkit.core.paths import data_folder
 from sdkit.registry.changes import SIDECAR
 from sdkit.registry.facts import unique
+from sdkit.registry.previews import kept_previews
 from sdkit.registry.registry import Registry
 from sdkit.registry.rows import Model, Source
 
@@ -85,8 +85,8 @@ def take_sidecars(registry: Registry, artifact: int, path: Path) -> bool:
 def sidecar_texts(model: Model, path: Path) -> dict[Path, str]:
     """The sidecars that tell other programs what is known of a model: path → text."""
     entry = model.entry
-    civitai = next((source for source in model.sources if source.hub == "civitai"), Source("", ""))
-    number = _CIVITAI.fullmatch(civitai.reference)
+    numbers = ((source, _CIVITAI.fullmatch(source.reference)) for source in model.sources if source.hub == "civitai")
+    civitai, number = next((pair for pair in numbers if pair[1]), (Source("", ""), None))
     sha256 = next((file.sha256 for file in model.files if file.path == str(path)), None)
     info: dict[str, Any] = {
         "name": model.details.get("title") or entry.name,
@@ -118,12 +118,7 @@ def find_previews(path: Path, sha256: str | None = None) -> list[Path]:
     """Pictures of the model at `path`: those beside it, else the last its training run has drawn, else a hub's."""
     found = [picture for suffix in _PREVIEWS if (picture := beside(path, suffix)).is_file()]
     found = found or sorted((path.parent / "samples").glob("*.png"))[-1:]
-    return found or sorted(previews_folder().glob(f"{sha256}.*") if sha256 else ())
-
-
-def previews_folder() -> Path:
-    """Where pictures of models lie that were downloaded: SHA256.SUFFIX."""
-    return data_folder() / "previews"
+    return found or kept_previews(sha256)
 
 
 def beside(path: Path, suffix: str) -> Path:

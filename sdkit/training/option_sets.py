@@ -113,6 +113,7 @@ class ImageEncoderOptions:
         "",
         "CLIP of the base's text encoder: a folder or file, several with commas [default: the base's own]",
         names_file=_is_one_file,
+        names_model=True,
     )
 
     def check_towers(self, base: Base) -> None:

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, Self, TypeVar, get_args, get_type_hints
 
 from sdkit.core.errors import UsageError
 from sdkit.core.plugins import nearest_hint
@@ -35,6 +35,7 @@ class Declaration:
         late: whether a resume may change it.
         without_effect: whether the result is the same whatever it is.
         names_file: whether a text names a file or folder, given which words do; None for a key that names none.
+        names_model: whether every word it may be names a model, so that a registered name will do.
     """
 
     help: str
@@ -43,6 +44,7 @@ class Declaration:
     late: bool = False
     without_effect: bool = False
     names_file: Callable[[str, IsFile], bool] | None = None
+    names_model: bool = False
 
 
 def option(default: Any, help: str, **more: Any) -> Any:
@@ -147,7 +149,7 @@ class TrainOptions:
     flip: bool = option(False, "mirror half of the pictures")
     background: str = option("white", "colour that transparent pixels show")
     strict: bool = option(False, "stop at a damaged picture instead of leaving it out")
-    init: str = option("", "continue from this file", names_file=is_init_file)
+    init: str = option("", "continue from this file", names_file=is_init_file, names_model=True)
     save_every: int = option(
         250, "steps between saved states; 0 saves only the last", minimum=0, late=True, without_effect=True
     )
@@ -203,6 +205,12 @@ class TrainOptions:
     def as_dict(self) -> dict[str, Any]:
         """Key → value, as they are written on the command line."""
         return {word: getattr(self, key.name) for word, key in keys(type(self)).items()}
+
+    def with_models(self, find: Callable[[str], str]) -> Self:
+        """The same where `find` has found the models that options name."""
+        named = [key.name for key in keys(type(self)).values() if key.declaration.names_model]
+        found: dict[str, Any] = {name: find(getattr(self, name)) for name in named}
+        return replace(self, **found)
 
     def without_places(self) -> dict[str, Any]:
         """As `as_dict`, where files and folders have their names alone, because others will read it."""

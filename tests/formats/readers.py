@@ -146,6 +146,7 @@ def peft(path: Path, family: str) -> Changes:
     from peft import PeftModel
 
     tree = Tree(family, _denoiser(family))
+    before = {name: tree.get_submodule(name).bias.detach().clone() for name in tree.by_name}
     adapted = PeftModel.from_pretrained(tree, path)
     merged = adapted.merge_and_unload().state_dict()
     found = {}
@@ -153,6 +154,9 @@ def peft(path: Path, family: str) -> Changes:
         change = merged[f"{name}.weight"].double().reshape(layer.shape[0], -1) - base_weight(layer)
         if change.abs().max() > 1e-6:
             found[layer.hub] = change
+        bias = (merged[f"{name}.bias"] - before[name]).double()
+        if bias.abs().max() > 1e-6:
+            found[f"{layer.hub}.bias"] = bias
     return found
 
 
@@ -173,14 +177,21 @@ def diffusers(path: Path, family: str) -> Changes:
     sides: dict[str, Tensors] = defaultdict(dict)
     for key, tensor in convert_unet_state_dict_to_peft(state).items():
         module, _, side = key.rpartition(".lora_")
-        assert side in ("A.weight", "B.weight"), key
-        sides[module][side[0]] = tensor.double()
+        assert side in ("A.weight", "B.weight", "B.bias", "magnitude_vector"), key
+        sides[module][side.removesuffix(".weight")] = tensor.double()
     stated = {key.removesuffix(".alpha").partition(".lora_A")[0]: value for key, value in peft_alphas.items()}
+    layers = {layer.hub: layer for group in LAYERS[family] for layer in group}
     found = {}
-    for module, pair in sides.items():
-        rank = len(pair["A"])
-        alpha = stated.get(module, settings.get(f"{module.partition('.')[0]}.lora_alpha", rank))
-        found[module] = pair["B"].flatten(1) @ pair["A"].flatten(1) * (float(alpha) / rank)
+    for module, parts in sides.items():
+        rank = len(parts["A"])
+        scale = float(stated.get(module, settings.get(f"{module.partition('.')[0]}.lora_alpha", rank))) / rank
+        found[module] = parts["B"].flatten(1) @ parts["A"].flatten(1) * scale
+        if "magnitude_vector" in parts:
+            weight = base_weight(layers[module])
+            moved = weight + found[module]
+            found[module] = moved * parts["magnitude_vector"].reshape(-1, 1) / moved.norm(dim=1, keepdim=True) - weight
+        if "B.bias" in parts:
+            found[f"{module}.bias"] = parts["B.bias"] * scale
     return found
 
 

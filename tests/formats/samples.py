@@ -97,18 +97,23 @@ LAYERS = {
     "z-image": (_transformer(_Z_IMAGE), []),
 }
 FAMILIES = tuple(LAYERS)
+# Layers that have a bias, of families in which not all have one.
+_BIASED = {family: "ff.net.2" for family in ("sd1", "sd2", "sdxl", "sdxl-refiner")} | {"z-image": "t_embedder.mlp.0"}
 _LINEAR = ("lora", "loha", "lokr", "dora", "dora-in", "glora", "ia3", "oft", "boft", "full", "oftv2")
 _KERNELS = ("locon", "tucker")
 
 
 def module_of(family: str, kind: str) -> Module | None:
-    """The layer that this kind changes in samples; None where a family has no convolutions.
+    """The layer that this kind changes in samples; None where a family has no convolutions, or no biases.
 
     Where a family has fewer layers here than there are kinds, several kinds have the same one.
     """
     linear, kernels = LAYERS[family]
     if kind in _KERNELS:
         return kernels[_KERNELS.index(kind) % len(kernels)] if kernels else None
+    if kind == "bias":
+        biased = [layer for layer in linear if layer.hub.endswith(_BIASED.get(family, ""))]
+        return biased[0] if family != "flux2" else None
     number = _LINEAR.index(kind)
     return linear[number] if number == 0 else linear[1 + (number - 1) % (len(linear) - 1)]
 
@@ -128,6 +133,8 @@ def parts_of(kind: str, shape: tuple[int, ...]) -> Tensors:
     }
     if kind in ("lora", "locon"):
         return low
+    if kind == "bias":  # beside a LoRA, as PEFT has it
+        return {**low, "diff_b": make(rows)}
     if kind == "tucker":
         core = {"lora_mid.weight": make(2, 2, *kernel), "lora_down.weight": make(2, columns, 1, 1)}
         return {**low, **core}
@@ -252,6 +259,11 @@ class Sample:
     def modules(self) -> dict[str, tuple[Module, Tensors]]:
         """Hub module → the layer and its parts."""
         return {module.hub: (module, parts) for module, parts in self.changes.values()}
+
+    @property
+    def biased(self) -> list[tuple[Module, Tensors]]:
+        """The layers whose bias is changed, too."""
+        return [(module, parts) for module, parts in self.changes.values() if "diff_b" in parts]
 
     def named(self, name: Callable[[Module], str]) -> Tensors:
         """A file's tensors: each module under the name that `name` gives it, a dot, and the role."""

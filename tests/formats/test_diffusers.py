@@ -95,11 +95,20 @@ def test_unmatched(save, model):
     ("tensors", "metadata", "reason"),
     [
         ({f"{ATTENTION}.to_q.lora_A.weight": DOWN}, {}, "to_q is incomplete: lora_B missing"),
-        ({f"{ATTENTION}.to_q.lora_magnitude_vector": DOWN} | pair(f"{ATTENTION}.to_q"), {}, "DoRA is not supported"),
+        ({f"{ATTENTION}.to_q.lora_magnitude_vector": DOWN} | pair(f"{ATTENTION}.to_q"), {}, "no length for 8 output"),
+        (
+            {f"{ATTENTION}.to_q.dora_scale": DOWN} | pair(f"{ATTENTION}.to_q"),
+            {},
+            "LyCORIS' DoRA among diffusers' names",
+        ),
         ({f"{ATTENTION}.to_q.lora.down.weight": DOWN} | pair(f"{ATTENTION}.to_q"), {}, "are the same factor"),
         ({f"{ATTENTION}.to_k.alpha": torch.tensor(1.0)} | pair(f"{ATTENTION}.to_q"), {}, "nothing that it scales"),
         (pair(f"{ATTENTION}.to_q"), {"lora_adapter_metadata": "{"}, "no JSON table"),
-        (pair(f"{ATTENTION}.to_q"), {"lora_adapter_metadata": '{"unet.use_dora": true}'}, "DoRA is not supported"),
+        (
+            pair(f"{ATTENTION}.to_q"),
+            {"lora_adapter_metadata": '{"unet.use_dora": true}'},
+            "lora_magnitude_vector missing",
+        ),
         (
             pair(f"{ATTENTION}.to_q"),
             {"lora_adapter_metadata": '{"unet.r": 16}'},
@@ -177,3 +186,60 @@ def test_equals_diffusers_and_peft(tmp_path, make_model, dense, new):
         assert torch.allclose(
             dense(artifact, module).reshape(before[name].shape).float(), after[name] - before[name], atol=1e-4
         )
+
+
+@pytest.mark.parametrize("header", [True, False])
+def test_doras_go_through_diffusers_both_ways(tmp_path, header):
+    """Its file, merged here, is what its own U-Net computes; and it takes what is written here for what it meant."""
+    pytest.importorskip("diffusers", reason="diffusers is not installed")
+    pytest.importorskip("peft", reason="peft is not installed")
+    from diffusers import StableDiffusionPipeline
+    from header_files import weights_of
+    from peft import LoraConfig
+    from peft.utils import get_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    import sdkit
+    from sdkit.families import identify
+    from sdkit.formats import write_adapter
+    from sdkit.weights import open_weights
+
+    unet = tiny_unet()
+    plain = {name: tensor.clone() for name, tensor in unet.state_dict().items()}
+    config = LoraConfig(r=4, lora_alpha=2 if header else 4, target_modules=["to_q", "conv1", "proj_in"], use_dora=True)
+    unet.add_adapter(config)
+    for name, parameter in unet.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter)
+    settings = {"unet_lora_adapter_metadata": config.to_dict()} if header else {}
+    layers = get_peft_model_state_dict(unet)
+    StableDiffusionPipeline.save_lora_weights(tmp_path, unet_lora_layers=layers, **settings)
+    theirs, ours = tmp_path / "pytorch_lora_weights.safetensors", tmp_path / "ours.safetensors"
+    model = identify(weights_of({f"unet/{name}": tuple(tensor.shape) for name, tensor in plain.items()}))
+    with open_weights(theirs) as weights:
+        artifact = read_adapter(weights, model)
+        assert artifact.unmatched == () and {delta.kind for delta in artifact.deltas.values()} == {"dora"}
+        write_adapter(artifact, model, ours, {}, format="diffusers")
+    again = load_file(ours)
+    assert again.keys() == load_file(theirs).keys()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in load_file(theirs).items())
+
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    text = torch.randn(1, 3, 12, generator=torch.Generator().manual_seed(2))
+
+    def picture(model):
+        with torch.no_grad():
+            return model(noise, torch.tensor([3.0]), text).sample
+
+    fresh, merged = tiny_unet(), tiny_unet()
+    fresh.load_state_dict(plain)
+    state, alphas, read = StableDiffusionPipeline.lora_state_dict(ours, return_lora_metadata=True)
+    StableDiffusionPipeline.load_lora_into_unet(state, alphas, fresh, metadata=read)
+    assert torch.equal(picture(fresh), picture(unet))
+
+    merged.load_state_dict(plain)
+    merged.save_pretrained(tmp_path / "unet")
+    sdkit.merge(tmp_path / "unet", theirs, tmp_path / "merged")
+    merged = type(merged).from_pretrained(tmp_path / "merged")
+    assert torch.allclose(picture(merged), picture(unet), atol=1e-4)
+    assert not torch.allclose(picture(merged), picture(tiny_unet()), atol=1e-2)

@@ -13,7 +13,7 @@ import a1111
 import numpy as np
 import pytest
 import torch
-from header_files import weights_of
+from header_files import real_header, weights_of
 from readers import READERS
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -22,9 +22,11 @@ from tiny import UNET
 
 from sdkit.adapters.artifact import Artifact, Target
 from sdkit.adapters.deltas.delta import Delta, is_relative
+from sdkit.adapters.deltas.full import Full
+from sdkit.adapters.deltas.low_rank import LowRank
 from sdkit.conversion.adapter import relative_change
 from sdkit.families import identify, reference
-from sdkit.formats import Format, read_adapter, recognise, write_adapter
+from sdkit.formats import Dialect, Format, read_adapter, recognise, write_adapter
 from sdkit.formats._programs import PROGRAMS
 from sdkit.jobs.formats import formats
 from sdkit.streaming.expression import Read
@@ -90,15 +92,15 @@ def save_comfyui_native(sample: Sample, path: Path) -> Path:
 
 
 SIDES = {"lora_down.weight": "lora_A.weight", "lora_up.weight": "lora_B.weight"}
+SCALE = 0.5  # of samples' factors: alpha 1, rank 2
 
 
 def save_diffusers(sample: Sample, path: Path) -> Path:
-    pairs = sample.modules.items()
-    tensors = {
-        f"{hub}.{SIDES[role]}": part for hub, (_, parts) in pairs for role, part in parts.items() if role in SIDES
-    }
+    """PEFT's names with the component in front, and PEFT's settings with it in front, too."""
     component = next(iter(sample.modules)).partition(".")[0]
-    settings = {f"{component}.r": 2, f"{component}.lora_alpha": 1.0}
+    named = pefts_tensors(sample)
+    tensors = {name.replace("base_model.model", component, 1): part for name, part in named.items()}
+    settings = {f"{component}.{key}": value for key, value in peft_settings(sample).items()}
     save_file(tensors, path, {"lora_adapter_metadata": json.dumps(settings)})
     return path
 
@@ -106,40 +108,40 @@ def save_diffusers(sample: Sample, path: Path) -> Path:
 def save_peft(sample: Sample, path: Path) -> Path:
     """A folder of one component; the kinds are of one of PEFT's sorts."""
     path.mkdir()
+    save_file(pefts_tensors(sample), path / "adapter_model.safetensors")
+    (path / "adapter_config.json").write_text(json.dumps(peft_settings(sample)))
+    return path
+
+
+def pefts_tensors(sample: Sample) -> Tensors:
+    """PEFT multiplies a bias with the scale of the factors, and keeps lengths as vectors, of kernels by channel."""
     tensors: Tensors = {}
     for module, parts in sample.modules.values():
         for role, part in parts.items():
             if role == "dora_scale":
                 part, role = part.flatten(), "lora_magnitude_vector"
+            if role == "diff_b":
+                part, role = part / SCALE, "lora_B.bias"
             if role != "alpha":
                 tensors[f"base_model.model.{module.name}.{SIDES.get(role, role)}"] = part
-    save_file(tensors, path / "adapter_model.safetensors")
-    (path / "adapter_config.json").write_text(json.dumps(peft_settings(sample)))
-    return path
+    return tensors
 
 
 def peft_settings(sample: Sample) -> dict[str, object]:
-    (kind,) = {"lora" if kind in ("locon", "dora") else kind for kind in sample.changes}
+    (kind,) = {"lora" if kind in ("locon", "dora", "bias") else kind for kind in sample.changes}
     settings = {"peft_type": kind.upper(), "r": 2, "target_modules": [m.name for m, _ in sample.modules.values()]}
     if kind == "lora":
-        return {**settings, "lora_alpha": 1.0, "use_dora": "dora" in sample.changes}
+        has_bias = "bias" in sample.changes
+        return {**settings, "lora_alpha": 1.0, "use_dora": "dora" in sample.changes, "lora_bias": has_bias}
     if kind == "oftv2":
         return {**settings, "peft_type": "OFT", "r": 0, "oft_block_size": 4, "use_cayley_neumann": True}
     return {**settings, "alpha": 1.0, "decompose_factor": 2}
 
 
-def save_flux_native(sample: Sample, path: Path) -> Path:
-    """x-labs' names; of fal's diffusers takes files with every layer alone, of the makers' own control LoRAs.
-
-    FLUX.2's are fal's.
-    """
-    ((module, parts),) = sample.modules.values()
-    if sample.family == "flux2":
-        named = {f"base_model.model.{module.native}.{SIDES[role]}": parts[role] for role in SIDES}
-        save_file(named, path)
-        return path
-    name = f"{module.native.removesuffix('.img_attn.proj')}.processor.proj_lora1"
-    save_file({f"{name}.{side}.weight": parts[f"lora_{side}.weight"] for side in ("down", "up")}, path)
+def save_flux2_native(sample: Sample, path: Path) -> Path:
+    """fal's; files of FLUX.1 have every layer, and are made below."""
+    named = sample.named(lambda module: f"base_model.model.{module.native}")
+    save_file({name.replace(role, SIDES[role]): named[name] for name in named for role in SIDES if role in name}, path)
     return path
 
 
@@ -165,7 +167,7 @@ GOLDEN: dict[tuple[str, str], Callable[[Sample, Path], Path]] = {
     ("comfyui-native", ""): save_comfyui_native,
     ("diffusers", ""): save_diffusers,
     ("peft", ""): save_peft,
-    ("flux-native", ""): save_flux_native,
+    ("flux-native", ""): save_flux2_native,
     ("loralib", ""): save_loralib,
     ("omi", ""): save_omi,
 }
@@ -173,8 +175,8 @@ WITHOUT_SCALE = ("flux-native", "loralib")
 
 
 def samples(mark: Mark, kinds: tuple[str, ...]) -> Iterator[Sample]:
-    """Samples of all kinds; of PEFT's, which holds one sort in a folder, one after the other."""
-    for group in [(kind,) for kind in kinds] if mark.format == "peft" else [kinds]:
+    """Samples of all kinds; of PEFT's settings, which are of one sort in a component, one after the other."""
+    for group in [(kind,) for kind in kinds] if mark.format in ("peft", "diffusers") else [kinds]:
         for sample in Sample.all_of(mark.family, group):
             for _, parts in sample.changes.values():
                 if mark.format in WITHOUT_SCALE:
@@ -192,7 +194,10 @@ def change_of(delta: Delta, weight: torch.Tensor) -> torch.Tensor:
 
 def check_effects(artifact: Artifact, sample: Sample) -> None:
     assert artifact.unmatched == ()
-    assert {target for target in artifact.deltas} == {Target(hub) for hub in sample.modules}
+    biases = {Target(module.hub, "bias"): parts["diff_b"] for module, parts in sample.biased}
+    assert {target for target in artifact.deltas} == {*map(Target, sample.modules), *biases}
+    for target, meant in biases.items():
+        assert close(change_of(artifact.deltas[target], torch.zeros(len(meant), 1).double())[:, 0], meant.double())
     for kind, (module, parts) in sample.changes.items():
         change = change_of(artifact.deltas[Target(module.hub)], base_weight(module))
         assert close(change, wanted_of(kind, module, parts)), kind
@@ -207,16 +212,21 @@ def close(found: torch.Tensor, meant: torch.Tensor, error: float = 1e-5) -> bool
 
 
 OWN_TESTS = ("cloneofsimo", "lidb")  # formats whose files are made below
+USUAL = [
+    mark for mark in CHANGES if mark.format not in OWN_TESTS and (mark.format, mark.family) != ("flux-native", "flux")
+]
 
 
-@pytest.mark.parametrize("mark", [mark for mark in CHANGES if mark.format not in OWN_TESTS], ids=str)
+@pytest.mark.parametrize("mark", USUAL, ids=str)
 def test_weight_changes(mark: Mark, tmp_path: Path) -> None:
     format = STATED[mark.format]
     assert format.changes is not None, "say which kinds it holds"
-    kinds = format.changes
+    kinds = tuple(kind for kind in format.changes if kind != "replacement")  # of control LoRAs, below
     if mark.does in PROGRAMS:
+        (dialect,) = [entry for entry in format.dialects if entry.name == mark.dialect] or [Dialect(())]
         applied = PROGRAMS[mark.does].applies
         kinds = tuple(kind for kind in kinds if applied is None or kind in applied)
+        kinds = tuple(kind for kind in kinds if kind not in dialect.leaves.get(mark.does, ()))
     save = GOLDEN[mark.format, mark.dialect]
     for number, sample in enumerate(samples(mark, kinds)):
         golden, written = save(sample, tmp_path / f"golden-{number}"), tmp_path / f"written-{number}"
@@ -253,7 +263,9 @@ def check_same_tensors(written: Path, golden: Path) -> None:
 
 def check_program(mark: Mark, path: Path, sample: Sample) -> None:
     found = READERS[mark.does](path, mark.family)
-    assert set(found) == set(sample.modules)
+    biases = {f"{module.hub}.bias": parts["diff_b"] for module, parts in sample.biased}
+    assert set(found) == {*sample.modules, *biases}
+    assert all(close(found[name], meant.double(), 1e-4) for name, meant in biases.items())
     for kind, (module, parts) in sample.changes.items():
         assert close(found[module.hub], wanted_of(kind, module, parts), 1e-4), kind
 
@@ -339,6 +351,107 @@ def test_files_within_bases(mark: Mark, tmp_path: Path) -> None:
     check_same_tensors(written, golden)
     with safe_open(written, "pt") as file:
         assert json.loads(file.metadata()["lidb"]).items() >= fields.items()
+
+
+# Control LoRAs: every layer of FLUX.1, its whole norms, and a first layer twice as wide.
+
+CONTROL = [mark for mark in CHANGES if mark.family == "flux" and "replacement" in (STATED[mark.format].changes or ())]
+
+
+def control_lora() -> Tensors:
+    """As Black Forest Labs name it, of rank 2; the layers are those of the real FLUX.1 dev."""
+    tensors: Tensors = {}
+    for number, (name, shape) in enumerate(flux_layers().items()):
+        module, _, parameter = name.rpartition(".")
+        if parameter == "scale":
+            tensors[name] = 1 + normal(*shape, seed=number)
+        elif parameter == "weight":
+            columns = 128 if module == "img_in" else shape[1]
+            tensors[f"{module}.lora_A.weight"] = normal(2, columns, seed=number)
+            tensors[f"{module}.lora_B.weight"] = normal(shape[0], 2, seed=number + 1)
+            tensors[f"{module}.lora_B.bias"] = normal(shape[0], seed=number + 2)
+    return {name: tensor.half() for name, tensor in tensors.items()}
+
+
+def flux_layers() -> dict[str, tuple[int, ...]]:
+    prefix = "model.diffusion_model."
+    found = real_header("flux-bfl").tensors.items()
+    return {name.removeprefix(prefix): info.shape for name, info in found if name.startswith(prefix)}
+
+
+@pytest.fixture(scope="module")
+def control() -> tuple[Tensors, Tensors, Tensors]:
+    """The makers' tensors, and what diffusers makes of them: as it should be, and as it is.
+
+    diffusers 0.42 also swaps the two halves of the last modulation's lora_A, whose rows are ranks.
+    """
+    from diffusers.loaders.lora_conversion_utils import _convert_bfl_flux_control_lora_to_diffusers as oracle
+
+    tensors = control_lora()
+    loaded = {name: tensor.contiguous() for name, tensor in oracle(dict(tensors)).items()}
+    last = {"transformer.norm_out.linear.lora_A.weight": tensors["final_layer.adaLN_modulation.1.lora_A.weight"]}
+    return tensors, loaded | last, loaded
+
+
+@pytest.mark.parametrize("mark", CONTROL, ids=str)
+def test_control_loras(mark: Mark, control: tuple[Tensors, Tensors, Tensors], tmp_path: Path) -> None:
+    native, diffusers, loaded = control
+    source, golden, written = (tmp_path / f"{name}.safetensors" for name in ("source", "golden", "written"))
+    save_file(native if mark.format == "flux-native" else diffusers, golden)
+    save_file(native, source)
+    model = reference("flux")
+    if mark.does == "read":
+        with open_weights(golden) as weights:
+            assert recognise(weights)[0] == mark.format
+            check_parts(read_adapter(weights, model), diffusers)
+        return
+    with open_weights(source) as weights:
+        write_adapter(read_adapter(weights, model), model, written, {}, format=mark.format, dialect=mark.dialect)
+    if mark.does == "write":
+        check_same_tensors(written, golden)
+    elif mark.does == "diffusers":
+        from diffusers.loaders import FluxLoraLoaderMixin
+
+        found = FluxLoraLoaderMixin.lora_state_dict(str(written))
+        meant = loaded if mark.format == "flux-native" else diffusers
+        assert found.keys() == meant.keys() and all(torch.equal(found[name], meant[name]) for name in meant)
+    else:
+        assert mark.does == "comfyui"
+        check_comfyui_takes_control(load_file(written))
+
+
+def check_parts(artifact: Artifact, wanted: Tensors) -> None:
+    """Every factor, bias and norm is the one diffusers finds."""
+    found: Tensors = {}
+    for target, delta in artifact.deltas.items():
+        if isinstance(delta, LowRank):
+            sides = {"A": delta.down, "B": delta.up}
+            found |= {f"{target.module}.lora_{side}.weight": read.load() for side, read in sides.items()}
+        elif isinstance(delta, Full):
+            found[f"{target.module}.lora_B.bias"] = delta.diff.load()
+        else:
+            found[target.name] = delta.weight.load()  # type: ignore[attr-defined]
+    assert artifact.unmatched == () and found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def check_comfyui_takes_control(tensors: Tensors) -> None:
+    """Its rules: known by two names, each tensor has one of four roles, the weight grows to the pair's shape."""
+    assert "img_in.lora_A.weight" in tensors and "single_blocks.0.norm.key_norm.scale" in tensors
+    known = flux_layers()
+    for name in tensors:
+        module, role = next((name.removesuffix(end), end) for end in COMFYUI_CONTROL if name.endswith(end))
+        assert f"{module}{COMFYUI_CONTROL[role]}" in known, name
+    up, down = tensors["img_in.lora_B.weight"], tensors["img_in.lora_A.weight"]
+    assert (up @ down).shape == (3072, 128)
+
+
+COMFYUI_CONTROL = {
+    ".lora_A.weight": ".weight",
+    ".lora_B.weight": ".weight",
+    ".lora_B.bias": ".bias",
+    ".scale": ".scale",
+}
 
 
 # What is no change of weights.

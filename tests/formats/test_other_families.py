@@ -84,6 +84,7 @@ NATIVE = {
     "flux2 of 4 billion": {"single_blocks.3.linear1": (27648, 3072)},
     "flux2 of 9 billion, attention alone": {"double_blocks.0.img_attn.qkv": (12288, 4096)},
     "flux2 of 4 billion, single blocks alone": {"single_blocks.3.linear2": (3072, 12288)},
+    "flux2 of 9 billion, one stream": {"double_blocks.7.txt_attn.proj": (4096, 4096)},
     "flux": {"single_blocks.3.linear1": (21504, 3072)},
     "z-image": {"layers.0.attention.qkv": (11520, 3840)},
     "wan": {"blocks.0.self_attn.q": (5120, 5120)},
@@ -100,6 +101,48 @@ def test_the_makers_own_names(case: str) -> None:
             module = prefix + (name.replace(".", "_") if flat else name)
             shapes |= {f"{module}.lora_down.weight": (4, columns), f"{module}.lora_up.weight": (rows, 4)}
         assert adapter_family(weights_of(shapes))[0] == case.partition(" ")[0]
+
+
+KLEIN = {"double_blocks.4.img_attn.qkv": (9216, 3072), "double_blocks.0.txt_attn.proj": (3072, 3072)}
+KLEIN_IN_DIFFUSERS = {
+    f"transformer_blocks.{number}.attn.to_{slot}": (3072, 3072) for number in range(5) for slot in "qkv"
+}
+
+
+@pytest.mark.parametrize(
+    ("prefix", "modules"), [("diffusion_model.", KLEIN), ("", KLEIN), ("transformer.", KLEIN_IN_DIFFUSERS)]
+)
+def test_what_two_families_have_alike_is_not_guessed(tmp_path: Path, prefix: str, modules: dict) -> None:
+    """The attention of FLUX.2 klein-4b's five blocks of two streams has FLUX.1's names and shapes."""
+    shapes = {}
+    for name, (rows, columns) in modules.items():
+        shapes |= {f"{prefix}{name}.lora_A.weight": (4, columns), f"{prefix}{name}.lora_B.weight": (rows, 4)}
+    family, reason = adapter_family(weights_of(shapes))
+    assert family is None and "as in FLUX.1 and in FLUX.2 klein-4b" in reason
+    for claim in ("flux2", "flux1"):
+        told = adapter_family(weights_of(shapes, metadata={"ss_base_model_version": claim}))
+        assert told[0] == claim.removesuffix("1")
+    further = dict(zip(("lora_A.weight", "lora_B.weight"), ((4, 3072), (3072, 4)), strict=True))
+    for layer in ("double_blocks.5.img_attn.proj", "double_blocks.0.img_mod.lin"):
+        more = {f"diffusion_model.{layer}.{role}": shape for role, shape in further.items()}
+        assert adapter_family(weights_of(shapes | more))[0] == "flux"
+    path = models.save({name: torch.zeros(shape) for name, shape in shapes.items()}, tmp_path / "klein.safetensors")
+    with pytest.raises(SdkitError, match="as in FLUX.1 and in FLUX.2 klein-4b") as error:
+        sdkit.convert(path, "kohya", tmp_path / "k.safetensors", dry_run=True)
+    assert "--family" in error.value.hint
+    assert sdkit.convert(path, "kohya", tmp_path / "k.safetensors", family="flux2", dry_run=True).changes
+
+
+WIDE = {"flux2": ("klein-9b", 8, 4096), "krea2": ("Krea 2", 28, 6144), "qwen-image": ("Qwen-Image 2.1", 32, 4096)}
+
+
+@pytest.mark.parametrize("family", WIDE)
+def test_blocks_are_counted_where_widths_are_the_same(family: str) -> None:
+    _, blocks, width = WIDE[family]
+    names = [f"transformer.transformer_blocks.{number}.attn.to_q" for number in range(blocks)]
+    shapes = {f"{name}.lora_A.weight": (4, width) for name in names}
+    shapes |= {f"{name}.lora_B.weight": (width, 4) for name in names}
+    assert adapter_family(weights_of(shapes))[0] == family
 
 
 @pytest.mark.parametrize("prefix", ["lycoris_", "transformer."])

@@ -115,7 +115,7 @@ def test_two_formats_in_one_file(pickled):
         ({"lora_unet_x_attn2_to_k.lora_down.weight": (4, 768)}, {"ss_base_model_version": "sdxl_base_v1-0"}, "sd1"),
         ({"lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": (4, 1280)}, {}, "sdxl"),
         ({"lora_unet_input_blocks_4_1_transformer_blocks_1_attn1_to_q.lora_down.weight": (4, 640)}, {}, "sdxl"),
-        ({"lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight": (4, 3072)}, {}, "flux"),
+        ({"lora_unet_double_blocks_7_img_attn_qkv.lora_down.weight": (4, 3072)}, {}, "flux"),
         ({"clip_l": (1, 768), "clip_g": (1, 1280)}, {}, "sdxl"),
         ({"lora_unet_x_attn1_to_k.lora_down.weight": (4, 320)}, {"ss_base_model_version": "sd_v2_v"}, "sd2"),
         ({"x": (4, 320)}, {"modelspec.architecture": "stable-diffusion-xl-v1-base/lora"}, "sdxl"),

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -13,6 +14,7 @@ import models
 import pytest
 from civitai_server import PNG, TOKEN, Civitai, serve_civitai
 from click.testing import CliRunner
+from drawn import picture
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from web import Answer
@@ -24,7 +26,10 @@ from sdkit.core.progress import NoProgress
 from sdkit.hubs import civitai as hub
 from sdkit.hubs import is_reference
 from sdkit.hubs.http import Client
-from sdkit.jobs.pull import pull
+from sdkit.jobs.models.exchange import export_models
+from sdkit.jobs.models.files import add_models
+from sdkit.jobs.models.show import show_model
+from sdkit.jobs.pull import local_path, pull, source_of
 from sdkit.jobs.push import push
 from sdkit.registry import open_registry
 
@@ -87,9 +92,118 @@ def test_a_model_is_pulled_and_registered(civitai: Civitai, fox: bytes) -> None:
         model = registry.model(registry.find("Sly Fox v2").id)
     assert set(model.entry.triggers) == {"ohwx fox", "sly"}
     assert [(one.hub, one.reference, one.revision) for one in model.sources] == [("civitai", "civitai:11", "22")]
-    count = len(civitai.storage.requests)
-    assert pull("civitai:11@22").state == "here"
-    assert len(civitai.storage.requests) == count
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        "civitai:11@22",
+        "urn:air:sdxl:lora:civitai:11@22",
+        "https://civitai.com/models/11/sly-fox?modelVersionId=22",
+        "civitai:@22",
+        "civitai:11/fox.safetensors@22",
+    ],
+)
+def test_a_pinned_version_that_is_here_is_not_asked_for_again(civitai: Civitai, fox: bytes, reference: str) -> None:
+    civitai.add(11, 22, fox)
+    first = pull(reference)
+    civitai.web.requests.clear()
+    civitai.storage.requests.clear()
+    again = pull(reference, name="reynard")
+    assert (first.state, again.state, again.name) == ("pulled", "here", "reynard")
+    for key in ("output", "pinned", "hub", "kind", "sha256", "licence", "triggers", "page", "preview", "bytes"):
+        assert getattr(again, key) == getattr(first, key), key
+    assert local_path(reference) == Path(first.output)
+    assert source_of(Path(first.output)) == {"source": "civitai:11@22", "sha256": first.sha256}
+    assert not civitai.web.requests and not civitai.storage.requests
+    assert show_model(reference if reference.startswith("civitai") else "civitai:11").model.entry.name == "reynard"
+
+
+def test_another_file_of_a_version_that_is_here_is_asked_for(civitai: Civitai, fox: bytes, tmp_path: Path) -> None:
+    other = models.save(models.kohya_lora({"unet.x": (4, 4)}, rank=1), tmp_path / "b.safetensors").read_bytes()
+    version = civitai.add(11, 22, fox)
+    version["files"].append(civitai.file(22, other, name="small.safetensors"))
+    assert Path(pull("civitai:11/small.safetensors@22").output).read_bytes() == other
+    assert Path(pull("civitai:11@22").output).read_bytes() == fox
+    assert Path(pull("civitai:11/small.safetensors@22").output).read_bytes() == other
+
+
+def test_a_hash_names_its_own_file_of_a_version(civitai: Civitai, fox: bytes, tmp_path: Path) -> None:
+    other = models.save(models.kohya_lora({"unet.x": (4, 4)}, rank=1), tmp_path / "b.safetensors").read_bytes()
+    version = civitai.add(11, 22, fox)
+    version["files"].append(civitai.file(22, other, name="small @1.safetensors"))
+    digest = hashlib.sha256(other).hexdigest()
+    pinned = "civitai:11/small%20%401.safetensors@22"
+    assert hub.resolve(f"civitai:hash:{digest.upper()}").pinned == hub.reference_of(version, digest) == pinned
+    assert Path(pull(pinned).output).read_bytes() == other
+
+
+def test_what_a_sidecar_claims_is_not_taken_for_a_version(civitai: Civitai, fox: bytes, tmp_path: Path) -> None:
+    other = models.save(models.kohya_lora({"unet.x": (4, 4)}, rank=1), tmp_path / "b.safetensors")
+    (tmp_path / "b.civitai.info").write_text('{"id": 22, "modelId": 11}')
+    add_models([other])
+    civitai.add(11, 22, fox)
+    assert show_model("civitai:11@22").model.entry.name == "b"
+    assert Path(pull("civitai:11@22").output).read_bytes() == fox
+
+
+def test_what_was_written_since_is_pulled_again(civitai: Civitai, fox: bytes) -> None:
+    civitai.add(11, 22, fox)
+    path = Path(pull("civitai:11@22").output)
+    path.unlink()
+    assert pull("civitai:11@22").state == "pulled" and path.read_bytes() == fox
+
+
+def test_without_a_net_the_version_pulled_last_stands_for_the_newest(civitai: Civitai, fox: bytes) -> None:
+    civitai.add(11, 22, fox)
+    path = local_path("civitai:11")
+    civitai.busy = [Answer(503)] * 100
+    told: list[str] = []
+    assert local_path("civitai:11", tell=told.append) == path
+    assert told[0].endswith("using what was pulled before, civitai:11@22")
+
+
+@pytest.mark.parametrize(("format", "suffix"), [("PNG", ".png"), ("JPEG", ".jpg"), ("WEBP", ".webp")])
+def test_a_picture_comes_with_the_model(civitai: Civitai, fox: bytes, tmp_path: Path, format: str, suffix: str) -> None:
+    """The first that anybody may see; beside the model it is a PNG, as A1111's web UI wants it."""
+    civitai.add(11, 22, fox)
+    civitai.pictures["/images/1.png"] = picture(format)
+    report = pull("civitai:11", tmp_path / "fox.safetensors")
+    kept = data_folder() / "previews" / f"{report.sha256}{suffix}"
+    assert kept.read_bytes() == picture(format) and report.preview == str(kept)
+    assert [request.path for request in civitai.storage.requests if "images" in request.path] == ["/images/1.png"]
+    assert show_model(report.name).previews == (str(kept),)
+    export_models([report.name], sidecars=True)
+    with Image.open(tmp_path / "fox.preview.png") as beside:
+        assert (beside.format, beside.size) == ("PNG", (8, 8))
+
+
+@pytest.mark.parametrize(
+    ("data", "remark"),
+    [
+        (b"<html>", "it is no sound picture"),
+        (PNG[:50], "it is no sound picture"),
+        (b"RIFF\x24\0\0\0WAVEfmt " + b"\0" * 32, "it is no sound picture"),
+        (PNG[:16] + (60000).to_bytes(4, "big") * 2 + PNG[24:], "no sound picture|too many"),
+        (b"\x89PNG\r\n\x1a\n" + b"\0" * (20 << 20), "more than 20 MiB"),
+    ],
+    ids=["page", "cut off", "sound", "bomb", "large"],
+)
+def test_what_is_no_picture_is_not_kept(civitai: Civitai, fox: bytes, data: bytes, remark: str) -> None:
+    civitai.add(11, 22, fox)
+    civitai.pictures["/images/1.png"] = data
+    report = pull("civitai:11")
+    assert report.state == "pulled" and report.preview == ""
+    assert re.search(remark, report.notes[-1])
+    assert not list((data_folder() / "previews").glob("*"))
+
+
+def test_pictures_that_not_everybody_may_see_are_mentioned_only(civitai: Civitai, fox: bytes) -> None:
+    version = civitai.add(11, 22, fox)
+    version["images"] = [version["images"][0], {"url": f"{civitai.storage.url}/images/2.png"}, "x"]
+    report = pull("civitai:11")
+    assert "nsfwLevel 8 and up" in report.notes[-1] and not report.preview
+    assert not any("images" in request.path for request in civitai.storage.requests)
 
 
 def test_the_token_goes_to_civitai_alone_and_into_no_log(
@@ -236,17 +350,17 @@ def test_answers_that_are_no_description_break_nothing(civitai: Civitai, fox: by
     version |= {"trainedWords": "x", "images": {"a": 1}, "earlyAccessEndsAt": "soon", "name": 3}
     civitai.models[11] |= {"tags": 5, "creator": None, "stats": []}
     assert hub.resolve("civitai:11@22").revision == "22"
-    assert hub.preview(version) is None
+    assert hub.picture_of(version) is None
     (found,) = hub.search("fox")
     assert found.reference == "civitai:11@22"
 
 
 def test_no_picture_is_taken_from_the_local_network(civitai: Civitai, monkeypatch: pytest.MonkeyPatch) -> None:
     version = civitai.add(11, 22, b"x")
-    assert hub.preview(version) == (PNG, ".png")
+    picture = hub.picture_of(version)
+    assert picture is not None and picture.url == f"{civitai.storage.url}/images/1.png"
     monkeypatch.setenv("CIVITAI_ENDPOINT", "https://civitai.com")
-    assert hub.preview(version) is None
-    assert len(civitai.storage.requests) == 1
+    assert hub.picture_of(version) is None
 
 
 def test_searching_follows_cursors(civitai: Civitai) -> None:

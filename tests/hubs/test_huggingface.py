@@ -320,6 +320,32 @@ def test_a_header_costs_a_hundred_kilobytes(hub: Hub) -> None:
     assert sent < 100_100 + one.nbytes
 
 
+def test_checkpoints_are_told_by_their_pipelines(hub: Hub) -> None:
+    """The class tells SDXL; SD1 and SD2 share one, so they are told by what they were made from."""
+    old, new = "diffusers:StableDiffusionPipeline", "diffusers:StableDiffusionXLPipeline"
+    hub.add("org/one", {"README.md": card(tags=[old, "base_model:CompVis/stable-diffusion-v1-4"])})
+    hub.add("org/two", {"README.md": card(tags=[old, "base_model:stabilityai/stable-diffusion-2-1"])})
+    hub.add("org/large", {"README.md": card(tags=[new])})
+    hub.add("org/adapter", {"README.md": card(tags=["lora", "base_model:stabilityai/stable-diffusion-xl-base-1.0"])})
+
+    def names(**what: str) -> set[str]:
+        return {one.name for one in huggingface.search("", **what)}
+
+    assert names(kind="checkpoint") == {"one", "two", "large"}
+    assert names(kind="checkpoint", family="sdxl") == {"large"}
+    assert names(kind="checkpoint", family="sd1") == {"one"}
+    assert names(family="sdxl") == {"large", "adapter"}
+    assert [one.kind for one in huggingface.search("large")] == ["checkpoint"]
+
+
+def test_searching_follows_pages_to_the_limit(hub: Hub) -> None:
+    for number in range(7):
+        hub.add(f"org/fox-{number}", {"README.md": card(tags=["lora"])}).downloads = 10 * number
+    hub.page = 2
+    assert [one.downloads for one in huggingface.search("fox", kind="lora", limit=5)] == [60, 50, 40, 30, 20]
+    assert len([one for one in hub.web.requests if one.path == "/api/models"]) == 3
+
+
 def test_searching_goes_by_the_tags(hub: Hub) -> None:
     base = "base_model:stabilityai/stable-diffusion-xl-base-1.0"
     hub.add("org/fox", {"README.md": card(license="openrail", tags=["lora", base])})
@@ -331,7 +357,8 @@ def test_searching_goes_by_the_tags(hub: Hub) -> None:
     assert found.base == "stabilityai/stable-diffusion-xl-base-1.0"
     assert {one.reference for one in huggingface.search("fox")} == {"hf:org/fox", "hf:org/fox-sd1", "hf:org/fox-word"}
     assert [one.reference for one in huggingface.search("fox", family="sd1")] == ["hf:org/fox-sd1"]
-    assert huggingface.search("fox", kind="hypernetwork") == []
+    asked = len(hub.web.requests)
+    assert huggingface.search("fox", kind="hypernetwork") == [] and len(hub.web.requests) == asked
     hub.busy.append(Answer(500, b"no"))
     hub.busy += [Answer(500, b"no")] * 8
     with pytest.raises(SdkitError, match="cannot be searched"):

@@ -10,9 +10,9 @@ import pytest
 from web import Answer, Request, file_answer, serve
 
 from sdkit.core.errors import SdkitError, UsageError
-from sdkit.hubs import hub_name
+from sdkit.hubs import folder, hub_name
 from sdkit.jobs.inspect import inspect
-from sdkit.jobs.pull import local_path, pull
+from sdkit.jobs.pull import local_path, pull, source_of
 from sdkit.jobs.push import push
 
 
@@ -52,6 +52,28 @@ def test_an_address_is_pulled_and_pinned_by_its_sha256(fox: Path) -> None:
             pull(f"{url}#sha256={'0' * 64}")
 
 
+def test_what_an_address_has_now_is_pulled(fox: Path, tmp_path: Path) -> None:
+    """Without a pin, and whatever it had before; what has not changed is not downloaded again."""
+    other = models.save(models.kohya_lora({"unet.x": (4, 4)}, rank=1), tmp_path / "b.safetensors")
+    served = [fox]
+    with serve(lambda request: file_answer(request, served[-1].read_bytes(), etag=f'"{len(served)}"')) as web:
+        url = f"{web.url}/fox.safetensors"
+        first, again = pull(url), pull(url)
+        assert (first.state, again.state) == ("pulled", "here") and again.output == first.output
+        served.append(other)
+        assert Path(pull(url).output).read_bytes() == other.read_bytes()
+        assert Path(first.output).read_bytes() == fox.read_bytes()
+
+
+def test_a_pinned_address_is_always_named_so(fox: Path) -> None:
+    """Or a merge would name its parent otherwise the second time."""
+    sha256 = hashlib.sha256(fox.read_bytes()).hexdigest()
+    with serve(lambda request: file_answer(request, fox.read_bytes())) as web:
+        reference = f"{web.url}/fox.safetensors#sha256={sha256}"
+        told = [source_of(local_path(reference)) for _ in range(2)]
+    assert told == [{"source": reference, "sha256": sha256}] * 2
+
+
 def test_an_address_without_a_pin_is_told(fox: Path) -> None:
     with serve(lambda request: file_answer(request, fox.read_bytes())) as web:
         assert "#sha256=" in pull(f"{web.url}/fox.safetensors").notes[0]
@@ -81,6 +103,27 @@ def test_a_folder_is_pushed_to_and_pulled_from(fox: Path, tmp_path: Path) -> Non
     assert inspect(shelf).kind == "lora"
     with pytest.raises(UsageError):
         push(fox, shelf, private=True)
+
+
+def test_a_changed_file_of_a_folder_is_pulled_anew(fox: Path, tmp_path: Path) -> None:
+    pytest.importorskip("fsspec")
+    other = models.save(models.kohya_lora({"unet.x": (4, 4)}, rank=1), tmp_path / "b.safetensors")
+    reference = f"file://{fox}"
+    old = fox.read_bytes()
+    first = pull(reference)
+    assert pull(reference).output == first.output
+    other.replace(fox)
+    assert Path(pull(reference).output).read_bytes() == fox.read_bytes() != old == Path(first.output).read_bytes()
+
+
+def test_no_bucket_is_made(fox: Path) -> None:
+    """A misspelled one would be somebody else's, or public."""
+    fsspec = pytest.importorskip("fsspec")
+    system = fsspec.filesystem("memory")
+    check = folder._check_bucket
+    check(system, "/rooted/models", "memory://rooted/models")
+    with pytest.raises(SdkitError, match="there is no bucket mybuckte"):
+        check(system, "mybuckte/models", "s3://mybuckte/models")
 
 
 def test_a_pipeline_is_pulled_from_memory(tiny_base: Path, tmp_path: Path) -> None:

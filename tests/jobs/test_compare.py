@@ -23,6 +23,7 @@ from sdkit.jobs import compare as job
 from sdkit.jobs.compare import CompareReport
 from sdkit.jobs.comparing import measure, process, worker
 from sdkit.jobs.comparing.order import Order
+from sdkit.jobs.models.files import add_models
 from sdkit.jobs.stop import StopRequest
 from sdkit.runtime.load import load_backbone
 from sdkit.runtime.losses import HeldOut, held_out_losses
@@ -52,7 +53,7 @@ def orders(monkeypatch: pytest.MonkeyPatch) -> list[Order]:
     return done
 
 
-def compare(base: Path, data: Path, out: Path, *methods: str, **more: Any) -> CompareReport:
+def compare(base: Path | str, data: Path, out: Path, *methods: str, **more: Any) -> CompareReport:
     given = {"budget": "2", "held_out": "0.4", "lr": 1e-2, "save_dtype": "fp32", **more}
     report: CompareReport = sdkit.compare(methods or ("lora:rank=2",), base, data, out, **given)
     return report
@@ -164,7 +165,8 @@ def test_a_time_becomes_steps_once(tiny_base: Path, pictures: Path, tmp_path: Pa
 
 
 def test_a_dry_run_plans_and_writes_nothing(tiny_base: Path, pictures: Path, tmp_path: Path) -> None:
-    report = compare(tiny_base, pictures, tmp_path / "out", "lora:rank=2", "autoencoder", dry_run=True)
+    name = add_models([tiny_base]).models[0].name
+    report = compare(name, pictures, tmp_path / "out", "lora:rank=2", "autoencoder", dry_run=True)
     assert report.plans.keys() == {"lora"} and report.plans["lora"].steps == 2
     assert report.left_out.keys() == {"autoencoder"} and not (tmp_path / "out").exists()
 

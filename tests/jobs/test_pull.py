@@ -11,6 +11,7 @@ from typing import Any
 import models
 import pytest
 import yaml
+from drawn import picture
 from hub_server import TOKEN, Hub, card
 from web import Answer
 
@@ -20,6 +21,7 @@ from sdkit.jobs import pull as pull_module
 from sdkit.jobs.inspect import inspect
 from sdkit.jobs.models.files import add_models
 from sdkit.jobs.models.listing import list_models
+from sdkit.jobs.models.show import show_model
 from sdkit.jobs.pull import local_path, pull
 from sdkit.registry import open_registry
 from sdkit.weights import open_weights
@@ -48,9 +50,43 @@ def test_a_pulled_model_is_registered_with_what_the_hub_says(fox: bytes) -> None
         model = registry.model(registry.find("fox").id)
     assert model.licences == ("openrail",)
     assert model.entry.triggers == ("a sks fox",)
-    assert model.sources[0].reference == "hf:org/fox/pytorch_lora_weights.safetensors"
-    assert f"hf:org/fox/pytorch_lora_weights.safetensors@{model.sources[0].revision}" == report.pinned
+    asked, full = model.sources
+    assert (asked.reference, full.reference) == ("hf:org/fox", "hf:org/fox/pytorch_lora_weights.safetensors")
+    assert f"{full.reference}@{full.revision}" == report.pinned and asked.revision == full.revision
+    assert model.origins == (full.url,)
     assert model.files[0].sha256 == hashlib.sha256(fox).hexdigest()
+
+
+def test_a_model_is_known_by_where_it_was_pulled_from(fox: bytes) -> None:
+    report = pull("hf:org/fox")
+    for reference in (report.pinned, report.pinned.partition("@")[0]):
+        assert show_model(reference).model.entry.name == report.name
+    with pytest.raises(SdkitError, match="no model is called 'hf:org/hare'"):
+        show_model("hf:org/hare")
+
+
+@pytest.mark.parametrize("reference", ["hf:org/fox@{}", "https://huggingface.co/org/fox/tree/{}"])
+def test_a_commit_that_is_here_is_not_asked_for_again(fox: bytes, hub: Hub, reference: str) -> None:
+    """Also where the reference names no file; it is the same one then."""
+    first = pull("hf:org/fox")
+    pinned = reference.format(first.pinned.rpartition("@")[2])
+    hub.web.requests.clear()
+    again = pull(pinned)
+    assert (again.state, again.pinned, again.output) == ("here", first.pinned, first.output)
+    assert not hub.web.requests
+
+
+def test_what_the_card_shows_comes_too(hub: Hub, tmp_path: Path) -> None:
+    shown = card(
+        widget=[{"text": "a", "output": {"url": "../x.png"}}, {"text": "b", "output": {"url": "images/b.png"}}]
+    )
+    files = {"fox.safetensors": lora(tmp_path), "README.md": shown, "images/b.png": picture("PNG")}
+    hub.add("org/fox", files)
+    report = pull("hf:org/fox")
+    assert Path(report.preview).read_bytes() == picture("PNG")
+    files["README.md"] = card(widget=[{"output": {"url": "images/b.png"}}], tags=["not-for-all-audiences"])
+    hub.add("org/hare", {**files, "fox.safetensors": lora(tmp_path, seed=1)})
+    assert pull("hf:org/hare").preview == ""
 
 
 def test_what_is_here_is_not_downloaded_again(fox: bytes, hub: Hub, tmp_path: Path) -> None:

@@ -130,7 +130,8 @@ def test_a_picture_that_cannot_be_inverted_is_said_with_its_figures(tmp_path: Pa
     report = invert("tiny", owl, tmp_path / "owl", steps=3, tries=0)
     null, plain, _ = _figures(report)
     assert null == pytest.approx(plain, abs=0.11)  # without a search it is the plain inversion
-    assert any("cannot be inverted well" in note and "dB are missing" in note for note in report.notes)
+    (said,) = (note for note in report.notes if "cannot be inverted well" in note)
+    assert "dB are missing; lr=0.25, more tries=, less guidance=" in said  # what is worth a try, with the rate
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import signal
 import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from sdkit.core.errors import SdkitError
-from sdkit.registry import open_registry
-from sdkit.registry.database import BACKUP, NAME, Database, RepairedError, is_sound
+from sdkit.jobs.models.files import scan_models
+from sdkit.registry import open_registry, scan
+from sdkit.registry.database import BACKUP, NAME, Database, RepairedError, explained, is_sound
 from sdkit.registry.drives import _is_local_mount, is_local
 from sdkit.registry.migrations import MIGRATIONS
+from sdkit.registry.names import known_names
+from sdkit.registry.registry import registry_exists
 
 MOUNTS = """\
 22 1 254:0 / / rw,relatime - ext4 /dev/vda rw
@@ -125,6 +132,83 @@ def test_a_damaged_database_never_replaces_its_backup(tmp_path: Path) -> None:
     database.close()
     assert (tmp_path / BACKUP).read_bytes() == before
     assert is_sound(tmp_path / BACKUP)
+
+
+def _refusal(database: str, *statements: str) -> sqlite3.Error:
+    """What SQLite itself says to these."""
+    with pytest.raises(sqlite3.Error) as caught, closing(sqlite3.connect(database, uri=True)) as connection:
+        for statement in statements:
+            connection.execute(statement)
+    return caught.value
+
+
+FULL = ("PRAGMA max_page_count = 2", "CREATE TABLE a (b)", "INSERT INTO a VALUES (zeroblob(99999))")
+
+
+@pytest.mark.parametrize(
+    ("database", "statements", "message", "hint"),
+    [
+        ("file:{}/a.db?mode=ro", ["CREATE TABLE b (c)"], "cannot be written", "ls -la"),
+        ("file:{}/no/such.db?mode=ro", ["CREATE TABLE b (c)"], "cannot be opened", "ls -la"),
+        ("file:{}/a.db", FULL, "the disk is full", "free some space"),
+    ],
+)
+def test_each_refusal_is_named_with_what_to_do(
+    tmp_path: Path, database: str, statements: Sequence[str], message: str, hint: str
+) -> None:
+    sqlite3.connect(tmp_path / "a.db").close()
+    told = explained(tmp_path / NAME, _refusal(database.format(tmp_path), *statements))
+    assert told.message.startswith(f"{tmp_path / NAME}: {message}") and hint in told.hint
+
+
+def test_a_home_that_is_a_file_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "home").write_text("")
+    with pytest.raises(SdkitError, match="is a file"):
+        Database(tmp_path / "home")
+    monkeypatch.setenv("SDKIT_HOME", str(tmp_path / "home"))
+    assert not registry_exists() and known_names("f") == []
+
+
+def test_a_backup_that_cannot_be_written_loses_nothing(tmp_path: Path) -> None:
+    filled(tmp_path)
+    (tmp_path / BACKUP).unlink()
+    (tmp_path / BACKUP).mkdir()
+    with closing(Database(tmp_path)) as database:
+        with pytest.raises(SdkitError, match="cannot be renewed") as caught:
+            database.back_up(older_than=-1)
+        assert "what was to be written down is" in caught.value.hint
+        assert len(database.rows("SELECT * FROM roots")) == 501
+    assert not list(tmp_path.glob(".*partial*"))
+
+
+@pytest.mark.parametrize("after", [1, 3])
+def test_a_scan_that_is_killed_keeps_what_it_wrote(
+    sparse: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    """Killed while a batch is being written: the batches before it are there, and the next scan finds the rest."""
+    monkeypatch.setattr(scan, "_BATCH", 4)
+    for number in range(20):
+        sparse({f"x{number}.lora_up.weight": ("F16", [4, number + 1])}, name=f"{number:02}.safetensors")
+    program = f"""
+import os, signal
+from sdkit.jobs.models.files import scan_models
+from sdkit.registry import scan
+from sdkit.registry.registry import Registry
+scan._BATCH, seen, observe = 4, [], Registry.observe
+def observed(self, facts, **more):
+    seen.append(facts)
+    if len(seen) == {4 * after + 2}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return observe(self, facts, **more)
+Registry.observe = observed
+scan_models([{str(tmp_path)!r}])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL
+    with open_registry() as registry:
+        assert len(registry.entries()) == 4 * after
+    (found,) = scan_models([tmp_path]).scans
+    assert found.models == 20 and len(found.new) == 20 - 4 * after
 
 
 def test_a_newer_database_is_left_alone(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import json
 import shutil
@@ -18,6 +19,7 @@ import sdkit
 from sdkit.cli.main import main
 from sdkit.core.paths import data_folder
 from sdkit.jobs.models.files import add_models, scan_models
+from sdkit.jobs.models.place import place_model
 from sdkit.jobs.models.show import model_lineage
 from sdkit.jobs.train_request import read_request
 from sdkit.registry import open_registry
@@ -181,9 +183,50 @@ def test_a_name_stands_for_a_path_in_every_function(folder: Path, call: Callable
     assert contents(call("base", "fox", folder / "named").output) == contents(call(base, fox, folder / "path").output)
 
 
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda base, fox: sdkit.inspect(fox),
+        lambda base, fox: sdkit.hash(fox),
+        lambda base, fox: sdkit.verify([fox]).files,
+        lambda base, fox: sdkit.diff([base, base]).models,
+        lambda base, fox: sdkit.push(fox, "file:///tmp/published", dry_run=True).model,
+        lambda base, fox: sdkit.open(fox).adapters,
+        lambda base, fox: contents(sdkit.unmerge(tuned(base, fox), [fox], "back.safetensors", force=True).output),
+        lambda base, fox: sdkit.reproduce(tuned(base, fox)).model.endswith("tuned.safetensors"),
+        lambda base, fox: add_models([fox]).models,
+        lambda base, fox: place_model(fox, "forge", "forge", force=True).output,
+    ],
+    ids=["inspect", "hash", "verify", "diff", "push", "open", "unmerge", "reproduce", "add", "place"],
+)
+def test_a_name_stands_for_a_path_in_every_question(folder: Path, ask: Callable[..., Any]) -> None:
+    base, fox = moved_away(folder)
+    (folder / "forge" / "models" / "Lora").mkdir(parents=True)
+    assert ask("base", "fox") == ask(base, fox)
+
+
+MODELS = {"models", "base", "vae", "adapters", "source", "bake_vae", "parts", "tuned", "inversion", "path", "paths"}
+MODELS |= {"model", "adapter", "first", "second", "merged", "undo", "configs", "tokenizer"}
+OTHERS = {"output", "data", "image", "like", "folder", "samples", "folders", "recipe"}
+
+
+def test_every_path_of_every_function_is_known_to_be_a_model_or_none() -> None:
+    """Where this fails, a function has a new path: is it a model, then `local_path` finds it, and a test above asks."""
+    for name in sdkit.__all__:
+        function = getattr(sdkit, name)
+        for one in inspect.signature(function).parameters.values() if inspect.isfunction(function) else ():
+            if any(kind in str(one.annotation) for kind in ("Path", "Input", "Adapters")):
+                assert one.name in MODELS | OTHERS, (name, one.name)
+
+
 def test_training_and_drawing_take_names(folder: Path) -> None:
-    base, _ = moved_away(folder)
+    base, fox = moved_away(folder)
     assert read_request("lora", "base", folder, None, {}, resume=False).base == base
+    assert read_request("lora", "base", folder, None, {"init": "fox"}, resume=False).options.init == str(fox)
+    word = read_request("textual-inversion", "base", folder, None, {"init": "fox"}, resume=False)
+    assert word.options.init == "fox"  # what the embedding begins as
+    towers = read_request("aesthetic-gradient", "base", folder, None, {"image_encoder": "tiny, fox"}, resume=False)
+    assert towers.options.image_encoder == f"tiny,{fox}"
     assert sdkit.generate("base", "a fox", folder / "a.png", dry_run=True, adapters=["fox"]).base == base.name
 
 

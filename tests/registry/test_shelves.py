@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from drawn import picture
 
 from sdkit.cli.main import main
 from sdkit.core.errors import SdkitError
@@ -159,7 +160,7 @@ def test_sidecars_are_written_and_kept(tmp_path: Path, sparse: Callable[..., Pat
     add_models([path], hash=True)
     (tmp_path / "fox.json").write_text('{"notes": "mine"}')
     (tmp_path / "samples").mkdir()
-    (tmp_path / "samples" / "00000010.png").write_bytes(b"picture")
+    (tmp_path / "samples" / "00000010.png").write_bytes(picture("PNG"))
     report = export_models(["fox"], sidecars=True)
     assert not isinstance(report, dict)
     assert [Path(one).name for one in report.kept] == ["fox.json"]
@@ -167,7 +168,7 @@ def test_sidecars_are_written_and_kept(tmp_path: Path, sparse: Callable[..., Pat
     info = json.loads((tmp_path / "fox.civitai.info").read_text())
     assert info["trainedWords"] == ["ohwx"] and info["model"]["type"] == "LORA"
     assert len(info["files"][0]["hashes"]["SHA256"]) == 64
-    assert (tmp_path / "fox.preview.png").read_bytes() == b"picture"
+    assert (tmp_path / "fox.preview.png").read_bytes() == picture("PNG")
 
 
 def test_json_goes_out_and_in(tmp_path: Path, sparse: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from sdkit.adapters.deltas.lightweight import Basis, Lightweight, bases_digest
 from sdkit.core.errors import SdkitError, UsageError
 from sdkit.families import reference
 from sdkit.formats import read_adapter
+from sdkit.jobs.quickstart import PICTURES
 from sdkit.runtime.backbone import Backbone
 from sdkit.runtime.install import install
 from sdkit.runtime.load import load_backbone
@@ -96,6 +97,38 @@ def test_sd15_takes_thirty_thousand_numbers() -> None:
     name, method = load_method("lora")
     size = method.size(reference("sd1"), parse_options(method.options, {"algo": "lidb", "text_encoder": True}, name))
     assert size.modules == 128 + 72 and size.parameters == 200 * (100 + 50) == 30_000
+
+
+def test_it_learns_what_was_not_shown(tmp_path: Path) -> None:
+    """A rocket on two colours, which the embedded base has never seen, lowers its loss on a third."""
+    import PIL.Image
+
+    drawing = PIL.Image.open(PICTURES / "rocket--noto.png").convert("RGBA")
+    for folder, grounds in {"shown": ("white", "blue"), "held-out": ("pink",)}.items():
+        (tmp_path / folder).mkdir()
+        for ground in grounds:
+            picture = PIL.Image.new("RGBA", drawing.size, ground)
+            picture.alpha_composite(drawing)
+            picture.convert("RGB").save(tmp_path / folder / f"{ground}.png")
+            caption = f"sks airplane, noto style, on a {ground} background"
+            (tmp_path / folder / f"{ground}.txt").write_text(caption)
+    report = sdkit.train(
+        "lora",
+        "tiny",
+        tmp_path / "shown",
+        tmp_path / "x",
+        algo="lidb",
+        text_encoder=True,
+        validation=str(tmp_path / "held-out"),
+        steps=8,
+        batch=2,
+        lr=3e-2,
+        seed=1,
+        save_every=0,
+    )
+    assert report.parameters <= 30_000
+    assert report.validation_fall is not None and report.validation_before is not None
+    assert report.validation_fall[0] > 0 and report.validation < 0.8 * report.validation_before
 
 
 def test_the_change_is_the_formula(tiny_base: Path, trained: Path) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
-from sdkit.cli.names import MODEL, model_path
+from sdkit.cli.names import MODEL, Weighted
 from sdkit.cli.output import Output, columns, written_line
 from sdkit.core.errors import UsageError
 
@@ -90,15 +90,9 @@ def _error(error: float) -> str:
     return f"relative error {error:.3%}" if error else "exact"
 
 
-def is_adapter(text: str) -> bool:
-    """Whether an argument like ``lora.safetensors=0.8`` names an adapter and not a checkpoint."""
-    from sdkit.jobs import inputs
-
-    path, _ = split_strength(text, None)
-    return path.exists() and inputs.is_adapter(path)
-
-
-def combine_adapters(output: Output, adapters: list[str], target: Path | None, options: dict[str, Any]) -> None:
+def combine_adapters(
+    output: Output, adapters: Iterable[Weighted], target: Path | None, options: dict[str, Any]
+) -> None:
     """What `sdkit merge` does when all its inputs are adapters."""
     plain = {"unet_alpha": 1.0, "te_alpha": 1.0, "blocks": None, "stochastic": None, "undo": None}
     for name, value in plain.items():
@@ -107,25 +101,7 @@ def combine_adapters(output: Output, adapters: list[str], target: Path | None, o
     from sdkit.jobs.combine import combine
 
     alpha, rank = options.pop("alpha"), options.pop("rank")
-    pairs = [split_strength(text, alpha) for text in adapters]
+    pairs = [adapter.pair(alpha) for adapter in adapters]
     with output.progress() as progress:
         report = combine(pairs, target, rank=rank, progress=progress, **options)
     output.result(report.as_dict(), describe(report), [report.output])
-
-
-Strength = TypeVar("Strength", float, None)
-
-
-def split_strength(text: str, alpha: Strength) -> tuple[Path, float | Strength]:
-    """``lora.safetensors=0.8`` → path and strength; a file that has ``=`` in its name wins; names of models will do.
-
-    Raises:
-        UsageError: what stands behind ``=`` is no number.
-    """
-    path, sign, strength = text.rpartition("=")
-    if not sign or path.endswith("#sha256") or Path(text).exists():
-        return model_path(text), alpha
-    try:
-        return model_path(path), float(strength)
-    except ValueError:
-        raise UsageError(f"{text}: {strength!r} is no strength", "write ADAPTER=0.8") from None

@@ -11,14 +11,13 @@ from typing import Any
 
 import click
 
-from sdkit.cli.commands._algebra import split_strength
-from sdkit.cli.names import MODEL, complete_models
+from sdkit.cli.names import MODEL, WEIGHTED, Weighted
 from sdkit.cli.output import Output, columns, output_options, written_line
 from sdkit.core.errors import UsageError
 
 
 @click.command("blend", no_args_is_help=True)
-@click.argument("models", nargs=-1, metavar="A[=WEIGHT] B[=WEIGHT] ...", shell_complete=complete_models)
+@click.argument("models", nargs=-1, type=WEIGHTED, metavar="A[=WEIGHT] B[=WEIGHT] ...")
 @click.option("-m", "--method", default="weighted-sum", show_default=True, help="The merge method; see --list.")
 @click.option("-o", "--output", "target", type=click.Path(path_type=Path), help="File to write.")
 @click.option("--base", type=MODEL, help="What differences are taken from (TIES, DARE, …).")
@@ -60,7 +59,7 @@ from sdkit.core.errors import UsageError
 @output_options
 def command(
     output: Output,
-    models: tuple[str, ...],
+    models: tuple[Weighted, ...],
     target: Path | None,
     method: str,
     alpha: str | None,
@@ -84,7 +83,7 @@ def command(
         **named_values(parameters),
         **{name: text for name, text in (("alpha", alpha), ("beta", beta)) if text is not None},
     }
-    pairs = [split_strength(text, None) for text in models]
+    pairs = [model.pair(None) for model in models]
     with output.progress() as progress:
         report = blend(
             [path if weight is None else (path, weight) for path, weight in pairs],

@@ -10,8 +10,7 @@ from typing import Any
 
 import click
 
-from sdkit.cli.commands._algebra import split_strength
-from sdkit.cli.names import BASE, complete_models
+from sdkit.cli.names import BASE, MODEL, WEIGHTED, Weighted
 from sdkit.cli.output import Output, output_options
 from sdkit.core.errors import UsageError
 from sdkit.core.human import human_seconds
@@ -35,14 +34,12 @@ from sdkit.core.human import human_seconds
     "--lora",
     "--adapter",
     "adapters",
+    type=WEIGHTED,
     multiple=True,
     metavar="FILE[=STRENGTH]",
     help="Put an adapter live.",
-    shell_complete=complete_models,
 )
-@click.option(
-    "--inversion", type=click.Path(path_type=Path), help="Draw an inverted picture again, or edit it by --prompt."
-)
+@click.option("--inversion", type=MODEL, help="Draw an inverted picture again, or edit it by --prompt.")
 @click.option(
     "--cross-replace",
     type=click.FloatRange(0, 1),
@@ -73,7 +70,7 @@ def command(
     base: Path | str | None,
     prompts: tuple[str, ...],
     target: Path,
-    adapters: tuple[str, ...],
+    adapters: tuple[Weighted, ...],
     show_list: bool,
     **options: Any,
 ) -> None:
@@ -91,7 +88,7 @@ def command(
     from sdkit.cli.progress import show_drawing
     from sdkit.jobs.generate import generate
 
-    pairs = [split_strength(text, 1.0) for text in adapters]
+    pairs = [adapter.pair(1.0) for adapter in adapters]
     with show_drawing(output) as watch:
         report = generate(base, prompts, target, adapters=pairs, watch=watch, **options)
     output.result(report.as_dict(), describe(report), report.outputs)

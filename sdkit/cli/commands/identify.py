@@ -7,11 +7,12 @@ sdkit identify 00012.safetensors --dry-run
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from sdkit.cli.names import complete_models
+from sdkit.cli.names import MODEL
 from sdkit.cli.output import Output, columns, output_options
 
 if TYPE_CHECKING:
@@ -19,11 +20,11 @@ if TYPE_CHECKING:
 
 
 @click.command("identify", no_args_is_help=True)
-@click.argument("paths", nargs=-1, required=True, metavar="FILE|DIR|NAME...", shell_complete=complete_models)
+@click.argument("paths", nargs=-1, required=True, type=MODEL, metavar="FILE|DIR|NAME...")
 @click.option("--dry-run", is_flag=True, help="Ask, and write nothing down.")
 @click.option("--previews/--no-previews", default=True, help="Keep a picture of each, if anybody may see it.")
 @output_options
-def command(output: Output, paths: tuple[str, ...], dry_run: bool, previews: bool) -> None:
+def command(output: Output, paths: tuple[Path, ...], dry_run: bool, previews: bool) -> None:
     """Ask Civitai what files are, and put it into the registry.
 
     The files are read whole, and only their sha256 is sent. Names and words that you have given stay. With -q: the

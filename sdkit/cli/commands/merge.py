@@ -7,15 +7,15 @@ from typing import Any
 
 import click
 
-from sdkit.cli.commands._algebra import combine_adapters, is_adapter, split_strength
-from sdkit.cli.names import MODEL, complete_models
+from sdkit.cli.commands._algebra import combine_adapters
+from sdkit.cli.names import WEIGHTED, Weighted
 from sdkit.cli.output import Output, output_options, written_line
 from sdkit.core.errors import UsageError
 
 
 @click.command("merge", no_args_is_help=True)
-@click.argument("base", type=MODEL)
-@click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER[=STRENGTH]...", shell_complete=complete_models)
+@click.argument("base", type=WEIGHTED)
+@click.argument("adapters", nargs=-1, required=True, type=WEIGHTED, metavar="ADAPTER[=STRENGTH]...")
 @click.option("-o", "--output", "target", type=click.Path(path_type=Path), help="[default: BASE+ADAPTER.safetensors]")
 @click.option("--alpha", type=float, default=1.0, show_default=True, help="Strength of adapters given without one.")
 @click.option("--unet-alpha", type=float, default=1.0, show_default=True, help="Multiplies strengths in the UNet.")
@@ -30,23 +30,30 @@ from sdkit.core.errors import UsageError
 @click.option("--dry-run", is_flag=True, help="Check everything and say what would happen; write nothing.")
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 @output_options
-def command(output: Output, base: Path, adapters: tuple[str, ...], target: Path | None, **options: Any) -> None:
+def command(
+    output: Output, base: Weighted, adapters: tuple[Weighted, ...], target: Path | None, **options: Any
+) -> None:
     """Add ADAPTERs to the weights of BASE and write the result.
 
     BASE is a safetensors file, a .ckpt, or a diffusers folder. ADAPTER is a LoRA of any dialect. A STRENGTH behind `=`
     overrides --alpha; a negative one subtracts. Where BASE is an adapter too, the sum of all is written as one adapter.
     """
-    if is_adapter(str(base)):
-        combine_adapters(output, [str(base), *adapters], target, options)
+    from sdkit.jobs.inputs import is_adapter
+
+    path, strength = base.pair(None)
+    if path.exists() and is_adapter(path):
+        combine_adapters(output, [Weighted(path, strength), *adapters], target, options)
         return
+    if strength is not None:
+        raise UsageError(f"{path}={strength:g}: only adapters have a strength, and this is the base", "leave it out")
     if options.pop("rank") is not None:
         raise UsageError("--rank cuts the sum of adapters, and BASE is a checkpoint", "leave it out")
     from sdkit.jobs.merge import merge
 
     alpha = options.pop("alpha")
-    pairs = [split_strength(text, alpha) for text in adapters]
+    pairs = [adapter.pair(alpha) for adapter in adapters]
     with output.progress() as progress:
-        report = merge(base, pairs, target, progress=progress, **options)
+        report = merge(path, pairs, target, progress=progress, **options)
     output.result(report.as_dict(), [*_factors(options), *describe(report)], [report.output])
 
 

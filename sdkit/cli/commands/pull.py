@@ -50,6 +50,7 @@ def describe(report: PullReport) -> Iterator[str]:
         ("triggers", ", ".join(report.triggers)),
         ("sha256", report.sha256),
         ("page", report.page),
+        ("preview", report.preview),
         ("pinned", report.pinned),
         *(("note", note) for note in report.notes),
     ]

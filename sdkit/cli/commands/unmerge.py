@@ -6,24 +6,23 @@ from pathlib import Path
 
 import click
 
-from sdkit.cli.commands._algebra import split_strength
-from sdkit.cli.names import MODEL, complete_models
+from sdkit.cli.names import MODEL, WEIGHTED, Weighted
 from sdkit.cli.output import Output, memory_note, output_options
 from sdkit.core.human import human_bytes
 
 
 @click.command("unmerge", no_args_is_help=True)
 @click.argument("merged", type=MODEL)
-@click.argument("adapters", nargs=-1, metavar="[ADAPTER[=STRENGTH]]...", shell_complete=complete_models)
+@click.argument("adapters", nargs=-1, type=WEIGHTED, metavar="[ADAPTER[=STRENGTH]]...")
 @click.option("-o", "--output", "target", type=click.Path(path_type=Path), help="[default: MERGED-unmerged]")
-@click.option("--undo", type=click.Path(path_type=Path), help="What `sdkit merge --undo` wrote: restores every bit.")
+@click.option("--undo", type=MODEL, help="What `sdkit merge --undo` wrote: restores every bit.")
 @click.option("--threads", type=click.IntRange(1), help="Workers; never changes the result [default: one per core].")
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 @output_options
 def command(
     output: Output,
     merged: Path,
-    adapters: tuple[str, ...],
+    adapters: tuple[Weighted, ...],
     target: Path | None,
     undo: Path | None,
     threads: int | None,
@@ -36,7 +35,7 @@ def command(
     """
     from sdkit.jobs.unmerge import unmerge
 
-    pairs = [split_strength(text, None) for text in adapters]
+    pairs = [adapter.pair(None) for adapter in adapters]
     with output.progress() as progress:
         report = unmerge(merged, pairs, target, undo=undo, force=force, threads=threads, progress=progress)
     memory = memory_note(report)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import click
 
-from sdkit.cli.names import complete_names
+from sdkit.cli.names import NAME
 from sdkit.cli.output import Output, output_options
 from sdkit.core.errors import UsageError
 
 
 @click.command("rename", no_args_is_help=True)
-@click.argument("name", shell_complete=complete_names)
+@click.argument("name", type=NAME)
 @click.argument("new")
 @output_options
 def rename(output: Output, name: str, new: str) -> None:
@@ -22,7 +22,7 @@ def rename(output: Output, name: str, new: str) -> None:
 
 
 @click.command("tag", no_args_is_help=True)
-@click.argument("name", shell_complete=complete_names)
+@click.argument("name", type=NAME)
 @click.argument("tags", nargs=-1, required=True)
 @click.option("--trigger", "table", flag_value="triggers", help="They are trigger words.")
 @click.option("--licence", "table", flag_value="licences", help="They are its licence.")
@@ -40,7 +40,7 @@ def tag(output: Output, name: str, tags: tuple[str, ...], table: str | None, rem
 
 
 @click.command("note", no_args_is_help=True)
-@click.argument("name", shell_complete=complete_names)
+@click.argument("name", type=NAME)
 @click.argument("text", nargs=-1)
 @click.option("--remove", is_flag=True, help="Take this note away.")
 @output_options
@@ -55,7 +55,7 @@ def note(output: Output, name: str, text: tuple[str, ...], remove: bool) -> None
 
 
 @click.command("remove", no_args_is_help=True)
-@click.argument("names", nargs=-1, required=True, shell_complete=complete_names)
+@click.argument("names", nargs=-1, required=True, type=NAME)
 @click.option("--delete", is_flag=True, help="Delete their files as well.")
 @output_options
 def remove(output: Output, names: tuple[str, ...], delete: bool) -> None:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import click
 
-from sdkit.cli.names import complete_names
+from sdkit.cli.names import NAME
 from sdkit.cli.output import Output, output_options
 
 
 @click.command("export")
-@click.argument("names", nargs=-1, shell_complete=complete_names)
+@click.argument("names", nargs=-1, type=NAME)
 @click.option("-o", "--output", "target", type=click.Path(path_type=Path), help="JSON file [default: stdout].")
 @click.option("--sidecars", is_flag=True, help="Write .civitai.info, .json and a preview beside each file instead.")
 @click.option("--force", is_flag=True, help="Replace what is there.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sdkit.cli.names import complete_models, complete_names
+from sdkit.cli.names import MODEL, NAME
 from sdkit.cli.output import Output, columns, output_options
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ _LISTED = 10  # of each sort; --json has them all
 
 
 @click.command("add", no_args_is_help=True)
-@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
+@click.argument("paths", nargs=-1, required=True, type=MODEL)
 @click.option("--store", is_flag=True, help="Keep a copy in sdkit's own store, under its content's name.")
 @click.option("--hash", "hash_now", is_flag=True, help="Read the whole file now, not only when it is verified.")
 @output_options
@@ -76,7 +76,7 @@ def _some(title: str, lines: tuple[str, ...] | list[str]) -> Iterator[str]:
 
 
 @click.command("verify")
-@click.argument("names", nargs=-1, shell_complete=complete_names)
+@click.argument("names", nargs=-1, type=NAME)
 @click.option("--again", is_flag=True, help="Also files that were verified before and have not been written since.")
 @output_options
 def verify(output: Output, names: tuple[str, ...], again: bool) -> None:
@@ -97,7 +97,7 @@ def verify(output: Output, names: tuple[str, ...], again: bool) -> None:
 
 
 @click.command("place", no_args_is_help=True)
-@click.argument("name", shell_complete=complete_models)
+@click.argument("name", type=MODEL, metavar="NAME")
 @click.option("--for", "program", required=True, type=click.Choice(["a1111", "forge", "comfyui", "invokeai"]))
 @click.option("--root", required=True, type=click.Path(path_type=Path, file_okay=False), help="The program's folder.")
 @click.option("--subfolder", default="", help="Of the program's folder for such models.")
@@ -110,7 +110,7 @@ def verify(output: Output, names: tuple[str, ...], again: bool) -> None:
 )
 @click.option("--force", is_flag=True, help="Replace a file of that name.")
 @output_options
-def place(output: Output, name: str, program: str, root: Path, subfolder: str, link: str, force: bool) -> None:
+def place(output: Output, name: Path, program: str, root: Path, subfolder: str, link: str, force: bool) -> None:
     """Put the model NAME where a program looks for it, without a second copy where that is possible."""
     from sdkit.jobs.models.place import place_model
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sdkit.cli.names import complete_names
+from sdkit.cli.names import NAME
 from sdkit.cli.output import Output, columns, output_options
 from sdkit.core.human import human_bytes
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command("show", no_args_is_help=True)
-@click.argument("name", shell_complete=complete_names)
+@click.argument("name", type=NAME)
 @output_options
 def show(output: Output, name: str) -> None:
     """Say what is known of the model NAME: files, trigger words, lineage, what loads it. With -q: its path."""
@@ -40,7 +40,7 @@ def describe(shown: Shown) -> Iterator[str]:
         ("tags", ", ".join(entry.tags)),
         ("licence", "; ".join(model.licences)),
         *(("note", note) for note in model.notes),
-        *(("from", source.url or f"{source.hub}:{source.reference}") for source in model.sources),
+        *(("from", place) for place in model.origins),
         *(("published", one.url or one.reference) for one in model.published),
         *(("file", _file(file)) for file in model.files),
         *((scheme, value) for scheme, value in model.identities if scheme != "quick"),
@@ -66,7 +66,7 @@ def _file(file: File) -> str:
 
 
 @click.command("lineage", no_args_is_help=True)
-@click.argument("name", shell_complete=complete_names)
+@click.argument("name", type=NAME)
 @click.option("--dot", "as_dot", is_flag=True, help="Write the graph in Graphviz's language.")
 @click.option("--png", type=click.Path(path_type=Path, dir_okay=False), help="Draw it into this file.")
 @click.option("--force", is_flag=True, help="Replace the file of --png.")

@@ -26,6 +26,7 @@ class Row:
         drift: by how much the loss of what the base knew rose, as a share of what it was.
         drift_interval: 95 % of that.
         similarity: mean cosine between drawn pictures and those trained on; None without an image encoder.
+        base_similarity: the same of what the base draws, asked in words it knows.
         following: mean cosine between drawn pictures and their prompts; None without an image encoder.
         nearest: share of the drawn pictures that are nearest to one trained on; None with an image encoder.
         steps: of the training.
@@ -46,6 +47,7 @@ class Row:
     drift: float
     drift_interval: tuple[float, float]
     similarity: float | None
+    base_similarity: float | None
     following: float | None
     nearest: float | None
     steps: int
@@ -62,6 +64,14 @@ class Row:
         """Whether the loss fell beyond doubt."""
         return self.fall_interval[0] > 0
 
+    @property
+    def resembles(self) -> bool:
+        """Whether what it draws is more like the pictures trained on than what the base draws; True if nobody can tell.
+
+        A loss also falls when only the colours are learnt, or that the base's own idea of the subject is wrong.
+        """
+        return self.similarity is None or self.base_similarity is None or self.similarity > self.base_similarity
+
 
 def row(label: str, method: str, folder: str, base: Measured, found: Measured) -> Row:
     """The figures of one method beside the base's."""
@@ -76,6 +86,7 @@ def row(label: str, method: str, folder: str, base: Measured, found: Measured) -
         drift=-known_fall / known,
         drift_interval=(-known_interval[1] / known, -known_interval[0] / known),
         similarity=found.get("similarity"),
+        base_similarity=base.get("similarity"),
         following=found.get("following"),
         nearest=_share(found),
         output_bytes=found["bytes"],
@@ -97,10 +108,32 @@ def _change(base: Measured, found: Measured, part: str) -> tuple[float, float, f
 
 
 def advice(rows: Sequence[Row]) -> str:
-    """What the figures say to somebody who must choose; every word of it follows from the table."""
+    """What the figures say to somebody who must choose; every word of it follows from the table.
+
+    The loss alone praises nobody: where similarity is known, what is recommended also draws more like the pictures
+    trained on than the base does.
+    """
     learnt = sorted((entry for entry in rows if entry.learnt), key=lambda entry: -entry.fall)
     if not learnt:
         return "No method learnt anything that shows: give them more steps, or a larger learning rate."
+    drawing = [entry for entry in learnt if entry.resembles]
+    unlike = [entry.label for entry in learnt if not entry.resembles]
+    sentences = _praise(drawing)
+    if unlike:
+        sentences.append(
+            f"The loss fell with {_list(unlike)}, but what is drawn then resembles the pictures no more than what the "
+            "base draws."
+        )
+    failed = [entry.label for entry in rows if not entry.learnt]
+    if failed:
+        sentences.append(f"Nothing that shows was learnt by {_list(failed)} in this time.")
+    return " ".join(sentences)
+
+
+def _praise(learnt: Sequence[Row]) -> list[str]:
+    """What each is the best at, of those that can be recommended, the largest fall first."""
+    if not learnt:
+        return ["No method can be recommended: give them more steps, or a larger learning rate."]
     best = learnt[0]
     sentences = [f"{best.label} learnt most ({_cost(best)})."]
     near = [entry for entry in learnt if entry.fall >= NEAR * best.fall]
@@ -119,10 +152,7 @@ def advice(rows: Sequence[Row]) -> str:
     tiny = min(learnt, key=lambda entry: entry.output_bytes)
     if tiny.output_bytes < min(entry.output_bytes for entry in (best, smallest, gentle)) / 2:
         sentences.append(f"Where every byte counts: {tiny.label}, {_beside(tiny, best)}.")
-    failed = [entry.label for entry in rows if not entry.learnt]
-    if failed:
-        sentences.append(f"Nothing that shows was learnt by {_list(failed)} in this time.")
-    return " ".join(sentences)
+    return sentences
 
 
 def _cost(entry: Row) -> str:

@@ -12,13 +12,13 @@ from sdkit.adapters.builder import reads
 from sdkit.adapters.difference import Located
 from sdkit.adapters.ranks import RankRule
 from sdkit.adapters.recast import recast
-from sdkit.conversion.adapter import USUAL_RULE, Fitted, Fitting, kind_of
+from sdkit.conversion.adapter import USUAL_RULE, Fitted, Fitting, kinds_of
 from sdkit.conversion.rest import Dropped
 from sdkit.core.errors import SdkitError, UsageError
 from sdkit.core.progress import Progress
 from sdkit.families import identify
 from sdkit.families.family import Model
-from sdkit.formats import Dialect, Format, check_writable
+from sdkit.formats import Dialect, Format, check_writable, holding
 from sdkit.jobs.converting.adapter_source import check_names, choose_format, read_source
 from sdkit.jobs.converting.options import AdapterOptions
 from sdkit.jobs.inputs import parent_of, with_words_beside
@@ -75,7 +75,7 @@ class AdapterPlan:
     @property
     def programs(self) -> tuple[str, ...]:
         """The programs that apply all of what is written in this dialect, for models of this family."""
-        kinds = {kind_of(delta) for delta in self.fitted.artifact.deltas.values()}
+        kinds = kinds_of(self.fitted.artifact)
         told = replace(self.format, dialects=(self.dialect,)).readers(
             kinds, self.family, pickled=self.dialect.suffix == ".pt"
         )
@@ -147,9 +147,15 @@ def _fitted(
             f"{source.source.path}: {len(fitted.approximations)} of {len(source.deltas)} changes are of the kind "
             f"{kinds}, which {format.name} cannot hold; what can be written instead is up to {worst.error:.2%} off "
             f"({worst.name}, rank {worst.rank})",
-            "--allow-lossy writes that; --rank N chooses another rank; --to kohya holds every kind",
+            f"--allow-lossy writes that; --rank N chooses another rank; {_whole(source)}",
         )
     return fitted
+
+
+def _whole(source: Artifact) -> str:
+    """Where nothing would be lost, as a hint."""
+    able = holding(kinds_of(source))
+    return f"--to {' or '.join(able)} holds all of it" if able else "no format that is written holds all of it"
 
 
 def _located(base: Weights | None) -> Callable[[str], Located] | None:

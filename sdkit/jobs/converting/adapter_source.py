@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from sdkit.adapters.artifact import Artifact
+from sdkit.conversion.adapter import kinds_of
 from sdkit.core.errors import SdkitError, UsageError
 from sdkit.families import FAMILIES
 from sdkit.families.family import Model
@@ -69,7 +70,7 @@ def choose_format(to: str, source: Artifact) -> tuple[Artifact, Format, Dialect]
     """The format, and the adapter as one of the kind it holds: what Custom Diffusion changes may become a LoRA."""
     try:
         try:
-            return source, *format_for(to, source.kind)
+            return source, *format_for(to, source.kind, kinds_of(source))
         except SdkitError:
             if source.kind != "custom-diffusion":
                 raise
@@ -89,7 +90,7 @@ def check_names(source: Artifact, model: Model | None, family: str, format: Form
             "and does not read its models",
             f"it can be written as {source.format} again, which keeps its names",
         )
-    reason = f"it does not fit the published {family}" if family else "its header does not tell its family"
+    reason = f"it does not fit the published {family}" if family else adapter_family(source.source)[1]
     raise SdkitError(
         f"{source.source.path}: {format.name} needs names for its modules, and {reason}",
         "name the model it was made for with --base, or its --family",

@@ -11,6 +11,7 @@ from typing import Any
 
 from sdkit.core.report import Report
 from sdkit.registry.exchange import exported, import_json
+from sdkit.registry.previews import preview_png
 from sdkit.registry.registry import open_registry
 from sdkit.registry.rows import Model
 from sdkit.registry.sidecars import PREVIEW, beside, find_previews, sidecar_texts, take_sidecars
@@ -60,16 +61,17 @@ def export_models(
 def _write_sidecars(models: Sequence[Model], *, force: bool) -> ExportReport:
     written, kept = [], []
     for model in models:
-        for path in [Path(file.path) for file in model.files if not file.missing and not file.stored]:
+        for file in [file for file in model.files if not file.missing and not file.stored]:
+            path = Path(file.path)
             for target, text in sidecar_texts(model, path).items():
                 if target.exists() and not force:
                     kept.append(str(target))
                     continue
                 write_file(target, text.encode(), overwrite=force)
                 written.append(str(target))
-            pictures = find_previews(path)
+            pictures = find_previews(path, file.sha256)
             if pictures and pictures[0].parent != path.parent:
-                write_file(beside(path, PREVIEW), pictures[0].read_bytes(), overwrite=force)
+                write_file(beside(path, PREVIEW), preview_png(pictures[0]), overwrite=force)
                 written.append(str(beside(path, PREVIEW)))
     return ExportReport(tuple(written), tuple(kept))
 

@@ -12,6 +12,7 @@ from sdkit.core.progress import NoProgress, Progress
 from sdkit.core.report import Report
 from sdkit.jobs.models.listing import ModelList
 from sdkit.jobs.models.verify import hash_registered, verify
+from sdkit.jobs.pull import local_path
 from sdkit.registry.facts import look_at
 from sdkit.registry.registry import open_registry
 from sdkit.registry.scan import Scanned, Watch, scan
@@ -35,6 +36,7 @@ def add_models(
     """Register files and folders of weights.
 
     Args:
+        paths: of them; names and references will do.
         store: keep a copy of each in sdkit's own store, under its content's name.
         hash: read them whole at once, and not only when they are verified.
         progress: told about the bytes read.
@@ -43,11 +45,11 @@ def add_models(
         SdkitError: one of them is no weight file.
     """
     progress = progress or NoProgress()
+    named = [Path(os.path.abspath(local_path(path, progress))) for path in paths]
     found = []
     with open_registry() as registry:
-        for given in paths:
-            path = Path(os.path.abspath(given))
-            artifact = add_file(registry, path)
+        for given in named:
+            artifact, path = add_file(registry, given), given
             if store:
                 name = registry.model(artifact).entry.name
                 artifact = add_file(registry, kept := keep(path, progress), stored=True)

@@ -11,8 +11,8 @@ from typing import Literal
 
 from sdkit.core.errors import SdkitError, UsageError
 from sdkit.core.report import Report
+from sdkit.jobs.pull import local_path
 from sdkit.registry.facts import Facts, look_at
-from sdkit.registry.names import resolve
 from sdkit.registry.registry import open_registry
 from sdkit.registry.shelves import place_for, program_named
 from sdkit.weights.atomic import AtomicFile, check_space
@@ -38,12 +38,12 @@ class PlaceReport(Report):
 
 
 def place_model(
-    name: str, program: str, root: PathLike, *, link: Link = "auto", subfolder: str = "", force: bool = False
+    name: PathLike, program: str, root: PathLike, *, link: Link = "auto", subfolder: str = "", force: bool = False
 ) -> PlaceReport:
     """Put a model where a program looks for it, without a second copy where that is possible.
 
     Args:
-        name: of the model, or its path.
+        name: of the model, its path, or a reference.
         program: see `sdkit.registry.shelves.PROGRAMS`.
         root: the program's folder.
         link: ``hard`` (one disk), ``symbolic`` or ``copy``; ``auto`` takes the first that works.
@@ -56,10 +56,10 @@ def place_model(
     kind = program_named(program)
     if not Path(root).is_dir():
         raise SdkitError(f"{root}: no such folder", f"name {kind.title}'s folder with --root")
-    path = Path(os.path.abspath(resolve(name)))
+    path = Path(os.path.abspath(local_path(name)))
     facts = look_at(path)
     shelf = place_for(kind, Path(os.path.abspath(root)), facts.kind, facts.family, facts.format)
-    target = _within(shelf, subfolder) / _placed_name(path, facts, name)
+    target = _within(shelf, subfolder) / _placed_name(path, facts)
     note = "in InvokeAI, scan the folder in the model manager" if kind.name == "invokeai" else ""
     if target.exists() and os.path.samefile(target, path):
         return PlaceReport(str(target), "", note)
@@ -72,7 +72,7 @@ def place_model(
     return PlaceReport(str(target), used, note)
 
 
-def _placed_name(path: Path, facts: Facts, name: str) -> str:
+def _placed_name(path: Path, facts: Facts) -> str:
     """The file's own name; a stored one goes by its model's."""
     with open_registry() as registry:
         entry = registry.model(registry.observe(facts)).entry

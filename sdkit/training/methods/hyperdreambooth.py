@@ -87,7 +87,7 @@ class HypernetworkOptions(DenoisingOptions):
     width: int = option(256, "of the hypernetwork, a multiple of 32", minimum=32, maximum=4096)
     blocks: int = option(4, "of the hypernetwork", minimum=1, maximum=64)
     encoder: str = option("vae", "what looks at a picture: vae (the base's own) or clip")
-    clip: str = option("", _CLIP, names_file=always)
+    clip: str = option("", _CLIP, names_file=always, names_model=True)
     identities: bool = option(False, "write each identity's own LiDB too, to identities/ beside the result")
     caption_dropout: float = fixed(0.0)
     epochs: float | None = fixed(None)
@@ -108,13 +108,15 @@ class IdentityOptions(DenoisingOptions):
     """Of ``as=identity``."""
 
     as_: str = option("identity", _AS)
-    init: str = option("", "the hypernetwork's file: what it predicts is the beginning", names_file=always)
+    init: str = option(
+        "", "the hypernetwork's file: what it predicts is the beginning", names_file=always, names_model=True
+    )
     caption: str = option("", _CAPTION)
     steps: int = option(40, _STEPS, minimum=0, late=True)
     lr: float = 1e-4
     rank: int = option(4, _RANK, minimum=1)
     format: str = option("kohya", "file format of the result: kohya or peft (with steps=0 it is lidb)")
-    clip: str = option("", _CLIP, names_file=always)
+    clip: str = option("", _CLIP, names_file=always, names_model=True)
     epochs: float | None = fixed(None)
     reference: Sample | None = fixed(None)
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from sdkit.training.trainable import Trainable
 
 MODES = ("null-text", "npi")
+LARGER = 5  # times the learning rate that is worth a try where it does not get far: small texts need more
 FAR = 3.0  # decibels behind the autoencoder alone, from which on a picture counts as not inverted
 
 
@@ -51,7 +52,9 @@ class Options(TrainOptions):
     tries: int = option(10, "steps of Adam for each empty text, at most", minimum=0)
     lr: float = option(1e-2, "learning rate of the first step; the last has half of it", minimum=0.0)
     tolerance: float = option(1e-5, "loss of the first step that is good enough; the last may have 99 times", minimum=0)
-    init: str = option("", "begin with the empty texts of this file (tries=0 takes them)", names_file=always)
+    init: str = option(
+        "", "begin with the empty texts of this file (tries=0 takes them)", names_file=always, names_model=True
+    )
     precision: str = option("fp32", "fp32, bf16 or fp16; guidance multiplies what rounding leaves")
     save_every: int = option(
         1, "steps between saved states; 0 saves only the last", minimum=0, late=True, without_effect=True
@@ -243,9 +246,10 @@ def _verdict(result: Result[Options]) -> Verdict:
     w = result.options.guidance
     notes = [f"drawn again with guidance {w:g}: {labels[2]}; plain {labels[1]}; {labels[0]}, which is the limit"]
     if figures[0] - figures[2] > FAR:
+        search = f"lr={LARGER * result.options.lr:g}, more tries=, " if result.options.mode == "null-text" else ""
         notes.append(
             f"this picture cannot be inverted well: {figures[0] - figures[2]:.1f} dB are missing; "
-            "more tries=, a larger lr=, less guidance= or a prompt that says better what it shows may help"
+            f"{search}less guidance= or a prompt that says better what it shows may help"
         )
     shown = zip(("the picture", *labels), (next(result.feed.all_pixels()), limit, plain, reached), strict=True)
     return Verdict(tuple(notes), {label: pixels[0].cpu() for label, pixels in shown})

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import torch
 
 RATE_FALLS_BY = 0.5  # of the learning rate, over all steps
-MORE_AT_THE_END = 98.0  # how many times the first step's tolerance the last one's has on top
+TOLERANCE_GROWS_BY = 100.0  # times that of the first step, over all steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class Search:
 
     def enough(self, share: float) -> float:
         """The loss that is good enough when a `share` of the steps is done."""
-        return self.tolerance * (1 + MORE_AT_THE_END * share)
+        return self.tolerance * (1 + TOLERANCE_GROWS_BY * share)
 
 
 class NullTextSolver:

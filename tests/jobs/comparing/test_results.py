@@ -24,8 +24,18 @@ FOUND = {
 }
 
 
-def some(label: str, fall: float, size: int, *, drift: float = 0.0, low: float | None = None) -> Row:
-    found = row(label, label, label, BASE, FOUND)
+def some(
+    label: str,
+    fall: float,
+    size: int,
+    *,
+    drift: float = 0.0,
+    low: float | None = None,
+    similarity: float | None = None,
+) -> Row:
+    """A method's figures; the base draws what has a similarity of 0.2, if that is known."""
+    known = None if similarity is None else 0.2
+    found = row(label, label, label, {**BASE, "similarity": known}, {**FOUND, "similarity": similarity})
     interval = (fall / 2 if low is None else low, fall * 2)
     return replace(found, fall=fall, fall_interval=interval, output_bytes=size, drift=drift)
 
@@ -75,3 +85,33 @@ def test_advice_names_what_is_smaller_gentler_and_tiny() -> None:
 def test_advice_says_no_more_than_there_is() -> None:
     assert advice([some("lora", 0.1, 1000)]) == "lora learnt most (1.0 kB, 61 s)."
     assert "No method learnt anything" in advice([some("lora", 0.1, 1000, low=-0.01)])
+
+
+def test_a_low_loss_is_not_praised_where_the_pictures_are_not_like_it() -> None:
+    said = advice(
+        [
+            some("colours", 0.30, 1_000, similarity=0.2),
+            some("worse", 0.25, 500, similarity=-0.1),
+            some("lora", 0.20, 20_000_000, drift=0.2, similarity=0.35),
+            some("small", 0.19, 4_000, drift=0.3, similarity=0.21),
+        ]
+    )
+    assert said == (
+        "lora learnt most (20.0 MB, 61 s). small comes near it, with 95% of its fall (4.0 kB, 61 s). "
+        "The loss fell with colours and worse, but what is drawn then resembles the pictures no more than what the "
+        "base draws."
+    )
+
+
+def test_nothing_is_praised_where_nothing_resembles() -> None:
+    assert advice([some("colours", 0.3, 1_000, similarity=0.1), some("still", 0.0, 1, low=-0.1)]) == (
+        "No method can be recommended: give them more steps, or a larger learning rate. The loss fell with "
+        "colours, but what is drawn then resembles the pictures no more than what the base draws. "
+        "Nothing that shows was learnt by still in this time."
+    )
+
+
+def test_similarity_is_taken_beside_the_bases_own() -> None:
+    found = row("lora", "lora", "lora", {**BASE, "similarity": 0.5}, {**FOUND, "similarity": 0.4})
+    assert (found.similarity, found.base_similarity, found.resembles) == (0.4, 0.5, False)
+    assert row("lora", "lora", "lora", BASE, FOUND).resembles  # no image encoder: the loss is all there is

@@ -138,15 +138,17 @@ def test_a_dora_is_worked_out_on_its_base(tmp_path: Path, base: Path) -> None:
     name = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_q"
     tensors = models.kohya_lora({name: models.sd1_modules()[name]})
     weight = load_file(base)[models.sd1_places()[name].key].double()
-    lengths = weight.norm(dim=1, keepdim=True) * 1.5
+    rows = weight.norm(dim=1, keepdim=True) * 1.5
+    usual = models.save({**tensors, f"{name}.dora_scale": rows.float()}, tmp_path / "usual.safetensors")
+    for to in ("peft", "diffusers"):
+        assert sdkit.convert(usual, to, tmp_path / f"{to}.safetensors", base=base).approximations == ()
+    lengths = weight.norm(dim=0, keepdim=True) * 1.5  # of the input features, which neither can hold
     source = models.save({**tensors, f"{name}.dora_scale": lengths.float()}, tmp_path / "dora.safetensors")
-    peft = sdkit.convert(source, "peft", tmp_path / "p", base=base)
-    assert peft.approximations == ()
     report = sdkit.convert(source, "diffusers", tmp_path / "d.safetensors", base=base, allow_lossy=True, rank=99)
     written = load_file(report.output)
     stem = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_q"
     moved = weight + models.delta(tensors, name)
-    wanted = moved * lengths / moved.norm(dim=1, keepdim=True) - weight
+    wanted = moved * lengths / moved.norm(dim=0, keepdim=True) - weight
     alpha = json.loads(metadata_of(report.output)["lora_adapter_metadata"])
     scale = alpha["unet.lora_alpha"] / alpha["unet.r"]
     change = written[f"{stem}.lora_B.weight"].double() @ written[f"{stem}.lora_A.weight"].double() * scale
@@ -156,10 +158,10 @@ def test_a_dora_is_worked_out_on_its_base(tmp_path: Path, base: Path) -> None:
 
 
 def DORA_OF_SD1(folder: Path) -> Path:
-    """A DoRA of one layer of the published SD1."""
+    """A DoRA of one layer of the published SD1, whose lengths are the input features'."""
     name = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
     tensors = models.kohya_lora({name: (320, 768)})
-    return models.save({**tensors, f"{name}.dora_scale": torch.ones(320, 1)}, folder / "dora-sd1.safetensors")
+    return models.save({**tensors, f"{name}.dora_scale": torch.ones(1, 768)}, folder / "dora-sd1.safetensors")
 
 
 def test_what_trained_it_stays_private(tmp_path: Path, base: Path) -> None:
