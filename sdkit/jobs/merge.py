@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdkit.adapters.artifact import Artifact, TokenRows
+from sdkit.adapters.deltas.dora import Drawn
+from sdkit.adapters.drawn import drawn_as
 from sdkit.core.errors import SdkitError, UsageError
 from sdkit.core.memory import peak_memory_mib
 from sdkit.core.progress import NoProgress, Progress
@@ -80,6 +82,7 @@ class _Request:
     dtype: DType | None
     rounding: Rounding
     undo: Path | None
+    dora: Drawn
     allow_unmatched: bool
     tokens: bool
     force: bool
@@ -97,6 +100,7 @@ def merge(
     dtype: str | None = None,
     stochastic: int | None = None,
     undo: PathLike | None = None,
+    dora: Drawn = "exact",
     allow_unmatched: bool = False,
     tokens: bool = True,
     force: bool = False,
@@ -124,6 +128,8 @@ def merge(
         stochastic: a seed; round changed values up or down at random in proportion to the distance, not to the
             nearest. Keeps changes that are too small for a coarse type alive on average.
         undo: also write this file, with which `unmerge` restores the base bit for bit.
+        dora: ``exact``: DoRAs as they were trained. ``comfyui`` (and Forge) and ``a1111`` divide the lengths of output
+            features by other norms; with their name the merged model is what they draw with the adapter.
         allow_unmatched: merge what matches although parts of an adapter have no place in the base.
         tokens: save the tokens that adapters bring along as files beside the output.
         force: replace existing outputs.
@@ -151,6 +157,7 @@ def merge(
         dtype=parse_dtype(dtype),
         rounding=Rounding(stochastic),
         undo=Path(undo) if undo is not None else None,
+        dora=dora,
         allow_unmatched=allow_unmatched,
         tokens=tokens,
         force=force,
@@ -174,7 +181,8 @@ class _Merge:
         self._inputs = input_files([self._base, *(weights for weights, _ in adapters)])
         self._check_targets()
         self._stack = stack
-        self._doses = [Dose(self._open(weights), strength) for weights, strength in adapters]
+        artifacts = drawn_as([self._open(weights) for weights, _ in adapters], request.dora)
+        self._doses = [Dose(artifact, strength) for artifact, (_, strength) in zip(artifacts, adapters, strict=True)]
         self._warned = [doubt for dose in self._doses for doubt in doubts(dose.artifact, self._base, self._model)]
 
     def run(self, *, dry_run: bool) -> MergeReport:
@@ -333,9 +341,11 @@ class _Merge:
             "blocks": {k: v for k, v in block_strengths(request.blocks, self._model).items() if v != 1.0},
             "dtype": request.dtype.name if request.dtype else None,
             "stochastic": request.rounding.seed,
+            "dora": request.dora,
             "allow_unmatched": request.allow_unmatched,
         }
-        plain: dict[str, object] = {"unet_alpha": 1.0, "te_alpha": 1.0, "blocks": {}, "allow_unmatched": False}
+        plain: dict[str, object] = {"unet_alpha": 1.0, "te_alpha": 1.0, "blocks": {}, "dora": "exact"}
+        plain["allow_unmatched"] = False
         chosen = {name: value for name, value in options.items() if value is not None and value != plain.get(name)}
         return {"verb": "merge", "parents": list(parents), **chosen}
 

@@ -11,7 +11,7 @@ No base needs it to draw, so checkpoints come without it. It is found in one of 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,12 +99,8 @@ class ImageTower:
 
     def image_features(self, pixels: torch.Tensor) -> torch.Tensor:
         """The vectors before they are brought to length one, [n, d]; gradients flow."""
-        import torch
-
-        device = self.projection.device
-        mean, std = (torch.tensor(numbers, device=device)[:, None, None] for numbers in (MEAN, STD))
-        seen = (fitted(pixels.to(device, torch.float32), self.side) + 1) / 2
-        features: torch.Tensor = self.vision(pixel_values=(seen - mean) / std).image_embeds
+        seen = as_clip_sees(pixels.to(self.projection.device), self.side)
+        features: torch.Tensor = self.vision(pixel_values=seen).image_embeds
         return features
 
     def read(self, prompts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -150,6 +146,14 @@ def pooled(hidden: torch.Tensor, ids: torch.Tensor, end: int) -> torch.Tensor:
     return hidden[torch.arange(len(hidden), device=hidden.device), places]
 
 
+def as_clip_sees(pixels: torch.Tensor, side: int) -> torch.Tensor:
+    """Pictures [n, 3, h, w] in −1 … 1 as CLIP's image side takes them: a square in the colours it was trained on."""
+    import torch
+
+    mean, std = (torch.tensor(numbers, device=pixels.device)[:, None, None] for numbers in (MEAN, STD))
+    return ((fitted(pixels.float(), side) + 1) / 2 - mean) / std
+
+
 def fitted(pixels: torch.Tensor, side: int) -> torch.Tensor:
     """Pictures [n, 3, h, w] as CLIP is shown them: the shorter side scaled to `side`, and the middle square cut out."""
     from torch.nn import functional as F
@@ -185,6 +189,25 @@ def load_tower(source: Path | str, base: Path | str | None = None) -> ImageTower
             raise SdkitError(f"{path}: is half of a tower; the other is the text encoder of its base", "name the base")
         return _trained_beside(path, resolve_base(base))
     return _clip_model(path)
+
+
+def load_image_side(folder: Path, config: Mapping[str, Any]) -> nn.Module:
+    """A CLIP's image encoder alone, without the projection to the common space, frozen and in float32.
+
+    Args:
+        folder: of a ``CLIPModel``, a ``CLIPVisionModel`` or an image encoder.
+        config: of its image side.
+
+    Raises:
+        SdkitError: the folder's weights are not that.
+    """
+    module: Any = build_component("image_encoder", config)
+    with open_weights(folder) as weights:
+        # A CLIPVisionModel that transformers 5 saves has nothing in front of its names.
+        front = "vision_model." if any(name.startswith("vision_model.") for name in weights.tensors) else ""
+        _fill(module.vision_model, weights, lambda key: f"{front}{key}")
+    side: nn.Module = module.vision_model.requires_grad_(False).eval()
+    return side
 
 
 def new_tower(backbone: Backbone, config: Mapping[str, Any], seed: int) -> ImageTower:
@@ -414,9 +437,15 @@ def _tower(
 def _filled(name: str, config: Mapping[str, Any], weights: Weights) -> Any:
     """A module of a configuration with the weights of a file, whose names are those transformers publishes."""
     module: Any = build_component(name, config)
+    _fill(module, weights, lambda key: hub_name(name, key))
+    return module
+
+
+def _fill(module: Any, weights: Weights, named: Callable[[str], str]) -> None:
+    """Give an empty module the weights of a file; `named` says how a parameter is called there."""
     state = {}
     for key, parameter in module.named_parameters():
-        tensor = _load(weights, hub_name(name, key))
+        tensor = _load(weights, named(key))
         if tensor.shape != parameter.shape:
             raise SdkitError(
                 f"{weights.path}: {key} has the shape {list(tensor.shape)}, its configuration asks for "
@@ -425,7 +454,6 @@ def _filled(name: str, config: Mapping[str, Any], weights: Weights) -> Any:
         state[key] = tensor
     module.load_state_dict(state, strict=False, assign=True)
     fill_buffers(module)
-    return module
 
 
 def _load(weights: Weights, name: str) -> torch.Tensor:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdkit.core.errors import SdkitError, UsageError
+from sdkit.families.bases import resolve_base
 from sdkit.weights.folder import read_json
 
 if TYPE_CHECKING:
@@ -15,9 +16,6 @@ if TYPE_CHECKING:
 
 ENCODERS = ("vae", "clip")
 GRID = 8  # patches of latents along a side
-# What CLIP's pictures were normalised with (github.com/openai/CLIP).
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def latent_patches(latents: torch.Tensor) -> torch.Tensor:
@@ -35,22 +33,29 @@ def latent_tokens(channels: int, side: int) -> tuple[int, int]:
     return GRID * GRID, channels * max(1, round(side / GRID)) ** 2
 
 
-def clip_config(folder: str) -> Mapping[str, Any]:
+def clip_folder(clip: str) -> Path:
+    """Where the image tower lies that ``clip=`` names: a folder, or that of a base with one of its own."""
+    named = resolve_base(clip)
+    own = named / "image_encoder"
+    return own if own.is_dir() else named
+
+
+def clip_config(clip: str) -> Mapping[str, Any]:
     """The vision part of a CLIP's configuration.
 
     Raises:
         SdkitError: no CLIP with an image tower lies there.
     """
-    path = Path(folder) / "config.json"
-    if not folder or not path.is_file():
+    path = clip_folder(clip) / "config.json"
+    if not clip or not path.is_file():
         raise UsageError(
-            f"clip={folder}: no folder with a CLIP" if folder else "encoder=clip needs clip=, a folder with a CLIP",
+            f"clip={clip}: no folder with a CLIP" if clip else "encoder=clip needs clip=, a folder with a CLIP",
             "a download of openai/clip-vit-large-patch14, for example; or leave encoder= out",
         )
     fields = read_json(path)
     vision = fields.get("vision_config", fields)
     if not all(isinstance(vision.get(key), int) for key in ("image_size", "patch_size", "hidden_size")):
-        raise SdkitError(f"{folder}: its config.json describes no image tower", "name a CLIPModel or CLIPVisionModel")
+        raise SdkitError(f"{clip}: its config.json describes no image tower", "name a CLIPModel or CLIPVisionModel")
     return dict(vision)
 
 
@@ -63,17 +68,16 @@ class ClipFeatures:
     """The image tower of a CLIP, frozen.
 
     Args:
-        folder: as transformers saves it.
+        clip: see `clip_folder`; as transformers saves it.
     """
 
-    def __init__(self, folder: str) -> None:
-        from transformers import CLIPVisionModel
-
+    def __init__(self, clip: str) -> None:
+        from sdkit.runtime.image_tower import load_image_side
         from sdkit.runtime.tensors import tensor_bytes
 
-        self._side = int(clip_config(folder)["image_size"])
-        self._model: Any = CLIPVisionModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-        self._model.requires_grad_(False).eval()
+        config = clip_config(clip)
+        self._side = int(config["image_size"])
+        self._model: Any = load_image_side(clip_folder(clip), config)
         digest = hashlib.blake2b(digest_size=16)
         for name, parameter in self._model.named_parameters():
             digest.update(name.encode())
@@ -83,11 +87,10 @@ class ClipFeatures:
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
         """Tokens [n, tokens, width] of pictures [n, 3, h, w] in −1 … 1."""
         import torch
-        from torch.nn import functional as F
+
+        from sdkit.runtime.image_tower import as_clip_sees
 
         self._model.to(pixels.device)
-        scaled = F.interpolate(pixels, size=(self._side, self._side), mode="bicubic", antialias=True)
-        mean, std = (torch.tensor(numbers, device=pixels.device)[:, None, None] for numbers in (CLIP_MEAN, CLIP_STD))
         with torch.no_grad():
-            found: torch.Tensor = self._model(((scaled + 1) / 2 - mean) / std).last_hidden_state
+            found: torch.Tensor = self._model(as_clip_sees(pixels, self._side)).last_hidden_state
         return found.float()

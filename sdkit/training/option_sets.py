@@ -22,7 +22,8 @@ def _is_mask_folder(text: str, is_file: IsFile) -> bool:
     return text not in ("alpha", "files")
 
 
-def _is_one_file(text: str, is_file: IsFile) -> bool:
+def is_one_file(text: str, is_file: IsFile) -> bool:
+    """Whether an option that names an image encoder names a file or folder: not the embedded base, and not several."""
     return text != "tiny" and "," not in text
 
 
@@ -112,7 +113,7 @@ class ImageEncoderOptions:
     image_encoder: str = option(
         "",
         "CLIP of the base's text encoder: a folder or file, several with commas [default: the base's own]",
-        names_file=_is_one_file,
+        names_file=is_one_file,
         names_model=True,
     )
 

@@ -11,6 +11,9 @@ import torch
 from samples import Tensors
 
 from sdkit.adapters.artifact import Target
+from sdkit.adapters.deltas.dora import PreparedDora
+from sdkit.adapters.drawn import drawn_as
+from sdkit.core.errors import UsageError
 from sdkit.formats import read_adapter
 from sdkit.formats._programs import objection
 
@@ -62,3 +65,41 @@ def test_a_program_is_said_to_apply_what_its_rule_gives(program: str, kind: str)
     same = torch.allclose(RULES[program](LENGTHS[kind]), MEANT[kind])
     assert (objection(program, frozenset({kind}), "sd1", None) == "") == same
     assert same == (kind == "dora-in")
+
+
+@pytest.mark.parametrize("program", ["comfyui", "a1111"])
+def test_a_merge_can_follow_a_program(save, make_model, program) -> None:
+    artifact = read_adapter(save(tensors("dora")), make_model({"unet.conv_in": (2, 2)}))
+    (drawn,) = drawn_as([artifact], program)
+    prepared = drawn.deltas[Target("unet.conv_in")].prepare(1.0, torch.float64)
+    if prepared.looks_first:
+        for row in range(2):
+            prepared.look(WEIGHT[row : row + 1], row)
+    out = WEIGHT.clone()
+    for row in range(2):  # row by row, as large weights are merged
+        prepared.add_rows(out[row : row + 1], row)
+    assert torch.allclose(out, RULES[program](LENGTHS["dora"]), atol=1e-12)
+
+
+def test_a_convolution_is_normed_by_a1111_over_all_it_makes_of_an_input() -> None:
+    kernel = torch.arange(1.0, 9.0, dtype=torch.float64).reshape(2, 2, 1, 2)  # two inputs, each with two places
+    lengths = torch.tensor([3.0, 5.0], dtype=torch.float64)
+    prepared = PreparedDora(Nothing(), lengths, kernel=2, strength=1.0)
+    out = kernel.flatten(1).clone()
+    prepared.look(out, 0)
+    prepared.add_rows(out, 0)
+    norms = kernel.transpose(0, 1).flatten(1).norm(dim=1)  # of what comes from the first input, and from the second
+    assert torch.allclose(out.view(2, 2, 2), lengths[:, None, None] * kernel.squeeze(2) / norms[None, :, None])
+
+
+class Nothing:
+    """No change."""
+
+    def add_rows(self, out: torch.Tensor, start: int) -> None:
+        pass
+
+
+def test_a_program_that_changes_nothing_is_refused(save, make_model) -> None:
+    artifact = read_adapter(save(tensors("dora-in")), make_model({"unet.conv_in": (2, 2)}))
+    with pytest.raises(UsageError, match="no adapter holds a DoRA of output features"):
+        drawn_as([artifact], "comfyui")

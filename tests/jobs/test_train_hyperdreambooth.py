@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -18,13 +19,16 @@ import sdkit
 from sdkit.adapters.deltas.lightweight import Basis
 from sdkit.adapters.lightweight_vector import Layout
 from sdkit.core.errors import SdkitError, UsageError
+from sdkit.families.bases import resolve_base
 from sdkit.jobs.train import TrainReport
 from sdkit.runtime.install import install
 from sdkit.runtime.layers.predictor import Predictor, PredictorShape
 from sdkit.runtime.load import load_backbone
 from sdkit.runtime.rng import StepRNG
 from sdkit.training.identities import read_identities
+from sdkit.training.image_features import ClipFeatures, clip_config, clip_tokens
 from sdkit.training.method import load_method
+from sdkit.training.objectives.identities import distance
 from sdkit.training.state import load_newest
 from sdkit.training.trainables.population import Population, artifact_of, first_vector
 from sdkit.weights import open_weights
@@ -83,7 +87,7 @@ def test_every_sample_goes_through_its_own_change(tiny_base: Path) -> None:
     (population,) = method.trainables(backbone, options, StepRNG(0))
     assert isinstance(population, Population)
     torch.manual_seed(0)
-    theta = torch.nn.Parameter(population.start + 0.3 * torch.randn(3, population.layout.size))
+    theta = torch.nn.Parameter(population.common.detach() + 0.3 * torch.randn(3, population.layout.size))
     noised, times = torch.randn(3, 4, 8, 8), torch.tensor([100, 500, 900])
 
     def outputs(rows: slice) -> torch.Tensor:
@@ -155,6 +159,26 @@ def test_what_is_not_shown_does_not_learn(tiny_base: Path, people: Path, tmp_pat
         assert len(moved) == 1
 
 
+def test_what_all_have_in_common_learns_from_every_picture(tiny_base: Path, people: Path, tmp_path: Path) -> None:
+    """In each of the first steps, whoever is shown; the network then predicts how somebody differs from it."""
+    few = {**SMALL, "batch": 1, "identity_steps": 8, "steps": 9}
+    run = train(tiny_base, people, tmp_path / "x", **few, save_every=1, keep_states=20)
+    common = [
+        next(value for name, value in vectors(tmp_path / "x", number).items() if name.endswith("common"))
+        for number in range(10)
+    ]
+    moved = [not torch.equal(before, after) for before, after in itertools.pairwise(common)]
+    assert moved == [True] * 8 + [False]
+    assert torch.equal(load_file(run.output)["start"], common[-1])
+
+
+def test_the_distance_is_one_for_a_network_that_tells_nobody_apart() -> None:
+    own = torch.tensor([[3.0, 4.0], [0.0, 2.0]])
+    assert distance(torch.zeros(2, 2), own) == 1 and distance(own, own) == 0
+    predicted = torch.tensor([[0.0, 4.0], [0.0, 2.0]])
+    assert distance(predicted, own) == pytest.approx(9 / 25 / 2)
+
+
 def test_a_run_leaves_a_network_and_the_identities(tiny_base: Path, hyper: Path, tmp_path: Path) -> None:
     found = sdkit.inspect(hyper)
     assert found.kind == found.format == "hyperdreambooth"
@@ -162,10 +186,10 @@ def test_a_run_leaves_a_network_and_the_identities(tiny_base: Path, hyper: Path,
         sdkit.merge(tiny_base, hyper, tmp_path / "m")
     own = sorted((hyper.parent / "identities").iterdir())
     assert [path.stem for path in own] == [f"person-{number:03d}" for number in range(4)]
-    state = vectors(hyper.parent, -1)
+    state = {name.rpartition("/")[2]: value for name, value in vectors(hyper.parent, -1).items()}
     described = json.loads(open_weights(hyper).metadata["hyperdreambooth"])
     assert described["prompt"] == "a sks face" and described["side"] == 16
-    first = next(value for name, value in state.items() if "person-000" in name)
+    first = state["0.common"] + state["0.identity.person-000"]
     module, rows, columns, a, b = described["layers"][0]
     assert torch.equal(load_file(own[0])[f"{module}.lidb_up"].flatten(), first[:a])
     assert torch.equal(load_file(own[0])[f"{module}.lidb_down"].flatten(), first[a : a + b])
@@ -289,6 +313,21 @@ def test_a_clip_may_look_at_the_pictures(tiny_base: Path, people: Path, tmp_path
         train(tiny_base, photo, tmp_path / "z", **given, clip=str(tmp_path / "clip1"))
     with pytest.raises(SdkitError, match="needs clip="):
         train(tiny_base, photo, tmp_path / "z", **given)
+
+
+def test_a_base_may_lend_its_image_encoder() -> None:
+    """The tokens are those of transformers' own class, whatever type the file has, of colours as CLIP takes them."""
+    from transformers import CLIPVisionModelWithProjection
+
+    theirs = CLIPVisionModelWithProjection.from_pretrained(resolve_base("tiny") / "image_encoder").float().eval()
+    pixels = StepRNG(0).uniform((2, 3, 64, 64), "pictures") * 2 - 1
+    mean, std = torch.tensor([0.48145466, 0.4578275, 0.40821073]), torch.tensor([0.26862954, 0.26130258, 0.27577711])
+    seen = ((pixels.movedim(1, -1) + 1) / 2 - mean) / std
+    with torch.no_grad():
+        wanted = theirs(seen.movedim(-1, 1)).last_hidden_state
+    found = ClipFeatures("tiny")(pixels)
+    assert tuple(found.shape[1:]) == clip_tokens(clip_config("tiny"))
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("step", [3])

@@ -5,13 +5,17 @@
 ΔW is any other change at its full strength. The norm runs over each output feature (``m`` of shape [out, 1, …]; LyCORIS
 today, PEFT) or over each input feature (``m`` of shape [1, in, …]; LyCORIS before 3.0, OneTrainer). Rows can be normed
 where they stand; the norms of columns need a look at all rows first.
+
+Programs that draw pictures differ where ``m`` is [out, 1, …]: ComfyUI and Forge divide by the norms of the rows of W
+alone, A1111 by the norms of the input features of W + ΔW. A file that was judged by such pictures may be wanted as it
+looked there: see `Drawn`.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from sdkit.adapters.deltas.delta import Delta, PreparedDelta
 from sdkit.adapters.deltas.factors import check_float, factor_error, read_factor
@@ -21,6 +25,8 @@ from sdkit.streaming.expression import Read
 if TYPE_CHECKING:
     import torch
 
+# Whose arithmetic is followed: that of the paper, or that of a program (``comfyui`` is Forge's, too).
+Drawn = Literal["exact", "comfyui", "a1111"]
 TINY = 1e-30  # in place of the norm of a feature of zeros, which stays one
 
 
@@ -32,6 +38,7 @@ class Dora:
         change: ΔW.
         lengths: m, with as many elements as the weight has output or input features.
         by_input: whether the lengths belong to the input features.
+        drawn: what the lengths of output features are divided by.
 
     Raises:
         SdkitError: the lengths do not fit the weight, or are not floating-point.
@@ -42,6 +49,7 @@ class Dora:
     change: Delta
     lengths: Read
     by_input: bool
+    drawn: Drawn = "exact"
 
     def __post_init__(self) -> None:
         check_float(self.lengths)
@@ -79,15 +87,18 @@ class Dora:
             SdkitError: a factor holds NaN or infinity.
         """
         lengths = read_factor(self.lengths, dtype).flatten()
-        kernel = math.prod(self.shape[2:])
-        return PreparedDora(self.change.prepare(1.0, dtype), lengths, kernel if self.by_input else 0, strength)
+        kernel = math.prod(self.shape[2:]) if self.by_input or self.drawn == "a1111" else 0
+        of_base = self.drawn == "comfyui"
+        return PreparedDora(
+            self.change.prepare(1.0, dtype), lengths, kernel, strength, by_input=self.by_input, of_base=of_base
+        )
 
 
-def row_norms(moved: torch.Tensor) -> torch.Tensor:
-    """The norm of each output feature of W + ΔW, [rows, columns], as a divisor."""
+def row_norms(rows: torch.Tensor) -> torch.Tensor:
+    """The norm of each output feature, [rows, columns], as a divisor."""
     import torch
 
-    norms: torch.Tensor = torch.linalg.vector_norm(moved, dim=1)
+    norms: torch.Tensor = torch.linalg.vector_norm(rows, dim=1)
     return norms.clamp_min_(TINY)
 
 
@@ -98,14 +109,18 @@ class PreparedDora:
     Attributes:
         change: ΔW.
         lengths: [out], or [in].
-        kernel: elements of the kernel behind each input feature; 0 when the lengths belong to the output features.
+        kernel: elements of the kernel behind each input feature; 0 when the norms are those of the output features.
         strength: k.
+        by_input: whether the lengths belong to the input features.
+        of_base: whether the norms of output features are those of W, not of W + ΔW.
     """
 
     change: PreparedDelta
     lengths: torch.Tensor
     kernel: int
     strength: float
+    by_input: bool = False
+    of_base: bool = False
     _squares: torch.Tensor | None = field(default=None, init=False)
 
     @property
@@ -124,22 +139,26 @@ class PreparedDora:
     def add_rows(self, out: torch.Tensor, start: int) -> None:
         """Change the base rows in `out`, [rows, columns], in place."""
         moved = self._moved(out, start)
-        out.lerp_(moved.mul_(self._factors(moved, start)), self.strength)
+        factors = self._factors(out if self.of_base else moved, start)
+        out.lerp_(moved.mul_(factors), self.strength)
 
     def _moved(self, rows: torch.Tensor, start: int) -> torch.Tensor:
         moved = rows.clone()
         self.change.add_rows(moved, start)
         return moved
 
-    def _factors(self, moved: torch.Tensor, start: int) -> torch.Tensor:
-        """What each element is multiplied with: length / norm, by row or by column."""
+    def _factors(self, rows: torch.Tensor, start: int) -> torch.Tensor:
+        """What each element is multiplied with: length / norm, by row, by column, or one by row and one by column."""
         import torch
 
+        lengths = self.lengths if self.by_input else self.lengths[start : start + len(rows)].unsqueeze(1)
         if self.kernel == 0:
-            return torch.div(self.lengths[start : start + len(moved)], row_norms(moved)).unsqueeze(1)
+            return torch.div(lengths, row_norms(rows).unsqueeze(1))
         assert self._squares is not None, "the norms of columns need a first look"
         norms = self._squares.sqrt().clamp_min_(TINY).to(self.lengths.dtype)
-        return torch.div(self.lengths, norms).repeat_interleave(self.kernel)
+        if self.by_input:
+            return torch.div(lengths, norms).repeat_interleave(self.kernel)
+        return torch.div(lengths, norms.repeat_interleave(self.kernel))
 
     def magnitude(self) -> float:
         """Infinite: it depends on the base."""

@@ -98,7 +98,7 @@ def rows_of_change(delta: Delta, start: int, stop: int) -> Delta:
         SdkitError: the change depends on the base in a way that its rows alone cannot tell.
     """
     if isinstance(delta, Dora) and not delta.by_input and (lengths := _rows(delta.lengths, start, stop)):
-        return Dora(rows_of_change(delta.change, start, stop), lengths, by_input=False)
+        return Dora(rows_of_change(delta.change, start, stop), lengths, by_input=False, drawn=delta.drawn)
     if isinstance(delta, LowRank) and (up := _rows(delta.up, start, stop)):
         return replace(delta, up=up)
     if isinstance(delta, Full) and (diff := _rows(delta.diff, start, stop)):

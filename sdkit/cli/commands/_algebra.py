@@ -94,7 +94,7 @@ def combine_adapters(
     output: Output, adapters: Iterable[Weighted], target: Path | None, options: dict[str, Any]
 ) -> None:
     """What `sdkit merge` does when all its inputs are adapters."""
-    plain = {"unet_alpha": 1.0, "te_alpha": 1.0, "blocks": None, "stochastic": None, "undo": None}
+    plain = {"unet_alpha": 1.0, "te_alpha": 1.0, "blocks": None, "stochastic": None, "undo": None, "dora": "exact"}
     for name, value in plain.items():
         if options.pop(name) != value:
             raise UsageError(f"--{name.replace('_', '-')} is for merging into a checkpoint", "leave it out")

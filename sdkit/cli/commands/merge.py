@@ -24,6 +24,13 @@ from sdkit.core.errors import UsageError
 @click.option("--dtype", metavar="TYPE", help="fp16, bf16, fp32, fp8_e4m3 or fp8_e5m2 [default: keep each tensor's].")
 @click.option("--stochastic", type=int, metavar="SEED", help="Round at random, in proportion, with this seed.")
 @click.option("--undo", type=click.Path(path_type=Path), help="Also write what `sdkit unmerge` needs to restore BASE.")
+@click.option(
+    "--dora",
+    type=click.Choice(["exact", "comfyui", "a1111"]),
+    default="exact",
+    show_default=True,
+    help="DoRAs as trained, or as comfyui (Forge, too) or a1111 draw those of output features.",
+)
 @click.option("--allow-unmatched", is_flag=True, help="Merge the rest when parts of an adapter have no place in BASE.")
 @click.option("--threads", type=click.IntRange(1), help="Workers; never changes the result [default: one per core].")
 @click.option("--rank", type=click.IntRange(1), help="Adapters alone: cut their sum to this rank [default: exact].")

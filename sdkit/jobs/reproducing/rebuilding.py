@@ -85,7 +85,7 @@ class Rebuild:
         from sdkit.jobs.merge import merge
 
         base, *adapters = recipe["parents"]
-        options = ("unet_alpha", "te_alpha", "blocks", "dtype", "stochastic", "allow_unmatched")
+        options = ("unet_alpha", "te_alpha", "blocks", "dtype", "stochastic", "dora", "allow_unmatched")
         merge(
             self._input(base),
             [(self._input(entry), entry["strength"]) for entry in adapters],

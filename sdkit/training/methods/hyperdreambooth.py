@@ -1,7 +1,7 @@
 """Train HyperDreamBooth: a network that predicts a tiny adapter of anybody from one picture, and use it.
 
-``as=hypernetwork`` (the usual) reads a folder with a folder of pictures for each identity. In the first steps each
-identity learns a LiDB of its own, many at once; in the rest a network learns to predict them from one picture.
+``as=hypernetwork`` (the usual) reads a folder with a folder of pictures for each identity. In the first steps all learn
+what they have in common, and each how its LiDB differs; in the rest a network learns to predict that from one picture.
 ``as=identity`` predicts from one picture of somebody new, and goes on from there for a few steps as a LoRA of a higher
 rank. Ruiz et al. 2023, arXiv:2307.06949.
 """
@@ -38,7 +38,7 @@ from sdkit.training.image_features import (
 from sdkit.training.metadata import of_kind
 from sdkit.training.method import HeldOutLosses, Method, Result, Size
 from sdkit.training.methods import lora
-from sdkit.training.option_sets import DenoisingOptions
+from sdkit.training.option_sets import DenoisingOptions, is_one_file
 from sdkit.training.options import always, fixed, option
 from sdkit.training.plan import Base
 from sdkit.training.targets import lora_targets
@@ -62,7 +62,7 @@ _AS = "what is made: hypernetwork [default], or identity (of somebody new, by a 
 _STEPS = "optimizer steps in all [default: 12000]; of an identity those behind the prediction, 0 for none [default: 40]"
 _CAPTION = "caption of every picture [default: a TOKEN CLASS; of an identity the hypernetwork's]"
 _RANK = "rank of a LiDB [default: 1]; of an identity that of the LoRA which goes on from it [default: 4]"
-_CLIP = "folder of a CLIP with an image tower, where encoder=clip"
+_CLIP = "where encoder=clip: folder of a CLIP with an image tower, or a base that has one, such as tiny"
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class HypernetworkOptions(DenoisingOptions):
     width: int = option(256, "of the hypernetwork, a multiple of 32", minimum=32, maximum=4096)
     blocks: int = option(4, "of the hypernetwork", minimum=1, maximum=64)
     encoder: str = option("vae", "what looks at a picture: vae (the base's own) or clip")
-    clip: str = option("", _CLIP, names_file=always, names_model=True)
+    clip: str = option("", _CLIP, names_file=is_one_file, names_model=True)
     identities: bool = option(False, "write each identity's own LiDB too, to identities/ beside the result")
     caption_dropout: float = fixed(0.0)
     epochs: float | None = fixed(None)
@@ -116,7 +116,7 @@ class IdentityOptions(DenoisingOptions):
     lr: float = 1e-4
     rank: int = option(4, _RANK, minimum=1)
     format: str = option("kohya", "file format of the result: kohya or peft (with steps=0 it is lidb)")
-    clip: str = option("", _CLIP, names_file=always, names_model=True)
+    clip: str = option("", _CLIP, names_file=is_one_file, names_model=True)
     epochs: float | None = fixed(None)
     reference: Sample | None = fixed(None)
 
@@ -177,7 +177,7 @@ def _hypernetwork_size(model: Model, options: HypernetworkOptions) -> Size:
         if len(options.names) < FEW:
             notes.append(f"{len(options.names)} identities are few to predict others from: some hundreds are better")
     item = parse_precision(options.save_dtype).itemsize
-    own = len(options.names) * layout.size
+    own = (1 + len(options.names)) * layout.size  # and what they have in common
     return Size(count + own, len(layout.bases), (count + layout.size) * item + 20_000, tuple(notes))
 
 
@@ -279,15 +279,15 @@ def _save_hypernetwork(result: Result[HypernetworkOptions], path: Path, metadata
         seed=options.seed,
     )
     tensors = {f"{NETWORK}{name}": value.detach().to(dtype) for name, value in population.predictor.named_parameters()}
-    tensors[START] = population.start.detach().float()
+    tensors[START] = population.common.detach().float()
     write_tensors(path, tensors, {**metadata, **described.metadata()}, overwrite=True)
     found = read_tensors(path)
     if any((found[name].cpu() != value.cpu()).any() for name, value in tensors.items()):
         raise SdkitError(f"{path}: does not read back as it was written", "is it NaN?")
-    for name, vector in population.identities.items() if options.identities else ():
+    for name in population.own if options.identities else ():
         place = path.parent / IDENTITIES / f"{name}.safetensors"
         place.parent.mkdir(exist_ok=True)
-        artifact = artifact_of(layout, vector.cpu(), dtype)
+        artifact = artifact_of(layout, population.vectors([name])[0].detach().cpu(), dtype)
         write_adapter(artifact, backbone.model, place, of_kind(metadata, "lora"), format="lidb", overwrite=True)
 
 

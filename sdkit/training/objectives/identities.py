@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class OfIdentities:
     """Denoising, first with each identity's own vector θ, then with the predicted θ̂ and ``beta`` times its distance.
 
-    The distance is ‖θ̂ − θ‖² / ‖θ − θ₀‖², so that it is 1 for a network that predicts the start θ₀, whatever the size
-    of θ (after arXiv:2307.06949, eq. 4).
+    The distance is ‖θ̂ − θ‖² / ‖θ − θ₀‖², with θ₀ what all identities have in common, so that it is 1 for a network that
+    cannot tell them apart, whatever the size of θ (after arXiv:2307.06949, eq. 4).
 
     Attributes:
         denoising: the loss of a picture.
@@ -43,24 +43,23 @@ class OfIdentities:
         from sdkit.training.trainables.population import population_in
 
         population = population_in(backbone)
-        own = population.vectors(batch.subjects)
         if rng.step < self.first:
-            population.chosen.set(own)
+            population.chosen.set(population.vectors(batch.subjects))
             return self._denoise(backbone, batch, rng)
         assert batch.reference is not None, "the feed gives what `inputs` asks for"
         predicted = population.predict(batch.reference)
         population.chosen.set(predicted)
         loss = self._denoise(backbone, batch, rng)
-        distance = _distance(predicted, own.detach(), population.start)
-        return Loss(
-            loss.value + self.beta * distance, {"denoising": loss.value.detach(), "distance": distance.detach()}
-        )
+        common, own = population.common.detach(), population.differences(batch.subjects).detach()
+        apart = distance(predicted - common, own)
+        return Loss(loss.value + self.beta * apart, {"denoising": loss.value.detach(), "distance": apart.detach()})
 
     def _denoise(self, backbone: Backbone, batch: Batch, rng: StepRNG) -> Loss:
         assert batch.text is not None, "the feed gives what `inputs` asks for"
         return self.denoising(backbone, replace(batch, cond=batch.text()), rng)
 
 
-def _distance(predicted: torch.Tensor, own: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
-    size = (own - start).square().sum(1).clamp(min=1e-12)
+def distance(predicted: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+    """Mean of ‖predicted − own‖² / ‖own‖², of differences [n, size] from what all have in common."""
+    size = own.square().sum(1).clamp(min=1e-12)
     return ((predicted - own).square().sum(1) / size).mean()

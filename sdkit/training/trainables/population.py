@@ -1,4 +1,8 @@
-"""Many identities and the hypernetwork that predicts them: each identity is one vector, the factors of its LiDB."""
+"""Many identities and the hypernetwork that predicts them: each identity is one vector, the factors of its LiDB.
+
+A vector is what all identities have in common and what is an identity's own. Both learn from the same gradient, but the
+common part from every picture, so that it is there soon, and what is left for each identity is how it differs.
+"""
 
 from __future__ import annotations
 
@@ -33,12 +37,12 @@ class Population:
 
     Args:
         layout: of the vectors.
-        start: the vector every identity and every prediction begins as, [size]: it changes nothing.
+        start: the vector that the common part begins as, [size]: it changes nothing.
         names: of the identities.
         predictor: the hypernetwork.
         look: makes a batch of references into what the predictor reads.
         lr: learning rate of the predictor.
-        identity_lr: learning rate of the identities.
+        identity_lr: learning rate of the identities, and of what they have in common.
     """
 
     def __init__(
@@ -52,18 +56,21 @@ class Population:
         lr: float,
         identity_lr: float,
     ) -> None:
+        import torch
         from torch import nn
 
-        self.layout, self.start, self.predictor = layout, start, predictor
-        self.identities = {name: nn.Parameter(start.clone()) for name in names}
+        self.layout, self.predictor = layout, predictor
+        self.common = nn.Parameter(start.clone())
+        self.own = {name: nn.Parameter(torch.zeros_like(start)) for name in names}
         self.chosen = Chosen(layout)
         self.look, self._rates = look, (lr, identity_lr)
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
-        """``predictor.<name>`` and ``identity.<name>``."""
+        """``predictor.<name>``, ``common`` and ``identity.<name>``."""
         network = {f"predictor.{name}": parameter for name, parameter in self.predictor.named_parameters()}
-        return {**network, **{f"identity.{name}": vector for name, vector in self.identities.items()}}
+        own = {f"identity.{name}": vector for name, vector in self.own.items()}
+        return {**network, "common": self.common, **own}
 
     @property
     def trains_text(self) -> bool:
@@ -75,7 +82,7 @@ class Population:
         network = list(self.predictor.parameters())
         return [
             Group("hypernetwork", network, self._rates[0]),
-            Group("identities", list(self.identities.values()), self._rates[1]),
+            Group("identities", [self.common, *self.own.values()], self._rates[1]),
         ]
 
     @contextmanager
@@ -87,7 +94,6 @@ class Population:
         """
         if Processes.current(str(backbone.device)).count > 1:
             raise SdkitError("hyperdreambooth trains in one process", "start it without torchrun or accelerate")
-        self.start = self.start.to(backbone.device)
         with ExitStack() as stack:
             for number, basis in enumerate(self.layout.bases):
                 place = beneath(backbone, basis.module)
@@ -95,15 +101,19 @@ class Population:
                 stack.enter_context(replaced(backbone, place, layer))
             yield
 
-    def vectors(self, names: Sequence[str]) -> torch.Tensor:
-        """The vectors of some identities, [n, size]."""
+    def differences(self, names: Sequence[str]) -> torch.Tensor:
+        """How some identities' vectors differ from what all have in common, [n, size]."""
         import torch
 
-        return torch.stack([self.identities[name] for name in names])
+        return torch.stack([self.own[name] for name in names])
+
+    def vectors(self, names: Sequence[str]) -> torch.Tensor:
+        """The vectors of some identities, [n, size]."""
+        return self.common + self.differences(names)
 
     def predict(self, references: torch.Tensor) -> torch.Tensor:
         """The vectors [n, size] that the hypernetwork predicts for references [n, c, h, w]."""
-        found: torch.Tensor = self.predictor(self.look(references), self.start)
+        found: torch.Tensor = self.predictor(self.look(references), self.common.detach())
         return found
 
 
