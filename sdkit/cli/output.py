@@ -121,8 +121,12 @@ def written_line(report: Any, kind: str = "") -> str:
     size = f"{kind}{human_bytes(report.bytes)}"
     if report.dry_run:
         return f"would write {report.output} ({size}); nothing was written"
-    memory = f", {report.peak_memory_mib:.0f} MiB" if report.peak_memory_mib else ""
-    return f"wrote {report.output} ({size}) in {report.seconds:.1f} s{memory}"
+    return f"wrote {report.output} ({size}) in {report.seconds:.1f} s{memory_note(report)}"
+
+
+def memory_note(report: Any) -> str:
+    """The most memory a job has held, behind its time; empty where the system does not tell."""
+    return f", {human_bytes(report.peak_memory_mib * 2**20)} of memory" if report.peak_memory_mib else ""
 
 
 def write_line(stream: TextIO, line: str) -> None:

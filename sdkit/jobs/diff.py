@@ -224,7 +224,8 @@ def _png(found: Mapping[str, Products], sources: Sequence[Source]) -> bytes:
         for part in parts_in_order(cells, sources[0])
     ]
     names = [label(source.weights) for source in sources]
-    heads = [f"‖{name} − {names[0]}‖ / ‖{names[0]}‖" for name in names[1:]]
+    # In words: the built-in font has no ‖.
+    heads = [f"relative distance of {name} from {names[0]}" for name in names[1:]]
     data = io.BytesIO()
     heat_map(kinds, rows, heads).save(data, "PNG", optimize=True)
     return data.getvalue()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from collections.abc import Iterator
@@ -9,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdkit.core.errors import SdkitError
-from sdkit.core.plugins import nearest_hint
 from sdkit.registry.names import resolve
 
 SUFFIXES = (".safetensors", ".pt", ".ckpt", ".bin", ".pth")
@@ -41,8 +41,8 @@ class Shelf:
         if registered != Path(name):
             return registered
         if not matches:
-            stems = {file.stem for file in self.files}
-            hint = nearest_hint(name, stems) if stems else "name its folder with --adapters"
+            near = difflib.get_close_matches(name, sorted({file.stem for file in self.files}), n=1)
+            hint = f"did you mean {near[0]}?" if near else "name its folder with --adapters, or write its path"
             raise SdkitError(f"no adapter is called {name!r} {self.place}", hint)
         if len(matches) > 1:
             files = ", ".join(map(str, matches[:4]))

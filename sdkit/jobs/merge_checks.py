@@ -87,10 +87,11 @@ def _next_command(artifact: Artifact) -> str:
     if artifact.kind == "inversion":
         inversion = shlex.quote(str(artifact.source.path))
         return f'edit the picture: sdkit generate --base BASE --inversion {inversion} --prompt "…"'
-    if artifact.kind != "hypernetwork":
-        return "load it beside the model; only weight changes can be merged"
     path = artifact.source.path
-    prompt = f"a cat <hypernet:{path.stem}:1.0>"
+    words = {"hypernetwork": f"<hypernet:{path.stem}:1.0>", "aesthetic": f"<aesthetic:{path.stem}:0.9>"}
+    if artifact.kind not in words:
+        return "load it beside the model; only weight changes can be merged"
+    prompt = f"a cat {words[artifact.kind]}"
     return f'use it live: sdkit generate --base BASE --adapters {shlex.quote(str(path.parent))} --prompt "{prompt}"'
 
 

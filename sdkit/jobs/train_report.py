@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from sdkit.core.events import Event, Resumed, Step, Validation
 from sdkit.core.memory import peak_memory_mib
 from sdkit.core.report import Report
+from sdkit.jobs.report import PAGE
 from sdkit.jobs.run_facts import written_bytes
 from sdkit.jobs.train_request import TrainRequest
 from sdkit.training.plan import Plan
@@ -22,6 +23,7 @@ class TrainReport(Report):
     Attributes:
         output: the file.
         saved: further files beside it.
+        page: with its losses and samples; empty where there is none.
         plan: what was planned.
         step: steps finished.
         finished: whether all steps are done and the file is written.
@@ -40,6 +42,7 @@ class TrainReport(Report):
 
     output: str
     saved: tuple[str, ...]
+    page: str
     plan: Plan
     step: int
     finished: bool
@@ -92,9 +95,11 @@ class Account:
     ) -> TrainReport:
         """What a person is told at the end."""
         last, validation, result = self.losses[-LAST:], self.validation, request.folder.result
+        page = request.folder.folder / PAGE
         return TrainReport(
             output=str(result),
             saved=tuple(map(str, request.beside)),
+            page=str(page) if page.is_file() and not dry_run else "",
             plan=plan,
             step=step,
             finished=finished,

@@ -11,6 +11,7 @@ from typing import Any
 
 from sdkit.core.errors import SdkitError, UsageError
 from sdkit.core.hashing import quick_id
+from sdkit.families.bases import base_word
 from sdkit.jobs.pull import local_path, local_paths
 from sdkit.training.folder import RunFolder
 from sdkit.training.method import Method, load_method
@@ -58,7 +59,7 @@ class TrainRequest:
     @property
     def resume_line(self) -> str:
         """The command that goes on with the run."""
-        words = ["sdkit", "train", self.name, "--base", str(self.base), "--data", str(self.data)]
+        words = ["sdkit", "train", self.name, "--base", base_word(self.base), "--data", str(self.data)]
         words += ["-o", str(self.output), "--resume"]
         if not complete_states(self.folder.states):  # nothing is saved that would know the options
             words += [f"{spelled(key)}={value}" for key, value in self.given.items()]

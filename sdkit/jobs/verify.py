@@ -174,9 +174,17 @@ def _header(weights: Weights) -> tuple[str, list[str], list[str]]:
         problems.append(f"is mislabelled: a {weights.container} called {weights.path.suffix}")
     if pickled:
         warnings.append("is a pickle: it can hold code, which sdkit does not run; others may")
+    if what == "unknown" and _is_state(weights.path):
+        return "state of a training run", problems, warnings
     if what == "unknown":
         warnings.append("nothing explains its tensors; `sdkit inspect` gives the reasons")
     return what, problems, warnings
+
+
+def _is_state(path: Path) -> bool:
+    """Whether it is what a training run resumes from (see `sdkit.training.state`), which is no model."""
+    beside = (path.parent / "COMPLETE", path.parent / "state.json")
+    return path.name == "tensors.safetensors" and all(file.is_file() for file in beside)
 
 
 class _Numbers:

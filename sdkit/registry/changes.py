@@ -259,5 +259,10 @@ class Changes(Queries):
 
 
 def _base_of(inputs: Sequence[Input]) -> int:
-    """Which of the inputs gave a file its metadata, and with them the recipe it had before."""
+    """Which of the inputs gave a file its metadata, and with them the recipe it had before.
+
+    Conversions and calculations with adapters name it first; a base behind it only told how to read it.
+    """
+    if inputs[0].role in ("source", "adapter"):
+        return 0
     return next((index for index, entry in enumerate(inputs) if entry.role in ("base", "A")), 0)

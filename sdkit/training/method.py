@@ -158,6 +158,12 @@ class Method(Generic[Options]):
         """The keys it takes, as they are written; those of all its forms."""
         return {word: key for kind in (self, *self.forms.values()) for word, key in keys(kind.options).items()}
 
+    @property
+    def defaults(self) -> dict[str, dict[str, Any]]:
+        """For what ``as=`` may say, the usual one first: key → what it is when nobody says."""
+        forms = self.forms or {"": self}
+        return {form: method.options().defaults() for form, method in forms.items()}
+
     def resolve(
         self, name: str, given: Mapping[str, Any], saved: Mapping[str, Any] | None = None
     ) -> tuple[Method[Any], Any]:

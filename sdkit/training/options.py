@@ -275,9 +275,29 @@ def _declaration(kind: type, name: str) -> Declaration | None:
     raise TypeError(f"{kind.__name__}.{name} is declared neither with option() nor with fixed()")
 
 
-def option_help(known: Mapping[str, Key]) -> list[tuple[str, str]]:
-    """(``key=``, explanation) for keys."""
-    return [(f"{word}=", key.declaration.help) for word, key in known.items()]
+def option_help(known: Mapping[str, Key], defaults: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """(``key=``, explanation and default) for keys.
+
+    Args:
+        defaults: for what ``as=`` may say, the usual one first, key → what it is when nobody says.
+    """
+    return [(f"{word}=", f"{key.declaration.help}{_default_note(key, defaults)}") for word, key in known.items()]
+
+
+def _default_note(key: Key, defaults: Mapping[str, Mapping[str, Any]]) -> str:
+    """`` [default: 16]``; nothing where there is none to speak of, or the explanation says it already."""
+    shown = {form: _shown(values[key.word]) for form, values in defaults.items() if key.word in values}
+    usual = next(iter(shown.values()))
+    notes = [usual, *(f"{text} with as={form}" for form, text in shown.items() if text and text != usual)]
+    said = ", ".join(filter(None, notes))
+    return f" [default: {said}]" if said and "[" not in key.declaration.help else ""
+
+
+def _shown(value: Any) -> str:
+    """A default as people write it; empty for one that says nothing: no value, not asked for, chosen by itself."""
+    if value is None or value is False or value in ("", "auto"):
+        return ""
+    return "yes" if value is True else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def parse_options(kind: type[Options], given: Mapping[str, Any], method: str) -> Options:

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Self
 
 from sdkit.core.errors import SdkitError
+from sdkit.core.human import human_bytes
 from sdkit.weights import positional
 
 
@@ -191,7 +192,7 @@ def free_bytes(path: Path) -> int:
 def no_space(path: Path, size: int) -> SdkitError:
     """The error for a full disk."""
     return SdkitError(
-        f"{path}: needs {size / 1e9:.2f} GB, the disk has {free_bytes(path) / 1e9:.2f} GB free",
+        f"{path}: needs {human_bytes(size)}, the disk has {human_bytes(free_bytes(path))} free",
         "free some space, or write to another disk with -o",
     )
 
@@ -199,7 +200,7 @@ def no_space(path: Path, size: int) -> SdkitError:
 def too_large(path: Path, size: int) -> SdkitError:
     """The error for a file above the limit of its file system (4 GB on FAT) or of `ulimit -f`."""
     return SdkitError(
-        f"{path}: no file of {size / 1e9:.2f} GB may be written there",
+        f"{path}: no file of {human_bytes(size)} may be written there",
         "write to another disk with -o, or check `ulimit -f`",
     )
 

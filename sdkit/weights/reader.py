@@ -223,5 +223,7 @@ def _nearest_hint(path: Path) -> str:
         return f"the folder {folder} does not exist either"
     suffixes = {".safetensors", ".ckpt", ".pt", ".bin"}
     names = [entry.name for entry in folder.iterdir() if entry.suffix in suffixes or entry.is_dir()]
-    near = difflib.get_close_matches(path.name, names, n=1)
+    # Without suffixes: that both end in .safetensors makes no two names alike. Of equal stems the asked suffix wins.
+    stems = {Path(name).stem: name for name in sorted(names, key=lambda name: Path(name).suffix == path.suffix)}
+    near = [stems[name] for name in difflib.get_close_matches(path.stem, stems, n=1)]
     return f"did you mean {folder / near[0]}?" if near else ""

@@ -58,7 +58,7 @@ lora_disney.safetensors: LoRA for Stable Diffusion 1 (sd1), cloneofsimo format
   blocks    IN01-02, IN04-05, IN07-08, M00, OUT03-11
   tokens    <s1>: 1 vector of 768 (text_encoder)
             <s2>: 1 vector of 768 (text_encoder)
-  loads in  lora-diffusion*; `sdkit convert --to kohya` writes what most programs read
+  loads in  lora-diffusion*; `sdkit convert --to kohya` writes what most programs read; * by its documentation
   triggers  <s1>, <s2>
   problems  none found
   why       unet:105:down reads text of width 768

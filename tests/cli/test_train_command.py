@@ -29,6 +29,16 @@ def test_help_lists_the_keys_of_every_form() -> None:
     assert "rank=" not in run("fine-tune", "--help").stdout
 
 
+def test_help_says_what_a_key_is_when_nobody_says() -> None:
+    shown = " ".join(run("lora", "--help").stdout.split())
+    assert "rank= rank of the LoRA [default: 16]" in shown
+    assert "lr= learning rate [default: 0.0001]" in shown
+    assert "side of a square with as many pixels [default: the base's]" in shown  # says it already
+    assert "flip= mirror half of the pictures background=" in shown  # not asked for: nothing to say
+    shown = " ".join(run("dreambooth", "--help").stdout.split())
+    assert "lr= learning rate [default: 5e-06, 0.0001 with as=lora]" in shown
+
+
 def test_what_stands_before_the_method_is_not_lost() -> None:
     refused = run("--json", "lora", "--base", "tiny", "--data", ".")
     assert refused.exit_code == 2 and "sdkit train lora --json" in refused.stderr

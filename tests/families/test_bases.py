@@ -6,7 +6,7 @@ import pytest
 
 from sdkit.core.errors import SdkitError
 from sdkit.families import bases
-from sdkit.families.bases import resolve_base
+from sdkit.families.bases import base_word, resolve_base
 
 
 def test_a_name_is_a_path_unless_it_is_the_embedded_bases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -18,3 +18,9 @@ def test_a_name_is_a_path_unless_it_is_the_embedded_bases(tmp_path: Path, monkey
     (tmp_path / "assets" / "tiny").mkdir(parents=True)
     (tmp_path / "assets" / "tiny" / "model_index.json").write_text("{}")
     assert resolve_base("tiny") == tmp_path / "assets" / "tiny"
+
+
+def test_a_base_is_written_as_it_is_read() -> None:
+    assert base_word(resolve_base("tiny")) == "tiny"
+    assert base_word(Path("models/base.safetensors")) == str(Path("models/base.safetensors"))
+    assert base_word(Path("tiny")) != "tiny" and resolve_base(base_word(Path("tiny"))) == Path("tiny")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,30 @@ def test_a_heat_map(files: dict[str, Path], tmp_path: Path) -> None:
     assert (181, 211, 196) in colours and len(colours) > 20  # what is equal, and what is not
     with pytest.raises(SdkitError, match="exists"):
         diff([files["base"], files["one"]], image=picture)
+
+
+def test_a_heat_maps_title_has_only_signs_that_the_font_has(
+    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import PIL.ImageFont
+    from PIL.Image import Image
+
+    from sdkit.report import heat
+
+    titles: list[str] = []
+    drawn = heat.heat_map
+
+    def noted(heads: Sequence[str], rows: Sequence[heat.Row], names: Sequence[str]) -> Image:
+        titles.extend(names)
+        return drawn(heads, rows, names)
+
+    monkeypatch.setattr(heat, "heat_map", noted)
+    diff([files["base"], files["one"]], image=tmp_path / "heat.png")
+    font = PIL.ImageFont.load_default(heat.FONT_SIZE)
+    lacking = bytes(font.getmask("\U0010ffff"))
+    assert bytes(font.getmask("‖")) == lacking
+    assert titles == ["relative distance of one.safetensors from base.safetensors"]
+    assert not [sign for sign in titles[0] if bytes(font.getmask(sign)) == lacking]
 
 
 def test_what_cannot_be_compared(files: dict[str, Path], tmp_path: Path) -> None:

@@ -238,6 +238,7 @@ def test_a_dry_run_checks_and_writes_nothing(tiny_base: Path, shelf: Path, tmp_p
     ("prompt", "options", "message", "hint"),
     [
         ("<lora:inc:1>", {}, "no adapter is called 'inc' in .* or here", "did you mean ink?"),
+        ("<lora:quux:1>", {}, "no adapter is called 'quux'", "name its folder with --adapters"),
         ("embedding:zapp x", {}, "no adapter is called 'zapp'", "did you mean zap?"),
         ("a", {"negative": "<lora:ink:1>"}, "the negative prompt names an adapter", ""),
         ("a", {"name": "picture.jpg"}, "pictures are written as PNG files", "use -o picture.png"),

@@ -45,6 +45,7 @@ def test_a_run_leaves_what_it_says(tiny_base: Path, pictures: Path, tmp_path: Pa
     out = tmp_path / "runs" / "ball"
     report = train(tiny_base, pictures, out, watch=events.append, validation=str(pictures), token="sks")
     assert report.finished and report.step == 4 and report.output == str(out / "ball.safetensors")
+    assert report.page == str(out / "report.html")
     assert sorted(path.name for path in out.iterdir()) == [
         "ball.safetensors",
         "events.jsonl",
@@ -318,7 +319,7 @@ def test_what_is_wrong_is_named_before_anything_is_computed(
     refused("no such file or folder", base=tmp_path / "nothing.safetensors")
     refused("precision=fp16 is not for CPUs", precision="fp16")
     monkeypatch.setattr(atomic, "free_bytes", lambda folder: 1000)
-    refused("needs 0.00 GB, the disk has")
+    refused("B, the disk has 1.0 kB free")
     with pytest.raises(UsageError, match="unknown training method 'lroa'") as unknown:
         sdkit.train("lroa", tiny_base, pictures)
     assert unknown.value.hint == "did you mean lora?"

@@ -29,6 +29,9 @@ def make(base: Path, data: Path, out: Path, **options: Any) -> TrainReport:
 def test_it_is_the_mean_of_what_clip_sees(tiny_base: Path, pictures: Path, clip: Path, tmp_path: Path) -> None:
     report = make(tiny_base, pictures, tmp_path / "x", image_encoder=str(clip), save_dtype="fp32")
     assert report.finished and report.step == 0 and sdkit.inspect(report.output).kind == "aesthetic"
+    with pytest.raises(SdkitError, match="cannot be merged") as refused:
+        sdkit.merge(tiny_base, report.output, tmp_path / "merged.safetensors")
+    assert "sdkit generate --base" in refused.value.hint and "<aesthetic:x:0.9>" in refused.value.hint
     tensors, tower = load_file(report.output), load_tower(clip)
     assert tower is not None
     sizes = {"0": (16, 16), "1": (16, 16), "2": (16, 16), "3": (12, 20), "4": (12, 20)}  # the base's buckets

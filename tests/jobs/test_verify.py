@@ -177,6 +177,16 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     assert [bool(file["problems"]) for file in said["files"]] == [True, False]
 
 
+def test_the_state_of_a_training_run_is_known_as_one(tmp_path: Path) -> None:
+    (tmp_path / "step-00000002").mkdir()
+    path = models.save({"trainables.0": torch.ones(2)}, tmp_path / "step-00000002" / "tensors.safetensors")
+    assert sdkit.verify([path]).files[0].what == "unknown"
+    for name in ("COMPLETE", "state.json"):
+        (path.parent / name).write_text("{}")
+    (file,) = sdkit.verify([tmp_path]).files
+    assert (file.what, file.problems, file.warnings) == ("state of a training run", (), ())
+
+
 def test_nothing_to_look_at(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no weight file"):
         sdkit.verify([tmp_path])

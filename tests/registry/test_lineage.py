@@ -90,6 +90,16 @@ def test_parents_that_are_not_here_are_known_by_name_and_found_later(folder: Pat
     assert tree(model_lineage("two")) == LINEAGE
 
 
+def test_the_base_an_adapter_was_worked_out_on_is_not_made_as_the_adapter(folder: Path) -> None:
+    sdkit.scale("fox.safetensors", 0.5, "weak.safetensors")
+    sdkit.convert("weak.safetensors", "diffusers", "spoken.safetensors", base="base.safetensors")
+    sdkit.scale("weak.safetensors", 0.5, "weaker.safetensors", base="base.safetensors")
+    assert tree(model_lineage("base"))[0] == "base (checkpoint sd1)"
+    for name, verb in (("spoken", "convert"), ("weaker", "scale")):
+        lines = tree(model_lineage(name))
+        assert lines[0].endswith(f"<- {verb}") and lines[1].endswith("weak (lora) <- scale")
+
+
 def test_lineage_survives_a_rename_and_a_new_header(folder: Path) -> None:
     merged(folder)
     with open_registry() as registry:

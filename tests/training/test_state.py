@@ -174,7 +174,7 @@ def test_wrong_options_are_named(given: dict[str, str], message: str, hint: str)
 @pytest.mark.parametrize("name", methods())
 def test_every_option_explains_itself_and_has_a_default_of_its_type(name: str) -> None:
     _, method = load_method(name)
-    assert all(text for _, text in option_help(method.keys))
+    assert all(text for _, text in option_help(method.keys, method.defaults))
     for form in (method, *method.forms.values()):
         hidden = {field.name for field in fields(form.options) if field.metadata.get("option", field) is None}
         assert form.keys.keys() | hidden >= TrainOptions().as_dict().keys()

@@ -133,6 +133,12 @@ def test_a_missing_file_suggests_a_near_name(tmp_path: Path) -> None:
     with pytest.raises(SdkitError) as caught:
         open_weights(tmp_path / "something else")
     assert caught.value.hint == ""
+    with pytest.raises(SdkitError) as caught:
+        open_weights(tmp_path / "fox.safetensors")  # nothing in common but the suffix
+    assert caught.value.hint == ""
+    with pytest.raises(SdkitError) as caught:
+        open_weights(tmp_path / "dreamshaper_8")
+    assert caught.value.hint == f"did you mean {tmp_path / 'dreamshaper_8.safetensors'}?"
     with pytest.raises(SdkitError, match="no such file") as caught:
         open_weights(tmp_path / "missing" / "a.safetensors")
     assert caught.value.hint == f"the folder {tmp_path / 'missing'} does not exist either"

@@ -60,7 +60,8 @@ def describe_adapter(report: Any) -> list[str]:
     """The report of an adapter in lines for people."""
     verb = "would convert" if report.dry_run else "converted"
     family = f" for {report.family}" if report.family else ""
-    readers = f", which {', '.join(report.programs)} read" if report.programs else ""
+    reads = "reads" if len(report.programs) == 1 else "read"
+    readers = f", which {', '.join(report.programs)} {reads}" if report.programs else ""
     lines = [f"{verb} {report.source} ({report.was}{family}) to {report.to}{readers}"]
     renamed = f", {report.renamed} under other names" if report.renamed is not None else ""
     lines.append(f"{report.consumed} tensors go in{renamed}; {report.changes} weights are changed, unmatched: 0")

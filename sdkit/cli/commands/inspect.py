@@ -168,7 +168,9 @@ def _adapter_rows(found: Inspection) -> list[tuple[str, Iterable[str]]]:
 def _loaders(facts: AdapterFacts) -> list[str]:
     if facts.unread:
         return []
-    return ["; ".join(text for text in (", ".join(facts.loaders) or "no program known", facts.advice) if text)]
+    programs = ", ".join(facts.loaders) or "no program known"
+    untried = "* by its documentation" if "*" in programs else ""
+    return ["; ".join(text for text in (programs, facts.advice, untried) if text)]
 
 
 def _tokens(facts: AdapterFacts) -> list[str]:

@@ -61,7 +61,15 @@ def command(
     pairs = [adapter.pair(alpha) for adapter in adapters]
     with output.progress() as progress:
         report = merge(path, pairs, target, progress=progress, **options)
-    output.result(report.as_dict(), describe(report), [report.output])
+    output.result(report.as_dict(), [*_factors(options), *describe(report)], [report.output])
+
+
+def _factors(options: dict[str, Any]) -> list[str]:
+    """What strengths are multiplied by, where anything was asked for."""
+    parts = {"the UNet": options["unet_alpha"], "text encoders": options["te_alpha"]}
+    said = [f"{name} × {factor:g}" for name, factor in parts.items() if factor != 1.0]
+    said += [f"blocks {options['blocks']}"] if options["blocks"] else []
+    return [f"factors: {', '.join(said)}"] if said else []
 
 
 def describe(report: Any) -> list[str]:

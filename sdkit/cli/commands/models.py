@@ -16,6 +16,7 @@ from sdkit.cli.models.listing import list_
 from sdkit.cli.models.show import lineage, show
 
 _DEFAULT = "list"
+_LONGEST_SENTENCE = 200
 
 
 class Models(click.Group):
@@ -26,6 +27,12 @@ class Models(click.Group):
         if not args or (args[0] not in self.commands and args[0] not in ("-h", "--help")):
             args = [_DEFAULT, *args]
         return super().parse_args(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands with their first sentences whole."""
+        with formatter.section("Commands"):
+            commands = [(name, self.commands[name]) for name in self.list_commands(ctx)]
+            formatter.write_dl([(name, one.get_short_help_str(_LONGEST_SENTENCE)) for name, one in commands])
 
 
 @click.group("models", cls=Models, subcommand_metavar="[COMMAND | WORD...] [OPTIONS]")

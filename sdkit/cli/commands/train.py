@@ -15,7 +15,7 @@ import click
 
 from sdkit.cli.errors import INTERRUPTED
 from sdkit.cli.names import BASE
-from sdkit.cli.output import Mode, Output, columns, output_options
+from sdkit.cli.output import Mode, Output, columns, memory_note, output_options
 from sdkit.core.errors import UsageError
 from sdkit.core.human import human_bytes, human_seconds
 from sdkit.core.plugins import choose
@@ -78,7 +78,7 @@ class _MethodCommand(click.Command):
         """List the keys."""
         _, method = load_method(str(self.name))
         with formatter.section("Keys"):
-            formatter.write_dl(option_help(method.keys))
+            formatter.write_dl(option_help(method.keys, method.defaults))
 
 
 def _method_command(name: str, summary: str) -> click.Command:
@@ -191,10 +191,11 @@ def describe(report: Any) -> list[str]:
     if report.validation is not None:
         lines.append(f"held-out loss {report.validation_before:.4f} -> {report.validation:.4f}{_fall(report)}")
     loss = f", loss {report.loss:.4f}" if report.loss is not None else ""
-    memory = f", {report.peak_memory_mib:.0f} MiB" if report.peak_memory_mib else ""
+    memory = memory_note(report)
     size = human_bytes(report.output_bytes)
     lines.append(f"wrote {report.output} ({size}) after {report.step} steps{loss} in {report.seconds:.0f} s{memory}")
-    return [*lines, *(f"and {path}" for path in report.saved)]
+    lines += [f"and {path}" for path in report.saved]
+    return [*lines, f"look at {report.page}"] if report.page else lines
 
 
 def _class_lines(prior: Any) -> list[str]:

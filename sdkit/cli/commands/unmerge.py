@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from sdkit.cli.names import MODEL, WEIGHTED, Weighted
-from sdkit.cli.output import Output, output_options
+from sdkit.cli.output import Output, memory_note, output_options
 from sdkit.core.human import human_bytes
 
 
@@ -38,7 +38,7 @@ def command(
     pairs = [adapter.pair(None) for adapter in adapters]
     with output.progress() as progress:
         report = unmerge(merged, pairs, target, undo=undo, force=force, threads=threads, progress=progress)
-    memory = f", {report.peak_memory_mib:.0f} MiB" if report.peak_memory_mib else ""
+    memory = memory_note(report)
     lines = [
         report.exactness,
         f"wrote {report.output} ({human_bytes(Path(report.output).stat().st_size)}) in {report.seconds:.1f} s{memory}",

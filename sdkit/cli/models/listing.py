@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Any
 
 import click
@@ -57,10 +58,18 @@ def list_(
     if len(models) < found.total:
         output.say(f"{found.total - len(models):,} more; --limit 0 shows all, words and --kind show fewer")
     elif not models:
-        output.say("no model matches" if words or kind or family or tag or missing else _EMPTY)
+        output.say(f"no model matches{_meant(words)}" if words or kind or family or tag or missing else _EMPTY)
 
 
 _EMPTY = "nothing is registered yet: `sdkit models scan DIR` registers what lies in a folder"
+
+
+def _meant(words: tuple[str, ...]) -> str:
+    """What a first word may have been meant as: words that are no command of `sdkit models` are looked for."""
+    group = click.get_current_context().parent
+    commands = group.command.list_commands(group) if group and isinstance(group.command, click.Group) else []
+    near = difflib.get_close_matches(words[0], commands, n=1) if words else []
+    return f"; did you mean `sdkit models {near[0]}`?" if near else ""
 
 
 def _as_dict(model: object) -> dict[str, object]:

@@ -53,6 +53,12 @@ def test_json_is_the_report(base: Path, lora: Path, out: Path) -> None:
     assert result.stderr == ""
 
 
+def test_factors_that_were_asked_for_are_said(base: Path, lora: Path, out: Path) -> None:
+    said = run(base, lora, "-o", out, "--te-alpha", "0.5", "--blocks", "IN04=0.5", "--dry-run").stdout
+    assert said.startswith("factors: text encoders × 0.5, blocks IN04=0.5\n")
+    assert run(base, lora, "-o", out, "--dry-run").stdout.startswith("would merge")
+
+
 def test_quiet_prints_the_path(base: Path, lora: Path, out: Path) -> None:
     result = run(base, lora, "-o", out, "-q")
     assert (result.stdout, result.stderr) == (f"{out}\n", "")
