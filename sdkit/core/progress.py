@@ -17,6 +17,22 @@ class Progress(Protocol):
         ...
 
 
+class LabelledProgress:
+    """Tells another progress of work, under a label of its own: for jobs that are done by another job."""
+
+    def __init__(self, progress: Progress, label: str) -> None:
+        self._progress = progress
+        self._label = label
+
+    def start(self, label: str, total: int) -> None:
+        """Begin it under the own label."""
+        self._progress.start(self._label, total)
+
+    def advance(self, nbytes: int) -> None:
+        """Pass the bytes on."""
+        self._progress.advance(nbytes)
+
+
 class NoProgress:
     """Shows nothing: the default wherever nobody watches."""
 

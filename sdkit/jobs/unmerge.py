@@ -13,7 +13,7 @@ from sdkit.adapters.deltas.delta import is_relative
 from sdkit.core.errors import SdkitError, UsageError
 from sdkit.core.hashing import quick_id
 from sdkit.core.memory import peak_memory_mib
-from sdkit.core.progress import NoProgress, Progress
+from sdkit.core.progress import LabelledProgress, NoProgress, Progress
 from sdkit.core.report import Report
 from sdkit.formats import read_adapter
 from sdkit.jobs.merge import merge
@@ -80,10 +80,10 @@ def unmerge(
     """
     merged = local_path(merged)
     target = Path(output) if output is not None else _default_output(merged)
+    progress = progress or NoProgress()
     if undo is not None:
         if adapters:
             raise UsageError("an undo file needs no adapters", "give either --undo or the adapters")
-        progress = progress or NoProgress()
         restored = _restore(merged, local_path(undo), target, force=force, threads=threads, progress=progress)
         return recorded(restored, [merged])
     return _subtract(merged, adapters, target, force=force, threads=threads, progress=progress)
@@ -123,7 +123,7 @@ def _subtract(
     *,
     force: bool,
     threads: int | None,
-    progress: Progress | None,
+    progress: Progress,
 ) -> UnmergeReport:
     recipe = _recipe(merged)
     if not adapters:
@@ -146,7 +146,7 @@ def _subtract(
         tokens=False,
         force=force,
         threads=threads,
-        progress=progress,
+        progress=LabelledProgress(progress, "unmerging"),
     )
     return UnmergeReport(
         output=report.output,

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import itertools
 import json
 from types import SimpleNamespace
 
@@ -10,6 +12,7 @@ from example_model import Sizes, make_checkpoint, make_lora
 from safetensors.torch import load_file, save_file
 
 import sdkit
+from sdkit.cli.progress import LineProgress
 from sdkit.core.errors import SdkitError, UsageError
 
 
@@ -63,6 +66,14 @@ def test_subtraction_takes_strengths_and_factors_from_the_metadata(example, tmp_
     assert not report.exact and "one unit in the last place" in report.exactness
     before, after = load_file(base), load_file(back)
     assert all(torch.allclose(after[name], tensor, rtol=1e-6, atol=1e-8) for name, tensor in before.items())
+
+
+def test_its_progress_bears_its_own_name(example, tmp_path) -> None:
+    stream = io.StringIO()
+    progress = LineProgress(stream, itertools.count(0, 60).__next__)  # a minute between any two pieces
+    sdkit.unmerge(example.merged, [example.lora], tmp_path / "b.safetensors", progress=progress)
+    lines = stream.getvalue().splitlines()
+    assert lines and all(line.startswith("unmerging: ") for line in lines)
 
 
 def test_a_given_strength_overrides_the_metadata(example, tmp_path) -> None:
