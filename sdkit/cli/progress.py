@@ -39,7 +39,10 @@ def show_progress(stream: TextIO) -> Iterator[Progress]:
 
 
 class LineProgress:
-    """Writes ``merging: 40 % of 6.9 GB, 1.1 GB/s, 4 s left``: at each tenth, at most one line every two seconds."""
+    """Writes ``merging: 40 % of 6.9 GB, 1.1 GB/s, 4 s left``: at each tenth, at most one line every two seconds.
+
+    Speed is counted from the first line on, which has none: until then libraries were loaded too.
+    """
 
     def __init__(self, stream: TextIO, clock: Clock = time.monotonic) -> None:
         self._stream = stream
@@ -50,7 +53,8 @@ class LineProgress:
     def start(self, label: str, total: int) -> None:
         """Begin a piece of work of `total` bytes."""
         self._label, self._total, self._done, self._tenths = label, total, 0, 0
-        self._began = self._wrote = self._clock()
+        self._wrote = self._clock()
+        self._first_line: tuple[float, int] | None = None  # when it was written, and the bytes done by then
 
     def advance(self, nbytes: int) -> None:
         """Count bytes, and write a line when one is due."""
@@ -60,14 +64,17 @@ class LineProgress:
             now = self._clock()
             if tenths > self._tenths and now - self._wrote >= SECONDS_BETWEEN_LINES:
                 self._tenths, self._wrote = tenths, now
-                write_line(self._stream, self._line(now - self._began))
+                write_line(self._stream, self._line(now))
 
-    def _line(self, seconds: float) -> str:
-        speed = self._done / seconds
+    def _line(self, now: float) -> str:
+        done = f"{clean(self._label)}: {100 * self._done // self._total} % of {human_bytes(self._total)}"
+        if self._first_line is None:
+            self._first_line = (now, self._done)
+            return done
+        began, before = self._first_line
+        speed = (self._done - before) / (now - began)
         left = max(self._total - self._done, 0) / speed
-        share = 100 * self._done // self._total
-        total = human_bytes(self._total)
-        return f"{clean(self._label)}: {share} % of {total}, {human_bytes(speed)}/s, {left:.0f} s left"
+        return f"{done}, {human_bytes(speed)}/s, {left:.0f} s left"
 
 
 class BarProgress:

@@ -33,8 +33,24 @@ def test_a_line_for_each_tenth_with_speed_and_time_left() -> None:
         progress.advance(500_000)
     lines = stream.getvalue().splitlines()
     assert len(lines) == 10
+    assert lines[0] == "merging: 10 % of 10.0 MB"
     assert lines[3] == "merging: 40 % of 10.0 MB, 100.0 kB/s, 60 s left"
     assert lines[-1] == "merging: 100 % of 10.0 MB, 100.0 kB/s, 0 s left"
+
+
+def test_what_is_loaded_before_the_first_line_is_not_in_the_speed() -> None:
+    stream, clock = io.StringIO(), Clock()
+    progress = LineProgress(stream, clock)
+    progress.start("merging", 1000)
+    progress.advance(10)
+    clock.now += 5  # torch is imported
+    progress.advance(90)
+    clock.now += 3
+    progress.advance(300)
+    assert stream.getvalue().splitlines() == [
+        "merging: 10 % of 1.0 kB",
+        "merging: 40 % of 1.0 kB, 100 B/s, 6 s left",
+    ]
 
 
 def test_quick_work_says_nothing() -> None:
