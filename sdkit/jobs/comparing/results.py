@@ -11,6 +11,7 @@ from sdkit.jobs.comparing.order import Measured
 
 NEAR = 0.9  # share of the largest fall that counts as about the same
 WORTHWHILE = 0.5  # share of it from which on a method is worth naming for another virtue
+FEW_STEPS = 50  # where fewer teach nothing, the learning rate is not to blame yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +116,7 @@ def advice(rows: Sequence[Row]) -> str:
     """
     learnt = sorted((entry for entry in rows if entry.learnt), key=lambda entry: -entry.fall)
     if not learnt:
-        return "No method learnt anything that shows: give them more steps, or a larger learning rate."
+        return _nothing_learnt(rows)
     drawing = [entry for entry in learnt if entry.resembles]
     unlike = [entry.label for entry in learnt if not entry.resembles]
     sentences = _praise(drawing)
@@ -128,6 +129,16 @@ def advice(rows: Sequence[Row]) -> str:
     if failed:
         sentences.append(f"Nothing that shows was learnt by {_list(failed)} in this time.")
     return " ".join(sentences)
+
+
+def _nothing_learnt(rows: Sequence[Row]) -> str:
+    """Why, as far as the figures say it, and what to try."""
+    rose, steps = [entry.label for entry in rows if entry.fall < 0], max((entry.steps for entry in rows), default=0)
+    seen = f"No method learnt anything that shows{f'; the held-out loss rose with {_list(rose)}' if rose else ''}."
+    if steps < FEW_STEPS:
+        return f"{seen} The budget (steps={steps}) is too small to learn from: give them some hundreds."
+    smaller = " (a smaller one where the loss rose)" if rose else ""
+    return f"{seen} Give them more steps, or {'another' if rose else 'a larger'} learning rate{smaller}."
 
 
 def _praise(learnt: Sequence[Row]) -> list[str]:

@@ -84,7 +84,21 @@ def test_advice_names_what_is_smaller_gentler_and_tiny() -> None:
 
 def test_advice_says_no_more_than_there_is() -> None:
     assert advice([some("lora", 0.1, 1000)]) == "lora learnt most (1.0 kB, 61 s)."
-    assert "No method learnt anything" in advice([some("lora", 0.1, 1000, low=-0.01)])
+    assert advice([some("lora", 0.1, 1000, low=-0.01)]) == (
+        "No method learnt anything that shows. Give them more steps, or a larger learning rate."
+    )
+
+
+def test_a_loss_that_rose_is_said_to_have_risen() -> None:
+    worse = [some("lora", -0.1, 1000), some("word", 0.01, 1000, low=-0.01), some("whole", -0.2, 1000)]
+    assert advice(worse) == (
+        "No method learnt anything that shows; the held-out loss rose with lora and whole. "
+        "Give them more steps, or another learning rate (a smaller one where the loss rose)."
+    )
+    assert advice([replace(entry, steps=2) for entry in worse]) == (
+        "No method learnt anything that shows; the held-out loss rose with lora and whole. "
+        "The budget (steps=2) is too small to learn from: give them some hundreds."
+    )
 
 
 def test_a_low_loss_is_not_praised_where_the_pictures_are_not_like_it() -> None:
