@@ -26,11 +26,15 @@ class Narrator:
         output: where remarks go.
         bar: shows the steps; None for lines.
         clock: seconds.
+
+    Attributes:
+        told: remarks that were made, which nobody needs to read again at the end.
     """
 
     def __init__(
         self, output: Output, bar: rich.progress.Progress | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
+        self.told: set[str] = set()
         self._output = output
         self._bar = bar
         self._task = bar.add_task("training", total=None, loss="") if bar else None
@@ -52,8 +56,9 @@ class Narrator:
             self._drawn(event)
         elif isinstance(event, (Paused, RolledBack)):
             self._output.warn(describe_event(event))
-        elif describe_event(event):
-            self._output.say(describe_event(event))
+        elif line := describe_event(event):
+            self.told.add(line)
+            self._output.say(line)
 
     def _encoding(self, event: Encoding) -> None:
         if self._bar is not None and self._task is not None:
@@ -96,17 +101,15 @@ def describe_event(event: Event) -> str:
     """An event in a line; empty for those nobody needs to be told of."""
     if isinstance(event, Validation):
         return f"step {event.step}: held-out loss {event.loss:.4f}"
-    if isinstance(event, Resumed):
-        return f"resuming at step {event.step}" if event.path else "nothing is saved yet: starting at step 0"
     if isinstance(event, RolledBack):
         return f"step {event.step}: no finite gradients; back to step {event.to_step}, lr × {event.lr_scale:g}"
     if isinstance(event, Paused):
         return f"step {event.step}: paused: {event.reason}"
-    return event.text if isinstance(event, Note) else ""
+    return event.text if isinstance(event, (Note, Resumed)) else ""
 
 
 @contextmanager
-def show_training(output: Output) -> Iterator[Callable[[Event], None]]:
+def show_training(output: Output) -> Iterator[Narrator]:
     """What a run's events should be given to, while the context lasts."""
     if output.mode is not Mode.TEXT or not sys.stderr.isatty():
         yield Narrator(output)

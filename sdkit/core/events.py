@@ -155,6 +155,11 @@ class Resumed(Event):
 
     path: str | None
 
+    @property
+    def text(self) -> str:
+        """The same in words."""
+        return f"resumed at step {self.step}" if self.path else "nothing is saved yet: starting at step 0"
+
 
 @dataclass(frozen=True, slots=True)
 class Note(Event):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from sdkit.core.errors import SdkitError
 from sdkit.core.events import Event, Interrupted, Note
@@ -45,7 +45,7 @@ def train(
     data: PathLike,
     output: PathLike | None = None,
     *,
-    resume: bool = False,
+    resume: bool | Literal["must"] = False,
     force: bool = False,
     dry_run: bool = False,
     watch: Watch | None = None,
@@ -59,7 +59,8 @@ def train(
         base: a diffusers folder or a checkpoint, by its path, registered name or a reference to a hub; or ``tiny``.
         data: a folder of pictures with captions.
         output: a folder, or a file beside which the rest goes; default ``runs/DATA-METHOD``.
-        resume: continue from the newest saved state; with nothing saved, begin; finished, do nothing.
+        resume: continue from the newest saved state; with nothing saved, begin, or with "must", as ``--resume`` has it,
+            fail; finished, do nothing.
         force: replace what an earlier run left in `output`.
         dry_run: stop after the plan.
         watch: called with every event.
@@ -71,7 +72,7 @@ def train(
     """
     request = read_request(method, base, data, output, options, resume=resume)
     run = _Run(request, watch or (lambda event: None), should_stop or StopRequest())
-    report = run.go(resume=resume, force=force, dry_run=dry_run)
+    report = run.go(resume=bool(resume), force=force, dry_run=dry_run)
     is_model = Path(report.output).suffix != PROMPT_SUFFIX
     given = base if base == TINY else request.base
     return recorded(report, [given]) if run.is_main and is_model else report

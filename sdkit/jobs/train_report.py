@@ -87,8 +87,7 @@ class Account:
         elif isinstance(event, Validation):
             self.validation = event
         elif isinstance(event, Resumed):
-            where = f"resumed at step {event.step}" if event.path else "nothing is saved yet: starting at step 0"
-            self.notes.append(where)
+            self.notes.append(event.text)
 
     def report(
         self, request: TrainRequest, plan: Plan, step: int, *, finished: bool, dry_run: bool = False

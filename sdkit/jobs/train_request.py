@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sdkit.core.errors import SdkitError, UsageError
 from sdkit.core.hashing import quick_id
@@ -58,26 +58,38 @@ class TrainRequest:
 
     @property
     def resume_line(self) -> str:
-        """The command that goes on with the run."""
-        words = ["sdkit", "train", self.name, "--base", base_word(self.base), "--data", str(self.data)]
-        words += ["-o", str(self.output), "--resume"]
-        if not complete_states(self.folder.states):  # nothing is saved that would know the options
-            words += [f"{spelled(key)}={value}" for key, value in self.given.items()]
-        return shlex.join(words)
+        """The command that goes on with the run, or begins it where nothing is saved that would know the options."""
+        base = base_word(self.base)
+        if complete_states(self.folder.states):
+            return f"{_train_line(self.name, base, self.data, self.output, {})} --resume"
+        replaces = any(path.exists() for path in (self.folder.result, *self.beside))
+        return _train_line(self.name, base, self.data, self.output, self.given) + (" --force" if replaces else "")
 
 
 def read_request(
-    method: str, base: PathLike, data: PathLike, output: PathLike | None, given: Mapping[str, Any], *, resume: bool
+    method: str,
+    base: PathLike,
+    data: PathLike,
+    output: PathLike | None,
+    given: Mapping[str, Any],
+    *,
+    resume: bool | Literal["must"],
 ) -> TrainRequest:
     """What is to be done.
 
     Raises:
         UsageError: an option is wrong, or would make another run of a saved one.
-        SdkitError: there is no such method or base, or the saved run is of another base.
+        SdkitError: there is no such method or base, the saved run is of another base, or nothing is saved and `resume`
+            is "must".
     """
     name, kind = load_method(method)
     target = Path(output) if output is not None else Path("runs") / f"{_name_of(Path(data))}-{name}"
     saved = RunFolder.saved(target) if resume else None
+    if resume == "must" and saved is None:
+        raise SdkitError(
+            f"{target}: no run is saved here that --resume could continue",
+            f"begin one: {_train_line(name, str(base), Path(data), target, given)}",
+        )
     if saved is not None and saved.settings["method"] != name:
         raise UsageError(f"the saved run is {saved.settings['method']}, not {name}")
     kind, parsed = kind.resolve(name, given, saved.settings["options"] if saved is not None else None)
@@ -92,6 +104,11 @@ def read_request(
     folder = RunFolder.of(target, suffix)
     options = kind.settle(parsed, folder.result.stem)
     return TrainRequest(name, kind, found, Path(data), folder, options, dict(given), target, saved, tuple(notes))
+
+
+def _train_line(name: str, base: str, data: Path, output: Path, given: Mapping[str, Any]) -> str:
+    words = ["sdkit", "train", name, "--base", base, "--data", str(data), "-o", str(output)]
+    return shlex.join([*words, *(f"{spelled(key)}={value}" for key, value in given.items())])
 
 
 def _name_of(data: Path) -> str:
@@ -121,7 +138,7 @@ def _changes(saved: RunState | None, options: TrainOptions, name: str) -> list[s
             f"{frozen}={now[frozen]}: the saved run has {frozen}={before[frozen]}",
             "leave it out to go on, or begin a new run with --force",
         )
-    notes = [f"{word} changes from {before[word]} to {now[word]}" for word in changed]
+    notes = [f"{word}={now[word]} in place of {word}={before[word]}" for word in changed]
     strange = [word for word in before if word not in known]
     if strange:
         more = f" and {len(strange) - NAMED} more" if len(strange) > NAMED else ""

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -200,7 +201,7 @@ def test_resuming_what_is_not_begun_begins_and_what_is_finished_does_nothing(
     assert again.finished and "finished already" in again.notes[0]
     assert Path(first.output).stat().st_mtime_ns == before
     longer = sdkit.train("lora", tiny_base, pictures, tmp_path / "x", resume=True, steps=3)
-    assert longer.step == 3 and "steps changes from 2 to 3" in longer.notes
+    assert longer.step == 3 and "steps=3 in place of steps=2" in longer.notes
     with pytest.raises(UsageError, match="rank=3: the saved run has rank=2"):
         sdkit.train("lora", tiny_base, pictures, tmp_path / "x", resume=True, rank=3)
     (pictures / "0.txt").write_text("other words")
@@ -211,13 +212,27 @@ def test_resuming_what_is_not_begun_begins_and_what_is_finished_does_nothing(
     assert train(tiny_base, pictures, tmp_path / "x", force=True, steps=1).step == 1
 
 
+def test_the_command_resumes_only_what_is_saved_and_says_it_once(
+    tiny_base: Path, pictures: Path, tmp_path: Path
+) -> None:
+    words = command(tiny_base, pictures, tmp_path / "x", "steps=3")
+    failed = subprocess.run([*words, "--resume"], capture_output=True, text=True, check=False)
+    assert failed.returncode == 1 and not (tmp_path / "x").exists()
+    assert f"error: {tmp_path / 'x'}: no run is saved here" in failed.stderr
+    assert f"hint: begin one: {shlex.join(['sdkit', *words[3:]])}" in failed.stderr
+    train(tiny_base, pictures, tmp_path / "x", steps=2, flip=True, text_encoder=True)
+    done = subprocess.run([*words, "--resume"], capture_output=True, text=True, check=True)
+    assert done.stderr.count("steps=3 in place of steps=2") == done.stderr.count("resumed at step 2") == 1
+    assert "note:" not in done.stdout and "wrote" in done.stdout
+
+
 def test_a_resume_may_decide_that_the_run_anneals(tiny_base: Path, pictures: Path, tmp_path: Path) -> None:
     events: list[Event] = []
     train(tiny_base, pictures, tmp_path / "x", steps=2, lr=1e-3)
     rest = train(
         tiny_base, pictures, tmp_path / "x", resume=True, steps=4, lr=1e-3, schedule="linear", watch=events.append
     )
-    assert "schedule changes from constant_with_warmup to linear" in rest.notes
+    assert "schedule=linear in place of schedule=constant_with_warmup" in rest.notes
     rates = [event.lr for event in events if isinstance(event, Step)]
     assert rates == pytest.approx([1e-3 * 2 / 4, 1e-3 * 1 / 4])
 
@@ -403,6 +418,7 @@ def test_two_processes_train_what_one_trains(tiny_base: Path, pictures: Path, tm
 def test_what_one_of_several_processes_is_asked_all_do(tiny_base: Path, pictures: Path, tmp_path: Path) -> None:
     program = f"""
 import os
+import shlex
 import sdkit
 from sdkit.jobs.stop import StopRequest
 stop = StopRequest()

@@ -7,9 +7,10 @@ sdkit train recipe.yaml
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -127,7 +128,7 @@ def _common() -> list[click.Option]:
             type=click.Path(path_type=Path),
             help="Folder of the run, or file of its result [default: runs/DATA-METHOD].",
         ),
-        click.Option(["--resume"], is_flag=True, help="Continue from the newest saved state."),
+        click.Option(["--resume"], is_flag=True, help="Continue from the newest saved state, which must be there."),
         click.Option(["--force"], is_flag=True, help="Replace what an earlier run left there."),
         click.Option(["--dry-run"], is_flag=True, help="Show the plan and stop."),
     ]
@@ -164,11 +165,12 @@ def _run(output: Output, method: str, options: dict[str, Any]) -> None:
     for name, value in (("base", base), ("data", data)):
         if value is None:
             raise UsageError(f"no {name} is given", f"name one with --{name}, or as `{name}:` in the recipe")
-    stop, first = StopRequest(), is_first_process()
-    with stop.on_signals(), show_training(output) if first else nullcontext() as watch:
-        report = train(method, base, data, target, watch=watch, should_stop=stop, **options)
-    if first:  # of several processes one speaks
-        output.result(report.as_dict(), describe(report), [report.output])
+    resume: bool | Literal["must"] = "must" if options.pop("resume", False) else False
+    stop = StopRequest()
+    with stop.on_signals(), show_training(output) if is_first_process() else nullcontext() as watch:
+        report = train(method, base, data, target, resume=resume, watch=watch, should_stop=stop, **options)
+    if watch is not None:  # of several processes one speaks
+        output.result(report.as_dict(), describe(report, watch.told), [report.output])
     if not report.finished and not report.dry_run:
         raise click.exceptions.Exit(INTERRUPTED)
 
@@ -178,11 +180,11 @@ def is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def describe(report: Any) -> list[str]:
-    """The report in lines for people."""
+def describe(report: Any, told: Collection[str]) -> list[str]:
+    """The report in lines for people, without the notes that were `told` while it went on."""
     lines = plan_lines(report.plan) if report.dry_run else []
-    told = () if report.dry_run else report.plan.notes  # at the start
-    lines += [f"note: {note}" for note in report.notes if note not in told]
+    of_plan = () if report.dry_run else report.plan.notes
+    lines += [f"note: {note}" for note in report.notes if note not in told and note not in of_plan]
     if report.dry_run:
         return [*lines, "nothing was trained"]
     if not report.finished:
