@@ -192,13 +192,14 @@ def _draw_class(order: Order, thing: Concept, backbone: Backbone) -> int:
 
 def _class_pictures(order: Order, thing: Concept) -> Any:
     from sdkit.jobs.class_pictures import class_pictures
-    from sdkit.training.methods.dreambooth import class_prompt
+    from sdkit.training.method import Prior
+    from sdkit.training.methods.dreambooth import with_article
     from sdkit.training.options import TrainOptions
     from sdkit.training.plan import look_at_base
 
     count = CLASS_IMAGES + CLASS_HELD_OUT
-    options = TrainOptions(class_=thing.like, class_images=count, device="cpu", precision="fp32")
-    return class_pictures(look_at_base(Path(order.base)), options, class_prompt(options))
+    options, prior = TrainOptions(device="cpu", precision="fp32"), Prior(with_article(thing.like), count)
+    return class_pictures(look_at_base(Path(order.base)), options, prior, shown=count)
 
 
 def _drawn(backbone: Backbone, order: Order, thing: Concept, phrase: str) -> dict[str, int]:

@@ -24,6 +24,7 @@ from sdkit.weights.atomic import write_file
 if TYPE_CHECKING:
     from sdkit.runtime.backbone import Backbone
 
+MOST = 200  # pictures of a class where nobody says how many
 STEPS = 25
 CFG = 7.0
 
@@ -79,8 +80,12 @@ class ClassPictures:
         return [prior_sample(self.path(number), self.prompt) for number in range(self.count)]
 
 
-def class_pictures(base: Base, options: TrainOptions, prior: Prior) -> ClassPictures:
-    """The pictures of the class that a run on `base` wants drawn."""
+def class_pictures(base: Base, options: TrainOptions, prior: Prior, shown: int) -> ClassPictures:
+    """The pictures of the class that a run on `base` wants drawn.
+
+    Args:
+        shown: how many of them the run will show: no more are drawn unless the prior says so.
+    """
     from sdkit.runtime.precision import compute_type, find_device
 
     device = find_device(options.device)
@@ -88,7 +93,8 @@ def class_pictures(base: Base, options: TrainOptions, prior: Prior) -> ClassPict
     side = (options.resolution or base.resolution) // base.size_step * base.size_step
     with open_weights(base.path) as weights:
         base_id = quick_id(*weights.files)
-    return ClassPictures(prior.prompt, prior.count, side, base_id, computer)
+    count = min(shown, MOST) if prior.count is None else prior.count
+    return ClassPictures(prior.prompt, count, side, base_id, computer)
 
 
 def given_pictures(folder: Path, prompt: str, background: str) -> list[Sample]:

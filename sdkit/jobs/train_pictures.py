@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from sdkit.jobs.class_pictures import STEPS, ClassPictures, class_pictures, give
 from sdkit.jobs.train_request import TrainRequest
 from sdkit.training.data import Dataset, Sample, split_dataset
 from sdkit.training.method import Prior
-from sdkit.training.plan import Base, ClassPlan
+from sdkit.training.plan import Base, ClassPlan, pictures_shown
 from sdkit.training.processes import Processes
 
 if TYPE_CHECKING:
@@ -106,13 +107,14 @@ def _with_class(pictures: RunPictures, request: TrainRequest, base: Base) -> Run
     priors: Sequence[Prior] = request.method.prior(request.options)
     if not priors:
         return pictures
+    shown = math.ceil(pictures_shown(base, pictures.dataset, request.options) / len(priors))
     given: list[Sample] = []
     drawn: list[ClassPictures] = []
     for prior in priors:
         if prior.folder is not None:
             given += given_pictures(prior.folder, prior.prompt, request.options.background)
         else:
-            drawn.append(class_pictures(base, request.options, prior))
+            drawn.append(class_pictures(base, request.options, prior, shown))
     plan = ClassPlan(
         " | ".join(prior.prompt for prior in priors),
         len(given) + sum(one.count for one in drawn),

@@ -52,12 +52,12 @@ class Prior:
 
     Attributes:
         prompt: what they show.
-        count: how many the base draws.
+        count: how many the base draws; None for as many as the run shows, within reason.
         folder: where they lie, instead of drawn ones; None to draw them.
     """
 
     prompt: str
-    count: int
+    count: int | None
     folder: Path | None = None
 
 

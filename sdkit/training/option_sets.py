@@ -81,7 +81,9 @@ class PriorOptions:
     """Of methods that may show pictures of the subject's class beside those of the subject (prior preservation)."""
 
     class_: str | None = option(None, "what the subject is one of; turns prior preservation on")
-    class_images: int = option(200, "pictures of the class; the base draws those that are not there", minimum=1)
+    class_images: int | None = option(
+        None, "pictures of the class that the base draws [default: as many as the run shows, at most 200]", minimum=1
+    )
     class_data: str = option("", "folder of pictures of the class, instead of drawn ones", names_file=always)
     prior_weight: float = option(1.0, "weight of the class pictures", minimum=0.0)
 

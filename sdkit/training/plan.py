@@ -178,7 +178,7 @@ def make_plan(
     """
     sizes = buckets(base, options)
     groups = _grouped(dataset, sizes)
-    per_epoch = batches_per_epoch(list(groups.values()), options.batch) / options.accumulate
+    per_epoch = _steps_per_epoch(groups, options)
     steps = steps_of(options, per_epoch)
     find_optimizer(options.optimizer)
     _check_schedule(base, options)
@@ -259,6 +259,20 @@ def steps_of(options: TrainOptions, steps_per_epoch: float) -> int:
     if options.warmup > steps:
         raise UsageError(f"{steps} steps are fewer than warmup={options.warmup}", "train longer, or warm up for less")
     return steps
+
+
+def pictures_shown(base: Base, dataset: Dataset, options: TrainOptions) -> int:
+    """How often a run shows a picture of its own, and as often one of the class.
+
+    Raises:
+        UsageError: as `buckets` and `steps_of`.
+    """
+    per_epoch = _steps_per_epoch(_grouped(dataset, buckets(base, options)), options)
+    return steps_of(options, per_epoch) * options.batch * options.accumulate
+
+
+def _steps_per_epoch(groups: Mapping[Size, int], options: TrainOptions) -> float:
+    return batches_per_epoch(list(groups.values()), options.batch) / options.accumulate
 
 
 def _check_schedule(base: Base, options: TrainOptions) -> None:

@@ -84,7 +84,7 @@ def test_a_lora_learns_instead(tiny_base: Path, pictures: Path, tmp_path: Path) 
     ("given", "wanted"),
     [
         ({}, {"lr": 5e-6, "steps": 400, "token": "sks", "caption_dropout": 0.0, "class": None}),
-        ({"class": "dog"}, {"lr": 5e-6, "steps": 800, "class_images": 200, "prior_weight": 1.0}),
+        ({"class": "dog"}, {"lr": 5e-6, "steps": 800, "class_images": None, "prior_weight": 1.0}),
         ({"text_encoder": "yes"}, {"lr": 2e-6, "save_dtype": "keep"}),
         ({"as": "lora", "class": "dog"}, {"lr": 1e-4, "rank": 4, "steps": 500, "save_dtype": "fp16"}),
         ({"as": "lora", "rank": "8", "lr": "1e-3"}, {"lr": 1e-3, "rank": 8}),
@@ -164,9 +164,17 @@ def test_a_plan_says_what_is_to_be_drawn_and_draws_nothing(tiny_base: Path, pict
     words = [sys.executable, "-m", "sdkit", "train", "dreambooth", "--base", str(tiny_base), "--data", str(pictures)]
     words += ["-o", str(tmp_path / "x"), "class=ball", "steps=2", "batch=2", "--dry-run"]
     lines = subprocess.run(words, check=True, capture_output=True, text=True).stdout.splitlines()
-    assert any(line.startswith("class   200 pictures of 'a ball', 200 to draw in about ") for line in lines)
+    assert any(line.startswith("class   4 pictures of 'a ball', 4 to draw in about ") for line in lines)
     plan = train(tiny_base, pictures, tmp_path / "x", class_="ball", dry_run=True).plan
     assert plan.class_pictures is not None and plan.class_pictures.seconds > 0
+    for given, count in (
+        ({"steps": 2, "batch": 1, "accumulate": 3}, 6),
+        ({"epochs": 2, "batch": 2}, 12),  # of five pictures: three batches an epoch
+        ({"steps": 300, "batch": 2}, 200),
+        ({"steps": 2, "batch": 1, "class_images": 5}, 5),
+    ):
+        shown = train(tiny_base, pictures, tmp_path / "x", class_="ball", dry_run=True, **given).plan.class_pictures
+        assert shown is not None and (shown.pictures, shown.to_draw) == (count, count)
     assert plan.seconds > plain.seconds and plan.memory_bytes > plain.memory_bytes and not drawn()
 
 
