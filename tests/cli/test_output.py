@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdkit.cli.output import Mode, Output, clean, columns, write_line
+from sdkit.cli.output import Mode, Output, clean, columns, fitted, write_line
 from sdkit.core.human import human_bytes
 
 
@@ -68,6 +68,17 @@ def test_signs_have_an_ascii_spelling() -> None:
 def test_columns() -> None:
     assert columns([("a", "1"), ("long", "")], indent=" ") == [" a     1", " long"]
     assert columns([]) == []
+
+
+def test_rows_are_folded_where_the_width_is_known_and_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [("name", "holds", "read"), ("one", "lora, locon, tucker, loha", "✓"), ("two", "", "")]
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert fitted(rows, headed=True) == columns(rows)  # stdout is no terminal here
+    monkeypatch.setenv("COLUMNS", "80")
+    assert fitted(rows, headed=True) == columns(rows)
+    monkeypatch.setenv("COLUMNS", "20")
+    assert fitted(rows, headed=True) == ["one", "  holds: lora,", "  locon, tucker,", "  loha; read", "two"]
+    assert fitted(rows[1:]) == ["one", "  lora, locon,", "  tucker, loha", "  ✓", "two"]
 
 
 @pytest.mark.parametrize(

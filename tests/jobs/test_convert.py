@@ -68,6 +68,7 @@ def test_a_pickled_checkpoint_becomes_safetensors(tmp_path: Path, single: Path) 
     tensors = load_file(single)
     torch.save({"state_dict": tensors, "epoch": 3, "optimizer_states": [{"step": torch.ones(3)}]}, tmp_path / "m.ckpt")
     report = sdkit.convert(tmp_path / "m.ckpt", "single", tmp_path / "m.safetensors")
+    assert report.bytes == Path(report.output).stat().st_size
     after = load_file(report.output)
     assert after.keys() == tensors.keys() and all(torch.equal(after[name], tensors[name]) for name in tensors)
 

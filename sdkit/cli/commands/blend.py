@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from sdkit.cli.names import MODEL, WEIGHTED, Weighted
-from sdkit.cli.output import Output, columns, output_options, written_line
+from sdkit.cli.output import Output, fitted, output_options, written_line
 from sdkit.core.errors import UsageError
 
 
@@ -133,7 +133,7 @@ def list_methods(output: Output) -> None:
         for name in plugins
     }
     rows = [(name, _takes(contracts[name]), plugins[name].summary) for name in plugins]
-    output.result({"methods": data}, columns(rows), list(plugins))
+    output.result({"methods": data}, fitted(rows), list(plugins))
 
 
 def _takes(method: Any) -> str:

@@ -44,6 +44,8 @@ def test_the_real_file_goes_through_every_format_without_loss(tmp_path: Path) ->
         report = sdkit.convert(path, to, tmp_path / f"{number}{suffix}")
         assert report.proof.exact == report.proof.changes == 192
         path = report.output
+        files = Path(path).rglob("*") if Path(path).is_dir() else [Path(path)]
+        assert report.bytes == sum(file.stat().st_size for file in files if file.is_file())
     last = load_file(path)
     factors = sorted(
         tensor.numpy().tobytes() for name, tensor in last.items() if "lora_" in name and "alpha" not in name
