@@ -138,7 +138,7 @@ def fitted(rows: Sequence[Sequence[str]], *, headed: bool = False) -> list[str]:
 
 def _headed(head: str, cell: str) -> str:
     """A cell outside of its column."""
-    return head if cell == "✓" else f"{head}: {cell}" if head else cell
+    return (head or cell) if cell == "✓" or not head else f"{head}: {cell}"
 
 
 def _width() -> int | None:

@@ -15,7 +15,7 @@ import click
 
 from sdkit.cli.errors import INTERRUPTED
 from sdkit.cli.names import BASE
-from sdkit.cli.output import Mode, Output, columns, memory_note, output_options
+from sdkit.cli.output import Mode, Output, fitted, memory_note, output_options
 from sdkit.core.errors import UsageError
 from sdkit.core.human import human_bytes, human_seconds
 from sdkit.core.plugins import choose
@@ -68,7 +68,7 @@ def list_methods(output: Output) -> None:
     found = methods()
     data = {name: {"summary": plugin.summary} for name, plugin in found.items()}
     rows = [(name, plugin.summary) for name, plugin in found.items()]
-    output.result({"methods": data}, columns(rows), list(found))
+    output.result({"methods": data}, fitted(rows), list(found))
 
 
 class _MethodCommand(click.Command):
