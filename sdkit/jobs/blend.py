@@ -382,8 +382,8 @@ def _refuse_adapter(weights: Weights, role: str) -> None:
     format, _ = recognise(weights)
     if format is not None:
         raise SdkitError(
-            f"{role} ({weights.path}) is an adapter ({format}): a difference, where blending takes whole models",
-            "`sdkit merge BASE ADAPTER` bakes it into a model first",
+            f"{role} ({weights.path}) is an adapter ({format}): a difference, and no whole model",
+            "bake it into a model first with `sdkit merge BASE ADAPTER`; `sdkit inspect` says what is in it",
         )
 
 

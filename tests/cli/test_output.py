@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdkit.cli.output import Mode, Output, clean, columns, fitted, write_line
-from sdkit.core.human import human_bytes
+from sdkit.core.human import human_bytes, plural
 
 
 @pytest.mark.parametrize(
@@ -87,3 +87,7 @@ def test_rows_are_folded_where_the_width_is_known_and_too_small(monkeypatch: pyt
 )
 def test_human_bytes(count: float, text: str) -> None:
     assert human_bytes(count) == text
+
+
+def test_plurals() -> None:
+    assert [plural(count, "tensor") for count in (0, 1, 2531)] == ["0 tensors", "1 tensor", "2,531 tensors"]

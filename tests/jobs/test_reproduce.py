@@ -102,7 +102,7 @@ def test_a_difference_is_found(folder: Path) -> None:
     report = reproduce("changed.safetensors", ["m"])
     assert not report.identical and report.differing == (key,)
     result = CliRunner().invoke(main, ["reproduce", "changed.safetensors", "--models", "m"])
-    assert result.exit_code == 1 and "different: 1 tensors" in result.stdout
+    assert result.exit_code == 1 and "different: 1 part, for example" in result.stdout
 
 
 def test_a_training_says_how_it_is_done_again(folder: Path) -> None:

@@ -14,6 +14,7 @@ import click
 from sdkit.cli.names import MODEL, WEIGHTED, Weighted
 from sdkit.cli.output import Output, fitted, output_options, written_line
 from sdkit.core.errors import UsageError
+from sdkit.core.human import plural
 
 
 @click.command("blend", no_args_is_help=True)
@@ -152,5 +153,5 @@ def describe(report: Any) -> list[str]:
     verb = "would blend" if report.dry_run else "blended"
     lines = [f"{verb} {', '.join(report.models)} by {report.method}" + (f" ({options})" if options else "")]
     lines.extend(f"  note: {warning}" for warning in report.warnings)
-    lines.append(f"{report.blended} tensors are computed, {report.copied} copied")
+    lines.append(f"{plural(report.blended, 'tensor')} computed, {report.copied:,} copied")
     return [*lines, written_line(report)]

@@ -299,7 +299,7 @@ def test_from_the_command_line(tmp_path: Path, base: Path, lora: Path) -> None:
     dry = run(lora, "--to", "peft", "--base", base, "-o", tmp_path / "p", "--dry-run")
     assert "nothing was written" in dry and not (tmp_path / "p").exists()
     text = run(lora, "--to", "peft", "--base", base, "-o", tmp_path / "p")
-    assert "unmatched: 0" in text and re.search(r"(\d+) of \1 changes are the same number by number", text)
+    assert "unmatched: 0" in text and re.search(r"(\d+) of \1 changed weights the same number by number", text)
     said = json.loads(
         run(tmp_path / "p", "--to", "invokeai", "--base", base, "-o", tmp_path / "d.safetensors", "--json")
     )
