@@ -285,7 +285,7 @@ def _searching() -> Iterator[None]:
 
 def _knock() -> None:
     """Ask the Hub for anything, once: the library tries for half a minute to search one that cannot be reached."""
-    from huggingface_hub.utils import get_session
+    from huggingface_hub import get_session
 
     get_session().head(_endpoint(), timeout=_PATIENCE)
 
