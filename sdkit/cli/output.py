@@ -8,13 +8,17 @@ and spells signs in ASCII where the stream cannot hold them.
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from functools import wraps
+from itertools import chain
+from textwrap import TextWrapper
 from typing import Any, TextIO
 
 import click
@@ -112,16 +116,46 @@ def columns(rows: Sequence[Sequence[str]], indent: str = "") -> list[str]:
     return [f"{indent}{'  '.join(cells)}".rstrip() for cells in padded]
 
 
+def fitted(rows: Sequence[Sequence[str]], *, headed: bool = False) -> list[str]:
+    """Rows in columns; where the terminal is narrower, the first cell of each alone and the others wrapped below it.
+
+    A pipe gets columns, unless ``COLUMNS`` gives a width.
+
+    Args:
+        headed: whether the first row names the columns.
+    """
+    lines, width = columns(rows), _width()
+    if width is None or all(len(line) <= width for line in lines):
+        return lines
+    heads, entries = (rows[0], rows[1:]) if headed else ([""] * len(rows[0]), rows)
+    wrap = TextWrapper(width, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
+    folded: list[str] = []
+    for first, *cells in entries:
+        told = [_headed(head, cell) for head, cell in zip(heads[1:], cells, strict=True) if cell]
+        folded += [first, *(wrap.wrap("; ".join(told)) if headed else chain.from_iterable(map(wrap.wrap, told)))]
+    return folded
+
+
+def _headed(head: str, cell: str) -> str:
+    """A cell outside of its column."""
+    return (head or cell) if cell == "✓" or not head else f"{head}: {cell}"
+
+
+def _width() -> int | None:
+    """Signs that fit into a line of stdout; None where nobody said, as in a pipe."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() or os.environ.get("COLUMNS") else None
+
+
 def written_line(report: Any, kind: str = "") -> str:
     """The line that ends what a job tells of its file: what was written, or in a dry run would be.
 
     Args:
         kind: stands before the size.
     """
-    size = f"{kind}{human_bytes(report.bytes)}"
+    size = human_bytes(report.bytes)
     if report.dry_run:
-        return f"would write {report.output} ({size}); nothing was written"
-    return f"wrote {report.output} ({size}) in {report.seconds:.1f} s{memory_note(report)}"
+        return f"would write {report.output} ({kind}about {size}); nothing was written"
+    return f"wrote {report.output} ({kind}{size}) in {report.seconds:.1f} s{memory_note(report)}"
 
 
 def memory_note(report: Any) -> str:

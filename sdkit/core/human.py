@@ -12,6 +12,11 @@ def human_bytes(count: float) -> str:
     return f"{count:.1f} TB"
 
 
+def plural(count: int, noun: str) -> str:
+    """A number of things: ``1 tensor``, ``2,531 tensors``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def human_seconds(seconds: float) -> str:
     """A duration as people say it."""
     if seconds < 90:

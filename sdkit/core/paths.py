@@ -1,4 +1,4 @@
-"""Folders of the person who runs sdkit. ``SDKIT_HOME`` moves all of them."""
+"""Folders of the person who runs sdkit, all of which ``SDKIT_HOME`` moves; and what a path takes of a disk."""
 
 from __future__ import annotations
 
@@ -31,6 +31,13 @@ def cache_folder() -> Path:
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / _NAME
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / _NAME
+
+
+def written_bytes(path: str | os.PathLike[str]) -> int:
+    """Bytes of a file, or of all files in a folder."""
+    place = Path(path)
+    files = place.rglob("*") if place.is_dir() else [place]
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def _local_app_data() -> Path:

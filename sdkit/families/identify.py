@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sdkit.core.human import plural
 from sdkit.families import flux, flux2, sd1, sd2, sd3, sdxl, z_image
 from sdkit.families.assemble import (
     BUFFER_SUFFIX,
@@ -146,7 +147,9 @@ def _denials(objections: dict[str, str]) -> list[str]:
 def _faults(claims: Claims) -> list[str]:
     faults = []
     if claims.missing:
-        faults.append(f"{len(claims.missing)} tensors of this layout are missing, the first is {claims.missing[0]}")
+        faults.append(
+            f"missing of this layout: {plural(len(claims.missing), 'tensor')}, the first is {claims.missing[0]}"
+        )
     if claims.strange:
         faults.append(
             f"{len(claims.strange)} tensors have a shape, type or scale this layout does not have, "

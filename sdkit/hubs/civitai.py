@@ -177,7 +177,7 @@ def search(query: str, *, kind: str = "", family: str = "", limit: int = 20) -> 
     client, found = _client(), list[Found]()
     url = f"{_endpoint()}/api/v1/models?{urlencode(parameters)}"
     while url and len(found) < limit:
-        answer = client.json(url)
+        answer = client.json(url, attempts=2)  # somebody waits, and searches again
         items = _list(answer, "items") if isinstance(answer, dict) else []
         found += [_found(item) for item in items if isinstance(item, dict)]
         after = answer.get("metadata") if items else None

@@ -135,10 +135,10 @@ class Client:
                     **body,
                 )
             except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
-                reason = _reason(error)
+                reason = innermost_reason(error)
                 raise TransientError(f"{shown(url)}: no connection: {reason}", "check the network, try again") from None
             except requests.RequestException as error:
-                raise SdkitError(f"{shown(url)}: cannot be asked: {_reason(error)}") from None
+                raise SdkitError(f"{shown(url)}: cannot be asked: {innermost_reason(error)}") from None
             target = response.headers.get("Location")
             if response.status_code not in _REDIRECTED or not target:
                 return response
@@ -268,7 +268,7 @@ def is_private(host: str | None) -> bool:
         return False
 
 
-def _reason(error: Exception) -> str:
+def innermost_reason(error: Exception) -> str:
     """The innermost reason of a failed connection, which is what a person understands."""
     inner: BaseException = error
     while (cause := inner.__cause__ or inner.__context__) is not None:

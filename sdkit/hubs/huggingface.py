@@ -7,6 +7,7 @@ the cache of huggingface_hub, where diffusers finds them too.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from sdkit.core.human import human_bytes
 from sdkit.core.progress import Progress
 from sdkit.hubs._choice import choose
 from sdkit.hubs.download import download, download_all
-from sdkit.hubs.http import Client, TransientError, hide_queries_in_logs, redact
+from sdkit.hubs.http import Client, TransientError, hide_queries_in_logs, innermost_reason, redact
 from sdkit.hubs.hub import Offer, Published, RemoteFile, Upload, split_pin
 from sdkit.hubs.names import below, check_relative
 from sdkit.hubs.searching import Found
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from requests import Response
 
 _PREFIX = "hf:"
+_OFFICIAL = "https://huggingface.co"
 _HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
 _NAME = r"[\w.-]+"
 _REFERENCE = re.compile(rf"(?P<repo>{_NAME}/{_NAME}|{_NAME})(/(?P<path>[^@]+?))?/?(@(?P<revision>\S+))?")
@@ -44,6 +46,7 @@ _PLAIN_NAMES = frozenset(
 _PAPERS = re.compile(r"(README\.md|LICEN[CS]E(\.\w+)?|token_identifier\.txt)", re.IGNORECASE)
 _ADULT = "not-for-all-audiences"  # the Hub's tag
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_PATIENCE = 20.0  # seconds for a first answer
 _TOKENS = "https://huggingface.co/settings/tokens"
 
 
@@ -120,8 +123,13 @@ def read_range(file: RemoteFile, start: int, stop: int) -> bytes:
 def search(query: str, *, kind: str = "", family: str = "", limit: int = 20) -> list[Found]:
     """The repositories that match, the most downloaded first; their kinds and bases are what their tags say."""
     found: dict[str, Any] = {}
+    if _is_offline():
+        raise SdkitError("cannot be searched: Hugging Face must not be asked", "go online: unset HF_HUB_OFFLINE")
+    questions = list(_questions(kind, family))
     with _searching():
-        for tags in _questions(kind, family):
+        if questions:
+            _knock()
+        for tags in questions:
             listed = _api().list_models(
                 search=query or None, filter=tags or None, sort="downloads", limit=limit, expand=_EXPANDED
             )
@@ -262,11 +270,24 @@ def _questions(kind: str, family: str) -> Iterator[list[str]]:
 
 @contextmanager
 def _searching() -> Iterator[None]:
+    logger = logging.getLogger("huggingface_hub.utils._http")  # would write a line for each of its attempts
+    was, logger.disabled = logger.disabled, True
     try:
         yield
     except Exception as error:  # whatever the library's connection raises; its kinds change with its versions
+        if _is_of_network(error):
+            raise _unreachable("cannot be searched", error, "check the network, try again") from None
         reason = redact(str(error)).strip().splitlines() or [type(error).__name__]
         raise TransientError(f"cannot be searched: {reason[0]}", "check the network, try again") from None
+    finally:
+        logger.disabled = was
+
+
+def _knock() -> None:
+    """Ask the Hub for anything, once: the library tries for half a minute to search one that cannot be reached."""
+    from huggingface_hub import get_session
+
+    get_session().head(_endpoint(), timeout=_PATIENCE)
 
 
 def _found(info: Any) -> Found:
@@ -459,7 +480,21 @@ def _explained(place: _Place) -> Iterator[None]:
     except ValueError as error:  # of a model card that the Hub finds fault with
         raise SdkitError(f"{_PREFIX}{place.repo}: {redact(str(error))}") from None
     except Exception as error:  # whatever the library's connection raises; its kinds change with its versions
-        raise TransientError(f"{_PREFIX}{place.repo}: {redact(str(error))}", "check the network, try again") from None
+        hint = "check the network, or the proxy; HF_HUB_OFFLINE=1 takes what the cache already holds"
+        raise _unreachable(f"{_PREFIX}{place.repo}", error, hint) from None
+
+
+def _unreachable(what: str, error: Exception, hint: str) -> TransientError:
+    """The error for a Hub that was asked and did not answer, in words instead of the system's numbers."""
+    if not _is_of_network(error):
+        return TransientError(f"{what}: {redact(str(error))}", "check the network, try again")
+    server = "Hugging Face" if _endpoint() == _OFFICIAL else f"{_endpoint()} (HF_ENDPOINT)"
+    return TransientError(f"{what}: {server} cannot be reached: {innermost_reason(error)}", hint)
+
+
+def _is_of_network(error: BaseException | None) -> bool:
+    """Whether the system's own error lies beneath: what the library wraps it in changes with its versions."""
+    return error is not None and (isinstance(error, OSError) or _is_of_network(error.__cause__ or error.__context__))
 
 
 def _failed(place: _Place, error: HfHubHTTPError) -> SdkitError:
@@ -474,7 +509,7 @@ def _failed(place: _Place, error: HfHubHTTPError) -> SdkitError:
 
 
 def _endpoint() -> str:
-    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+    return (os.environ.get("HF_ENDPOINT") or _OFFICIAL).rstrip("/")
 
 
 def _cache() -> str:

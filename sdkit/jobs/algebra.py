@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from sdkit.adapters.artifact import Artifact, Target
 from sdkit.core.errors import SdkitError
 from sdkit.core.memory import peak_memory_mib
+from sdkit.core.paths import written_bytes
 from sdkit.core.report import Report
 from sdkit.families.family import Model
 from sdkit.formats import adapter_family, read_adapter, writing_codec
@@ -80,7 +81,7 @@ class AlgebraReport(Report):
         error: the relative error of all changes together.
         rank_before: sum of the inputs' ranks over all modules.
         rank: sum of the result's.
-        bytes: size of the tensors written.
+        bytes: size of the output on the disk; in a dry run that of its tensors, which is a little less.
         parents: inputs by name and quick id.
         notes: facts worth knowing.
         warnings: what a person should see.
@@ -155,7 +156,7 @@ def finish(result: Finished, output: Path, began: float, *, force: bool, dry_run
         error=math.sqrt(lost / energy) if energy else 0.0,
         rank_before=sum(module.rank_before or 0 for module in modules),
         rank=sum(module.rank or 0 for module in modules),
-        bytes=sum(info.nbytes for info in _tensors(result.artifact)),
+        bytes=sum(info.nbytes for info in _tensors(result.artifact)) if dry_run else written_bytes(output),
         parents=result.parents,
         notes=result.notes,
         warnings=result.warnings,

@@ -12,6 +12,7 @@ from typing import get_args
 
 from sdkit.core.errors import SdkitError, UsageError
 from sdkit.core.memory import peak_memory_mib
+from sdkit.core.paths import written_bytes
 from sdkit.core.progress import NoProgress, Progress
 from sdkit.core.report import Report
 from sdkit.families import identify
@@ -65,7 +66,7 @@ class BlendReport(Report):
         missing: weights of A another model lacks.
         extra: weights of other models A lacks; they are not in the output.
         dropped: tensors of averaged copies left out.
-        bytes: size of the tensors written.
+        bytes: size of the output on the disk; in a dry run that of its tensors, which is a little less.
         parents: the inputs, by name and quick id.
         warnings: what a person should see.
         seconds: wall time.
@@ -314,7 +315,7 @@ class _Blend:
             missing=tuple(plan.missing),
             extra=tuple(plan.extra),
             dropped=len(plan.dropped),
-            bytes=sum(output.nbytes for output in plan.outputs),
+            bytes=sum(output.nbytes for output in plan.outputs) if dry_run else written_bytes(str(request.output)),
             parents=parents,
             warnings=tuple(self._warnings(plan)),
             seconds=time.perf_counter() - self._began,
@@ -381,8 +382,8 @@ def _refuse_adapter(weights: Weights, role: str) -> None:
     format, _ = recognise(weights)
     if format is not None:
         raise SdkitError(
-            f"{role} ({weights.path}) is an adapter ({format}): a difference, where blending takes whole models",
-            "`sdkit merge BASE ADAPTER` bakes it into a model first",
+            f"{role} ({weights.path}) is an adapter ({format}): a difference, and no whole model",
+            "bake it into a model first with `sdkit merge BASE ADAPTER`; `sdkit inspect` says what is in it",
         )
 
 

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from sdkit.core.errors import SdkitError
+from sdkit.core.human import plural
 from sdkit.families import FAMILIES, identify
 from sdkit.families.family import Model
 from sdkit.families.others import SIGNATURES
@@ -175,7 +176,7 @@ def _adapter(weights: Weights, format: str, verdicts: Mapping[str, str]) -> Insp
 def _undo(weights: Weights) -> Inspection:
     count = sum(1 for name in weights.tensors if name.startswith(_CORRECTION))
     reason = f"its metadata hold {UNDO_KEY}: `sdkit merge --undo` wrote it"
-    note = f"it restores {count} tensors: sdkit unmerge MERGED --undo {weights.path.name}"
+    note = f"it restores {plural(count, 'tensor')}: sdkit unmerge MERGED --undo {weights.path.name}"
     basics = _basics(weights, Model("unknown", reasons=(reason,)), "undo")
     return replace(basics, components=(), parameters=0, notes=(note, *basics.notes))
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from sdkit.adapters.artifact import Artifact, TokenRows
 from sdkit.conversion.adapter import kinds_of
 from sdkit.core.errors import SdkitError
+from sdkit.core.human import plural
 from sdkit.families import FAMILIES
 from sdkit.families.family import Model
 from sdkit.formats import adapter_family, described, formats, read_adapter
@@ -194,4 +195,4 @@ def _problems(facts: AdapterFacts, family: str) -> Iterator[str]:
         yield f"{owner} {counted(facts.unmatched, 'module')}"
     useless = sum(change.count for change in facts.changes if change.alpha == 0)
     if useless:
-        yield f"{useless} weights have alpha 0, so nothing changes there"
+        yield f"alpha is 0 at {plural(useless, 'weight')}, so nothing changes there"

@@ -6,6 +6,7 @@ import re
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 
+from sdkit.core.human import plural
 from sdkit.families.assemble import BUFFER_SUFFIX, MARKERS
 from sdkit.families.family import Model
 from sdkit.formats.custom_diffusion import is_empty_entry
@@ -71,14 +72,14 @@ def file_notes(weights: Weights) -> Iterator[str]:
         yield f"its metadata tell of the training data, with paths and captions: {', '.join(private)}"
     left_out = getattr(weights, "left_out", 0)
     if left_out:
-        yield f"{left_out} more tensors in the pickle are no part of the model (a trainer's state)"
+        yield f"beside the model its pickle holds {plural(left_out, 'tensor')} (a trainer's state)"
 
 
 def counted(names: Sequence[str], noun: str) -> str:
     """``5 tensors (a, b, c, … 2 more)``."""
     shown = ", ".join(names[:_SHOWN_NAMES])
     more = f", … {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
-    return f"{len(names)} {noun}{'s' if len(names) != 1 else ''} ({shown}{more})"
+    return f"{plural(len(names), noun)} ({shown}{more})"
 
 
 def _mixed_types(share: Share) -> Iterator[str]:

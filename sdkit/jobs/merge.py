@@ -16,6 +16,7 @@ from sdkit.adapters.deltas.dora import Drawn
 from sdkit.adapters.drawn import drawn_as
 from sdkit.core.errors import SdkitError, UsageError
 from sdkit.core.memory import peak_memory_mib
+from sdkit.core.paths import written_bytes
 from sdkit.core.progress import NoProgress, Progress
 from sdkit.formats import read_adapter
 from sdkit.jobs.algebra import one_thread
@@ -370,7 +371,7 @@ class _Merge:
             changed=len(plan.addends),
             tensors=len(outputs),
             overflowed=(),
-            bytes=sum(output.nbytes for output in outputs),
+            bytes=sum(output.nbytes for output in outputs) if dry_run else written_bytes(str(request.output)),
             saved=tuple(str(path) for path, _ in tokens),
             undo=str(request.undo) if request.undo else None,
             parents=parents,

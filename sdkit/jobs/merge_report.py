@@ -45,7 +45,7 @@ class MergeReport(Report):
         changed: tensors of the base that change.
         tensors: tensors in all.
         overflowed: tensors whose values did not fit; a merge that would write infinities is an error, so this is empty.
-        bytes: size of the tensors written.
+        bytes: size of the output on the disk; in a dry run that of its tensors, which is a little less.
         saved: token files written beside the output.
         undo: the file that restores the base, if one was asked for.
         parents: base and adapters, by name and quick id.

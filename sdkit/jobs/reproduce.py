@@ -109,8 +109,15 @@ def _followable(path: Path, recipe: Mapping[str, Any] | None) -> Mapping[str, An
         raise SdkitError(f"{path}: carries no recipe", "only what sdkit has made of other files says how")
     verb = recipe.get("verb")
     if verb not in VERBS:
-        raise SdkitError(f"{path}: was made by {verb}, which cannot be done again from its metadata alone")
+        raise SdkitError(f"{path}: was made by {verb}, which cannot be done again from its metadata alone", _how(verb))
     return recipe
+
+
+def _how(verb: object) -> str:
+    """What to do instead."""
+    if verb == "train":
+        return "train it again with the same pictures and keys: `sdkit inspect --json` shows the keys under `metadata`"
+    return "`sdkit inspect --json` shows what it says of how it was made, under `metadata`"
 
 
 def _facts(recipe: Mapping[str, Any], found: Mapping[str, Path]) -> dict[Path, dict[str, str]]:

@@ -40,12 +40,6 @@ def ended(step: int, seconds: float, device: torch.device, output_bytes: int | N
     return Ended(step, seconds, peak_memory_mib(), peak_device_mib(device), output_bytes)
 
 
-def written_bytes(result: Path) -> int:
-    """Size of a file, or of all files of a folder."""
-    files = result.rglob("*") if result.is_dir() else [result]
-    return sum(file.stat().st_size for file in files if file.is_file())
-
-
 def package_versions() -> dict[str, str]:
     """The versions that decide what a run computes."""
     import platform

@@ -81,9 +81,17 @@ def search(query: str, *, kind: str = "", family: str = "", limit: int = 20, onl
         except SdkitError as error:  # the others may know
             failures.append(type(error)(f"{name}: {error.message}", error.hint))
     if len(failures) == len(searched):
-        raise failures[0]
+        raise _none_answers(failures)
     found.sort(key=lambda one: (-one.downloads, one.reference))
     return SearchReport(tuple(found), tuple(_stats(found)), tuple(error.message for error in failures))
+
+
+def _none_answers(failures: Sequence[SdkitError]) -> SdkitError:
+    """The error where every hub fails: why, hub by hub."""
+    if len(failures) == 1:
+        return failures[0]
+    hints = dict.fromkeys(error.hint for error in failures if error.hint)
+    return SdkitError("\n".join(["no hub answers:", *(error.message for error in failures)]), "; ".join(hints))
 
 
 def searchable(only: Sequence[str] = ()) -> dict[str, SearchingHub]:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from sdkit.core.errors import SdkitError
 from sdkit.core.events import Event, Interrupted, Note
+from sdkit.core.paths import written_bytes
 from sdkit.families.bases import TINY
 from sdkit.jobs.record import recorded
 from sdkit.jobs.report import report
-from sdkit.jobs.run_facts import begun, ended, written_bytes
+from sdkit.jobs.run_facts import begun, ended
 from sdkit.jobs.samples import keep_pictures, sample_prompts
 from sdkit.jobs.stop import StopRequest
 from sdkit.jobs.train_pictures import RunPictures, check_same_pictures, read_pictures

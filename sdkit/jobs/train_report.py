@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from sdkit.core.events import Event, Resumed, Step, Validation
 from sdkit.core.memory import peak_memory_mib
+from sdkit.core.paths import written_bytes
 from sdkit.core.report import Report
 from sdkit.jobs.report import PAGE
-from sdkit.jobs.run_facts import written_bytes
 from sdkit.jobs.train_request import TrainRequest
 from sdkit.training.plan import Plan
 

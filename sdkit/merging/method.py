@@ -112,7 +112,7 @@ class Parameter:
         Raises:
             UsageError: it has the wrong type or lies outside the range.
         """
-        wrong = UsageError(f"{self.name}={_text(value)}: must be {self.describe()}")
+        wrong = self._wrong(_text(value))
         if self.kind in ("choice", "bool"):
             allowed: tuple[object, ...] = self.choices if self.kind == "choice" else (True, False)
             if value not in allowed or isinstance(value, bool) != (self.kind == "bool"):
@@ -144,8 +144,15 @@ class Parameter:
         try:
             numbers = tuple(float(part) for part in text.split(","))
         except ValueError:
-            raise UsageError(f"{self.name}={text}: must be {self.describe()}") from None
+            raise self._wrong(text) from None
         return self.check(numbers if self.kind == "per model" or len(numbers) > 1 else numbers[0])
+
+    def _wrong(self, text: str) -> UsageError:
+        default = f"its default is {_text(self.default)}; " if self.default != () else ""
+        return UsageError(
+            f"{self.name}={text}: must be {self.describe()}",
+            f"{default}`sdkit blend --list` says what a method takes",
+        )
 
     def describe(self) -> str:
         """What it may be, in words."""

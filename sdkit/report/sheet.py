@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from PIL.ImageDraw import ImageDraw
     from PIL.ImageFont import FreeTypeFont, ImageFont
 
 CELL = 256  # pixels of a picture's longer side: larger ones are reduced, much smaller ones enlarged
-GAP, LABEL, HEAD = 8, 180, 34
+GAP, LABEL, HEAD = 8, 180, 34  # labels have this much room at most; where all are short, the column is narrower
 PAPER, INK = "#fbfaf8", "#1f2328"
 FONT_SIZE = 15
 
@@ -30,15 +30,18 @@ def contact_sheet(heads: Sequence[str], rows: Sequence[tuple[str, Sequence[Image
     small = [(label, [None if picture is None else _scaled(picture) for picture in row]) for label, row in rows]
     width = max((picture.width for _, row in small for picture in row if picture), default=CELL)
     height = max((picture.height for _, row in small for picture in row if picture), default=CELL)
-    size = (LABEL + len(heads) * (width + GAP) + GAP, HEAD + len(rows) * (height + GAP))
+    font = PIL.ImageFont.load_default(FONT_SIZE)
+    labels = [_wrapped(label, font, height) for label, _ in rows]
+    margin = _margin(labels, font)
+    size = (margin + len(heads) * (width + GAP) + GAP, HEAD + len(rows) * (height + GAP))
     sheet = PIL.Image.new("RGB", size, PAPER)
-    pen, font = PIL.ImageDraw.Draw(sheet), PIL.ImageFont.load_default(FONT_SIZE)
-    lefts = [LABEL + GAP + column * (width + GAP) for column in range(len(heads))]
+    pen = PIL.ImageDraw.Draw(sheet)
+    lefts = [margin + GAP + column * (width + GAP) for column in range(len(heads))]
     for left, head in zip(lefts, heads, strict=True):
         pen.text((left, HEAD // 2), head, INK, font, anchor="lm")
-    for number, (label, row) in enumerate(small):
+    for number, (label, (_, row)) in enumerate(zip(labels, small, strict=True)):
         top = HEAD + number * (height + GAP)
-        pen.multiline_text((GAP, top), _wrapped(label, pen, font, height), INK, font)
+        pen.multiline_text((GAP, top), label, INK, font)
         for left, picture in zip(lefts, row, strict=True):
             if picture is not None:
                 sheet.paste(picture, (left, top))
@@ -58,12 +61,18 @@ def _scaled(picture: Image) -> Image:
     return picture.convert("RGB").resize(size, PIL.Image.Resampling.NEAREST)
 
 
-def _wrapped(text: str, pen: ImageDraw, font: FreeTypeFont | ImageFont, height: int) -> str:
+def _margin(labels: Sequence[str], font: FreeTypeFont | ImageFont) -> int:
+    """How much room the labels take: that of the longest line, none where there are none."""
+    longest = max((math.ceil(font.getlength(line)) for label in labels for line in label.split("\n")), default=0)
+    return min(LABEL, longest + GAP) if longest else 0
+
+
+def _wrapped(text: str, font: FreeTypeFont | ImageFont, height: int) -> str:
     """The text in lines that fit beside a row; what does not fit ends in dots."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and pen.textlength(longer, font) > LABEL - GAP:
+        if lines[-1] and font.getlength(longer) > LABEL - GAP:
             lines.append(word)
         else:
             lines[-1] = longer

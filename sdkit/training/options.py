@@ -86,13 +86,20 @@ class Key:
         Raises:
             UsageError: it is none, or out of range.
         """
-        value = _coerce(self.word, raw, self.kind)
+        try:
+            value = _coerce(raw, self.kind)
+        except (TypeError, ValueError):
+            raise UsageError(f"{self.word}={raw}: {_NAMES[_plain(self.kind)]} is needed", self._hint()) from None
         low, high = self.declaration.minimum, self.declaration.maximum
         if value is not None and low is not None and value < low:
-            raise UsageError(f"{self.word}={value}: must be at least {low:g}")
+            raise UsageError(f"{self.word}={value}: must be at least {low:g}", self._hint())
         if value is not None and high is not None and value > high:
-            raise UsageError(f"{self.word}={value}: must be at most {high:g}")
+            raise UsageError(f"{self.word}={value}: must be at most {high:g}", self._hint())
         return value
+
+    def _hint(self) -> str:
+        """What the key is, for whoever gave it a wrong value."""
+        return f"{self.word}= stands for: {self.declaration.help}"
 
     def names_file(self, value: Any, is_file: IsFile = lambda word: False) -> bool:
         """Whether a value is a file or folder.
@@ -324,20 +331,22 @@ def unknown_option(word: str, known: Collection[str], method: str) -> UsageError
     )
 
 
-def _coerce(key: str, raw: Any, kind: Any) -> Any:
-    optional = type(None) in get_args(kind)
-    plain = next((entry for entry in get_args(kind) if entry is not type(None)), kind)
+def _plain(kind: Any) -> Any:
+    """The type itself, of one that may be missing."""
+    return next((entry for entry in get_args(kind) if entry is not type(None)), kind)
+
+
+def _coerce(raw: Any, kind: Any) -> Any:
+    """The value of a text or a number; raises TypeError or ValueError where it is none."""
+    optional, plain = type(None) in get_args(kind), _plain(kind)
     if optional and (raw is None or str(raw).lower() in ("none", "null", "")):
         return None
-    try:
-        if plain is bool:
-            return _boolean(raw)
-        if plain is int:
-            return _integer(raw)
-        if plain is float:
-            return _number(raw)
-    except (TypeError, ValueError):
-        raise UsageError(f"{key}={raw}: {_NAMES[plain]} is needed") from None
+    if plain is bool:
+        return _boolean(raw)
+    if plain is int:
+        return _integer(raw)
+    if plain is float:
+        return _number(raw)
     return str(raw)
 
 

@@ -26,7 +26,7 @@ def test_words_are_methods_and_keys_of_all(tiny_base: Path, pictures: Path) -> N
 def test_a_person_reads_what_will_be_compared_and_what_not(tiny_base: Path, pictures: Path) -> None:
     status, out, _ = run(tiny_base, pictures, "lora", "autoencoder", "--budget", "10m")
     lines = out.splitlines()
-    assert status == 0 and lines[0] == "compare 1 methods on base: 4 pictures, 1 held out"
+    assert status == 0 and lines[0] == "compare 1 method on base: 4 pictures, 1 held out"
     assert "by time" in out and "autoencoder is left out: it trains no denoiser" in out
     assert lines[-1].endswith("nothing was trained")
 

@@ -7,7 +7,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from sdkit.cli.main import Shell
+from sdkit.cli.main import Shell, main
 from sdkit.core.errors import SdkitError, UsageError
 
 
@@ -69,3 +69,9 @@ def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_text_from_a_file_cannot_pass_for_ours() -> None:
     result = fail_with(SdkitError("key \x1b[31mred\x1b[0m\nhint: run rm -rf /", "real"))
     assert result.stderr == "error: key red\n  hint: run rm -rf /\n\nhint: real\n"
+
+
+def test_a_program_is_told_of_errors_on_stderr_alone() -> None:
+    result = CliRunner().invoke(main, ["inspect", "nothere.safetensors", "--json"])
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith("error: nothere.safetensors: ")

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdkit.cli.output import Mode, Output, clean, columns, write_line
-from sdkit.core.human import human_bytes
+from sdkit.cli.output import Mode, Output, clean, columns, fitted, write_line
+from sdkit.core.human import human_bytes, plural
 
 
 @pytest.mark.parametrize(
@@ -70,9 +70,24 @@ def test_columns() -> None:
     assert columns([]) == []
 
 
+def test_rows_are_folded_where_the_width_is_known_and_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [("name", "holds", "read"), ("one", "lora, locon, tucker, loha", "✓"), ("two", "", "")]
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert fitted(rows, headed=True) == columns(rows)  # stdout is no terminal here
+    monkeypatch.setenv("COLUMNS", "80")
+    assert fitted(rows, headed=True) == columns(rows)
+    monkeypatch.setenv("COLUMNS", "20")
+    assert fitted(rows, headed=True) == ["one", "  holds: lora,", "  locon, tucker,", "  loha; read", "two"]
+    assert fitted(rows[1:]) == ["one", "  lora, locon,", "  tucker, loha", "  ✓", "two"]
+
+
 @pytest.mark.parametrize(
     ("count", "text"),
     [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (6_938_040_682, "6.9 GB"), (5e15, "5000.0 TB")],
 )
 def test_human_bytes(count: float, text: str) -> None:
     assert human_bytes(count) == text
+
+
+def test_plurals() -> None:
+    assert [plural(count, "tensor") for count in (0, 1, 2531)] == ["0 tensors", "1 tensor", "2,531 tensors"]

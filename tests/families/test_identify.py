@@ -211,7 +211,7 @@ def test_missing_and_misshapen_tensors_are_counted_and_named(make_weights, tenso
     shapes[odd] = (1280, 640, 1, 1)
     model = identify(make_weights(shapes))
     assert model.family == "sd1"
-    assert f"1 tensors of this layout are missing, the first is {gone}" in model.reasons
+    assert f"missing of this layout: 1 tensor, the first is {gone}" in model.reasons
     assert f"the first is {odd}" in reasons(model)
     assert "unet.mid_block.attentions.0.proj_out.weight" not in model.places and odd in model.unclaimed
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -346,7 +347,7 @@ def test_searching_follows_pages_to_the_limit(hub: Hub) -> None:
     assert len([one for one in hub.web.requests if one.path == "/api/models"]) == 3
 
 
-def test_searching_goes_by_the_tags(hub: Hub) -> None:
+def test_searching_goes_by_the_tags(hub: Hub, caplog: pytest.LogCaptureFixture) -> None:
     base = "base_model:stabilityai/stable-diffusion-xl-base-1.0"
     hub.add("org/fox", {"README.md": card(license="openrail", tags=["lora", base])})
     hub.add("org/fox-sd1", {"README.md": card(tags=["lora", "base_model:CompVis/stable-diffusion-v1-4"])})
@@ -363,3 +364,15 @@ def test_searching_goes_by_the_tags(hub: Hub) -> None:
     hub.busy += [Answer(500, b"no")] * 8
     with pytest.raises(SdkitError, match="cannot be searched"):
         huggingface.search("fox")
+    assert not [record for record in caplog.records if "Retrying" in record.getMessage()]  # which nobody can act on
+
+
+def test_a_hub_out_of_reach_is_told_in_words(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # where nothing listens
+    with pytest.raises(SdkitError, match=r"^hf:org/fox: http://127.0.0.1:9 .HF_ENDPOINT. cannot be reached: ") as error:
+        resolve("hf:org/fox")
+    assert "Errno" not in error.value.message and "HF_HUB_OFFLINE=1" in error.value.hint
+    began = time.monotonic()
+    with pytest.raises(SdkitError, match="^cannot be searched: http://127.0.0.1:9 .*cannot be reached: "):
+        huggingface.search("fox")
+    assert time.monotonic() - began < 5  # the library would try for half a minute

@@ -141,7 +141,8 @@ def test_subtracting_undoes_adding(a: Path, b: Path, tmp_path: Path) -> None:
 
 
 def test_scaling_changes_alpha_alone(a: Path, tmp_path: Path) -> None:
-    scale(a, -0.25, tmp_path / "less.safetensors")
+    report = scale(a, -0.25, tmp_path / "less.safetensors")
+    assert report.bytes == (tmp_path / "less.safetensors").stat().st_size
     tensors = load_file(tmp_path / "less.safetensors")
     for name, tensor in A.items():
         assert torch.equal(tensors[name], tensor * -0.25 if name.endswith("alpha") else tensor), name

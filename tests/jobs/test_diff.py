@@ -153,7 +153,7 @@ def test_what_cannot_be_compared(files: dict[str, Path], tmp_path: Path) -> None
     with pytest.raises(SdkitError, match="is sdxl, but A"):
         diff([files["base"], save(sdxl(), tmp_path / "xl.safetensors")])
     lora = save(kohya_lora(sd1_modules()), tmp_path / "lora.safetensors")
-    with pytest.raises(SdkitError, match="is an adapter"):
+    with pytest.raises(SdkitError, match="is an adapter .kohya.: a difference, and no whole model"):
         diff([files["base"], lora])
 
 

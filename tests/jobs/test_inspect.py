@@ -174,7 +174,7 @@ def test_a_sound_checkpoint_has_no_problem(sparse: Sparse, sd1: dict[str, Any]) 
 def test_missing_tensors(sparse: Sparse, sd1: dict[str, Any]) -> None:
     del sd1["model.diffusion_model.middle_block.0.in_layers.2.bias"]
     problem = one_problem(sparse(sd1))
-    assert problem.startswith("1 tensors of this layout are missing") and "middle_block.0.in_layers.2.bias" in problem
+    assert problem.startswith("missing of this layout: 1 tensor,") and "middle_block.0.in_layers.2.bias" in problem
 
 
 def test_unclaimed_keys_are_counted_and_the_first_named(sparse: Sparse, sd1: dict[str, Any]) -> None:
@@ -294,7 +294,7 @@ def test_missing_and_zero_alpha(sparse: Sparse) -> None:
     missing = sdkit.inspect(sparse(lora({CROSS: [320, 768]}, alpha=False)))
     assert any("has no alpha" in note for note in missing.notes)
     zero = sdkit.inspect(sparse(lora({CROSS: [320, 768]})))
-    assert zero.problems == ("1 weights have alpha 0, so nothing changes there",)
+    assert zero.problems == ("alpha is 0 at 1 weight, so nothing changes there",)
 
 
 @pytest.mark.parametrize("role", sorted(REFUSED))

@@ -102,7 +102,14 @@ def test_a_difference_is_found(folder: Path) -> None:
     report = reproduce("changed.safetensors", ["m"])
     assert not report.identical and report.differing == (key,)
     result = CliRunner().invoke(main, ["reproduce", "changed.safetensors", "--models", "m"])
-    assert result.exit_code == 1 and "different: 1 tensors" in result.stdout
+    assert result.exit_code == 1 and "different: 1 part, for example" in result.stdout
+
+
+def test_a_training_says_how_it_is_done_again(folder: Path) -> None:
+    save(sd1(0), Path("trained.safetensors"), {"sdkit.recipe": json.dumps({"verb": "train"})})
+    with pytest.raises(SdkitError, match="made by train") as error:
+        reproduce("trained.safetensors", ["m"])
+    assert "sdkit inspect --json" in error.value.hint and "same pictures" in error.value.hint
 
 
 def test_files_without_a_recipe(folder: Path) -> None:

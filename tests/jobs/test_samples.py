@@ -120,11 +120,25 @@ def test_a_sheet_has_every_picture_in_its_place() -> None:
     ]
     sheet = contact_sheet(["base", "step 1"], rows)
     width, height = CELL, CELL // 2
-    assert sheet.size == (LABEL + 2 * (width + GAP) + GAP, HEAD + 2 * (height + GAP))
+    assert sheet.height == HEAD + 2 * (height + GAP)
+    margin = sheet.width - 2 * (width + GAP) - GAP
+    assert LABEL - 50 < margin <= LABEL  # a word more does not fit
     for row, column in ((0, 0), (0, 1), (1, 0), (1, 1)):
-        left, top = LABEL + GAP + column * (width + GAP), HEAD + row * (height + GAP)
+        left, top = margin + GAP + column * (width + GAP), HEAD + row * (height + GAP)
         seen = sheet.crop((left, top, left + width, top + height)).getcolors()
         assert seen == [(width * height, Image.new("RGB", (1, 1), colours[row][column] or "#fbfaf8").getpixel((0, 0)))]
-    assert len(sheet.crop((0, HEAD, LABEL, HEAD + height)).getcolors() or []) > 2  # words
+    assert len(sheet.crop((0, HEAD, margin, HEAD + height)).getcolors() or []) > 2  # words
     small = contact_sheet(["base"], [("dot", [Image.new("RGB", (16, 16), "red")])])
     assert small.size[1] == HEAD + 128 + GAP
+
+
+def test_the_column_of_labels_is_as_wide_as_they_need() -> None:
+    white = Image.new("RGB", (CELL, CELL), "white")
+    widths = [
+        contact_sheet(["seed 0"], [(label, [white])]).width - CELL - 2 * GAP for label in ("", "dot", "a red ball")
+    ]
+    assert widths[0] == 0 < GAP < widths[1] < widths[2] < LABEL // 2
+    two = contact_sheet(["seed 0"], [("dot", [white]), ("a red ball", [white])])
+    assert two.width - CELL - 2 * GAP == widths[2]
+    label = two.crop((0, HEAD + CELL + GAP, widths[2] + GAP, HEAD + 2 * CELL)).convert("L")
+    assert label.getextrema()[0] < 100 < label.crop((widths[2], 0, *label.size)).getextrema()[0]  # no letter is cut off

@@ -167,7 +167,7 @@ def test_duplicates_under_other_names_and_metadata(tmp_path: Path) -> None:
 def test_from_the_command_line(tmp_path: Path) -> None:
     models.save(LORA, tmp_path / "good.safetensors")
     result = CliRunner().invoke(main, ["verify", str(tmp_path)])
-    assert result.exit_code == 0 and "1 files, 0 with problems" in result.stdout
+    assert result.exit_code == 0 and "1 file, 0 with problems" in result.stdout
     (tmp_path / "bad.safetensors").write_bytes(b"<html>")
     result = CliRunner().invoke(main, ["verify", str(tmp_path)])
     assert result.exit_code == 1 and "bad.safetensors: BAD" in result.stdout

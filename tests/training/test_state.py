@@ -158,11 +158,11 @@ def test_files_have_their_names_alone_where_others_read_it(tmp_path: Path) -> No
     [
         ({"rnak": "8"}, "unknown option rnak=", "did you mean rank?"),
         ({"kl_weight": "8"}, "unknown option kl_weight= .it is not one of lora", ""),
-        ({"steps": "1.5"}, "steps=1.5: a whole number is needed", ""),
+        ({"steps": "1.5"}, "steps=1.5: a whole number is needed", "steps= stands for: "),
         ({"steps": "0"}, "steps=0: must be at least 1", ""),
-        ({"ema": "1.5"}, "ema=1.5: must be at most 1", ""),
+        ({"ema": "1.5"}, "ema=1.5: must be at most 1", "ema= stands for: "),
         ({"lr": "nan"}, "lr=nan: a number is needed", ""),
-        ({"flip": "perhaps"}, "flip=perhaps: yes or no is needed", ""),
+        ({"flip": "perhaps"}, "flip=perhaps: yes or no is needed", "flip= stands for: "),
     ],
 )
 def test_wrong_options_are_named(given: dict[str, str], message: str, hint: str) -> None:

@@ -11,6 +11,7 @@ import click
 from sdkit.cli.names import MODEL, Weighted
 from sdkit.cli.output import Output, columns, written_line
 from sdkit.core.errors import UsageError
+from sdkit.core.human import plural
 
 TOP = 8  # modules in the table; --json has them all
 
@@ -61,7 +62,7 @@ def describe(report: Any) -> list[str]:
     lines += [f"warning: {warning}" for warning in report.warnings]
     lines += table(report.modules)
     ranks = f"rank {_ranks(report.modules)}" if report.rank else "no ranks"
-    lines.append(f"{len(report.modules)} parameters change, {ranks}, {_error(report.error)}")
+    lines.append(f"{plural(len(report.modules), 'changed weight')}, {ranks}, {_error(report.error)}")
     return [*lines, written_line(report, f"{report.format}, ")]
 
 

@@ -12,8 +12,9 @@ from typing import Any
 import click
 
 from sdkit.cli.names import MODEL, WEIGHTED, Weighted
-from sdkit.cli.output import Output, columns, output_options, written_line
+from sdkit.cli.output import Output, fitted, output_options, written_line
 from sdkit.core.errors import UsageError
+from sdkit.core.human import plural
 
 
 @click.command("blend", no_args_is_help=True)
@@ -133,7 +134,7 @@ def list_methods(output: Output) -> None:
         for name in plugins
     }
     rows = [(name, _takes(contracts[name]), plugins[name].summary) for name in plugins]
-    output.result({"methods": data}, columns(rows), list(plugins))
+    output.result({"methods": data}, fitted(rows), list(plugins))
 
 
 def _takes(method: Any) -> str:
@@ -152,5 +153,5 @@ def describe(report: Any) -> list[str]:
     verb = "would blend" if report.dry_run else "blended"
     lines = [f"{verb} {', '.join(report.models)} by {report.method}" + (f" ({options})" if options else "")]
     lines.extend(f"  note: {warning}" for warning in report.warnings)
-    lines.append(f"{report.blended} tensors are computed, {report.copied} copied")
+    lines.append(f"{plural(report.blended, 'tensor')} computed, {report.copied:,} copied")
     return [*lines, written_line(report)]

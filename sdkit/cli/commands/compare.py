@@ -15,7 +15,7 @@ import click
 from sdkit.cli.names import BASE
 from sdkit.cli.output import Output, columns, output_options
 from sdkit.core.errors import UsageError
-from sdkit.core.human import human_bytes, human_seconds
+from sdkit.core.human import human_bytes, human_seconds, plural
 
 _KEY = re.compile(r"[\w-]+=")
 
@@ -71,9 +71,8 @@ def _lines(report: Any) -> list[str]:
 
 
 def _plan_lines(report: Any) -> list[str]:
-    head = (
-        f"compare {len(report.plans)} methods on {report.base}: {report.pictures} pictures, {report.held_out} held out"
-    )
+    shown = f"{plural(report.pictures, 'picture')}, {report.held_out} held out"
+    head = f"compare {plural(len(report.plans), 'method')} on {report.base}: {shown}"
     heads = ("", "trains", "steps", "about", "memory", "file")
     rows = [
         (

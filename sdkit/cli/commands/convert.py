@@ -11,7 +11,7 @@ import click
 
 from sdkit.cli.names import BASE, MODEL
 from sdkit.cli.output import Output, output_options, written_line
-from sdkit.core.human import human_bytes
+from sdkit.core.human import human_bytes, plural
 
 
 @click.command("convert", no_args_is_help=True)
@@ -63,8 +63,9 @@ def describe_adapter(report: Any) -> list[str]:
     reads = "reads" if len(report.programs) == 1 else "read"
     readers = f", which {', '.join(report.programs)} {reads}" if report.programs else ""
     lines = [f"{verb} {report.source} ({report.was}{family}) to {report.to}{readers}"]
+    changes = f"; {plural(report.changes, 'changed weight')}" if report.changes else ""  # an embedding has none
     renamed = f", {report.renamed} under other names" if report.renamed is not None else ""
-    lines.append(f"{report.consumed} tensors go in{renamed}; {report.changes} weights are changed, unmatched: 0")
+    lines.append(f"{plural(report.consumed, 'tensor')} in{renamed}{changes}; unmatched: 0")
     lines.extend(_approximated(report.approximations))
     lines.extend(_dropped(report.dropped))
     if report.left_out:
@@ -91,8 +92,9 @@ def _approximated(entries: Sequence[Any]) -> list[str]:
     worst = max(entries, key=lambda entry: entry.error)
     kinds = ", ".join(sorted({entry.was for entry in entries}))
     ranks = [entry.rank for entry in entries]
+    many = plural(len(entries), "changed weight")
     return [
-        f"approximated {len(entries)} changes ({kinds}) at ranks {min(ranks)} to {max(ranks)}: up to {worst.error:.2%} "
+        f"approximated {many} ({kinds}) at ranks {min(ranks)} to {max(ranks)}: up to {worst.error:.2%} "
         f"off ({worst.name})"
     ]
 
@@ -101,11 +103,11 @@ def _proven(proof: Any) -> str:
     parts = []
     if proof.changes:
         rest = f", the others within {proof.error:.1g} ({proof.worst})" if proof.exact < proof.changes else ""
-        parts.append(f"{proof.exact} of {proof.changes} changes are the same number by number{rest}")
+        parts.append(f"{proof.exact:,} of {plural(proof.changes, 'changed weight')} the same number by number{rest}")
     if proof.words:
-        parts.append(f"{proof.words} words read back bit by bit")
+        parts.append(f"{plural(proof.words, 'word')} bit by bit")
     if proof.networks:
-        parts.append(f"{proof.networks} networks are the same bit by bit")
+        parts.append(f"{plural(proof.networks, 'network')} bit by bit")
     return f"read back in {proof.seconds:.1f} s: {'; '.join(parts)}"
 
 
@@ -116,14 +118,16 @@ def describe(report: Any) -> list[str]:
     """The report in lines for people."""
     verb = "would convert" if report.dry_run else "converted"
     lines = [f"{verb} {report.source} ({report.family}: {', '.join(report.components)}) to {report.to}"]
-    lines.append(f"{report.consumed} tensors go in, {report.renamed} under other names; {report.tensors} are written")
+    lines.append(
+        f"{plural(report.consumed, 'tensor')} in, {report.renamed:,} under other names; {report.tensors:,} out"
+    )
     if report.prediction:
         lines.append(f"it predicts {_PREDICTED[report.prediction]}")
     if report.kept_beside:
-        lines.append(f"laid beside, for the way back: {report.kept_beside} tensors")
+        lines.append(f"laid beside, for the way back: {plural(report.kept_beside, 'tensor')}")
     lines.extend(_dropped(report.dropped))
     lines.extend(f"  note: {warning}" for warning in report.warnings)
     if report.proof:
         same = "every bit is the same" if report.proof.exact else "each number is the source's, rounded once"
-        lines.append(f"read back in {report.proof.seconds:.1f} s: {report.proof.parameters} parameters, {same}")
+        lines.append(f"read back in {report.proof.seconds:.1f} s: {plural(report.proof.parameters, 'weight')}, {same}")
     return [*lines, written_line(report)]

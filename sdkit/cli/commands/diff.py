@@ -14,6 +14,7 @@ import click
 
 from sdkit.cli.names import MODEL
 from sdkit.cli.output import Output, columns, output_options
+from sdkit.core.human import plural
 
 if TYPE_CHECKING:
     from sdkit.jobs.diff import Comparison, Difference, DiffReport
@@ -60,7 +61,7 @@ def _beside(first: str, comparison: Comparison) -> Iterator[str]:
     yield from columns(rows, "  ")
     for names, who in ((comparison.only_a, first), (comparison.only_other, comparison.model)):
         if names:
-            yield f"  {len(names)} parameters are only in {who}, or have another shape there (for example {names[0]})"
+            yield f"  {plural(len(names), 'weight')} only in {who}, or of another shape there (for example {names[0]})"
 
 
 def _row(part: Difference, largest: float) -> tuple[str, ...]:

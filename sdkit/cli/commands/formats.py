@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from sdkit.cli.output import Output, columns, output_options
+from sdkit.cli.output import Output, fitted, output_options
 
 
 @click.command("formats")
@@ -17,5 +17,5 @@ def command(output: Output) -> None:
     from sdkit.jobs.formats import NOTE, formats
 
     found = formats()
-    lines = [*columns(found.table()), "", NOTE, "", *columns(found.layout_table())]
+    lines = [*fitted(found.table(), headed=True), "", NOTE, "", *fitted(found.layout_table(), headed=True)]
     output.result(found.as_dict(), lines, [format.name for format in found.formats])

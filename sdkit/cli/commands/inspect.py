@@ -17,7 +17,7 @@ import click
 
 from sdkit.cli.names import REMOTE
 from sdkit.cli.output import Output, columns, output_options
-from sdkit.core.human import human_bytes
+from sdkit.core.human import human_bytes, plural
 
 if TYPE_CHECKING:
     from sdkit.adapters.artifact import Change
@@ -124,11 +124,11 @@ def _headline(found: Inspection) -> str:
 
 
 def _size(found: Inspection) -> str:
-    files = f" in {len(found.files)} files" if len(found.files) > 1 else ""
+    files = f" in {plural(len(found.files), 'file')}" if len(found.files) > 1 else ""
     naming = f", {found.naming} names" if found.naming else ""
     parameters = f", {_human_count(found.parameters)} parameters" if found.parameters else ""
     return (
-        f"{human_bytes(found.size)}{files}, {found.container}{naming}, {_plural(found.tensors, 'tensor')}{parameters}"
+        f"{human_bytes(found.size)}{files}, {found.container}{naming}, {plural(found.tensors, 'tensor')}{parameters}"
         f"{_types(found.dtypes)}"
     )
 
@@ -175,7 +175,7 @@ def _loaders(facts: AdapterFacts) -> list[str]:
 
 def _tokens(facts: AdapterFacts) -> list[str]:
     return [
-        f"{_clipped(token.token)}: {_plural(token.vectors, 'vector')} of {token.width} ({token.component})"
+        f"{_clipped(token.token)}: {plural(token.vectors, 'vector')} of {token.width} ({token.component})"
         for token in facts.tokens
     ]
 
@@ -187,7 +187,7 @@ def _changes(facts: AdapterFacts) -> list[str]:
 
 
 def _change_line(changes: list[Change]) -> str:
-    line = f"{_plural(sum(change.count for change in changes), 'weight')} by {_change_name(changes[0])}"
+    line = f"{plural(sum(change.count for change in changes), 'weight')} by {_change_name(changes[0])}"
     ranks = sorted({change.rank for change in changes if change.rank is not None})
     alphas = sorted({change.alpha for change in changes if change.alpha is not None})
     scales = sorted({change.alpha / change.rank for change in changes if change.alpha is not None and change.rank})
@@ -255,10 +255,6 @@ def _shortened(texts: Sequence[str]) -> list[str]:
 
 def _clipped(text: str, length: int = _LONGEST_VALUE) -> str:
     return text if len(text) <= length else f"{text[: length - 1]}…"
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _human_count(count: float) -> str:

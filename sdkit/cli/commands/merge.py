@@ -11,6 +11,7 @@ from sdkit.cli.commands._algebra import combine_adapters
 from sdkit.cli.names import WEIGHTED, Weighted
 from sdkit.cli.output import Output, output_options, written_line
 from sdkit.core.errors import UsageError
+from sdkit.core.human import plural
 
 
 @click.command("merge", no_args_is_help=True)
@@ -77,12 +78,12 @@ def describe(report: Any) -> list[str]:
     verb = "would merge" if report.dry_run else "merged"
     lines = []
     for adapter in report.adapters:
-        line = f"{verb} {adapter.name} ({adapter.format}) at {adapter.strength:g}: {adapter.matched} modules"
+        line = f"{verb} {adapter.name} ({adapter.format}) at {adapter.strength:g}: {plural(adapter.matched, 'weight')}"
         lines.append(line + (f", {len(adapter.unmatched)} unmatched" if adapter.unmatched else ""))
         lines.extend(f"  note: {note}" for note in adapter.notes)
     lines.extend(f"  note: {warning}" for warning in report.warnings)
     lines.extend(f"saved the token beside it: {path}" for path in report.saved)
     if report.undo:
         lines.append(f"saved the undo file: {report.undo}")
-    lines.append(f"{report.changed} of {report.tensors} tensors change, the rest is copied")
+    lines.append(f"changed {report.changed:,} of {plural(report.tensors, 'tensor')}, copied the rest")
     return [*lines, written_line(report)]

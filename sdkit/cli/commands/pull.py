@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sdkit.cli.output import Output, columns, output_options
-from sdkit.core.human import human_bytes
+from sdkit.core.human import human_bytes, plural
 
 if TYPE_CHECKING:
     from sdkit.jobs.pull import PullReport
@@ -39,7 +39,7 @@ def command(output: Output, reference: str, target: Path | None, name: str, dry_
 def describe(report: PullReport) -> Iterator[str]:
     """The report in lines for people."""
     size = f", {human_bytes(report.bytes)}" if report.bytes else ""
-    files = report.files[0] if len(report.files) == 1 else f"{len(report.files)} files"
+    files = report.files[0] if len(report.files) == 1 else plural(len(report.files), "file")
     rows = [
         ("what", " ".join(word for word in (report.kind, report.family) if word)),
         ("files", files + size),

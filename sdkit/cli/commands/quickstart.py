@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from sdkit.cli.output import Output, output_options
-from sdkit.core.human import human_bytes
+from sdkit.core.human import human_bytes, plural
 
 
 @click.command("quickstart")
@@ -37,7 +37,7 @@ def command(output: Output, folder: Path, steps: int | None) -> None:
         [
             f"base    {made.base}  {_size(made.base)}, a small Stable Diffusion 1 that draws emoji",
             f"lora    {made.lora}  {_size(made.lora)}, kohya format",
-            f"merged  {made.merged}  {made.modules} modules changed in {made.merge_seconds:.2f} s",
+            f"merged  {made.merged}  {plural(made.modules, 'changed weight')} in {made.merge_seconds:.2f} s",
             f"before  {made.nearest_before:.0%} of {made.drawn} pictures look most like what was asked for",
             f"after   {made.nearest_after:.0%}",
             f"look at {made.sheet} and {made.report}",

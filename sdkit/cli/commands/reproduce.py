@@ -12,6 +12,7 @@ import click
 
 from sdkit.cli.names import MODEL
 from sdkit.cli.output import Output, output_options
+from sdkit.core.human import plural
 
 
 @click.command("reproduce", no_args_is_help=True)
@@ -51,4 +52,4 @@ def describe(report: Any) -> list[str]:
         return [*lines, f"identical: every byte of {report.model} can be made again"]
     if not report.differing:
         return [*lines, "all tensors agree, but the headers differ"]
-    return [*lines, f"different: {len(report.differing)} tensors or files, for example {report.differing[0]}"]
+    return [*lines, f"different: {plural(len(report.differing), 'part')}, for example {report.differing[0]}"]

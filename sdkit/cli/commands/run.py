@@ -73,7 +73,8 @@ def _action(step: Any) -> str:
         return what
     size = getattr(step.report, "bytes", 0) or getattr(step.report, "output_bytes", 0)
     older = ", in place of an older one" if step.replaces else ""
-    return f"{what} -> {step.output}" + (f" ({human_bytes(size)}{older})" if size else older)
+    about = "about " if getattr(step.report, "dry_run", False) else ""
+    return f"{what} -> {step.output}" + (f" ({about}{human_bytes(size)}{older})" if size else older)
 
 
 def _notes(step: Any) -> tuple[str, ...]:

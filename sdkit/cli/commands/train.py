@@ -16,9 +16,9 @@ import click
 
 from sdkit.cli.errors import INTERRUPTED
 from sdkit.cli.names import BASE
-from sdkit.cli.output import Mode, Output, columns, memory_note, output_options
+from sdkit.cli.output import Mode, Output, fitted, memory_note, output_options
 from sdkit.core.errors import UsageError
-from sdkit.core.human import human_bytes, human_seconds
+from sdkit.core.human import human_bytes, human_seconds, plural
 from sdkit.core.plugins import choose
 from sdkit.training.method import load_method, methods
 from sdkit.training.options import option_help
@@ -69,7 +69,7 @@ def list_methods(output: Output) -> None:
     found = methods()
     data = {name: {"summary": plugin.summary} for name, plugin in found.items()}
     rows = [(name, plugin.summary) for name, plugin in found.items()]
-    output.result({"methods": data}, columns(rows), list(found))
+    output.result({"methods": data}, fitted(rows), list(found))
 
 
 class _MethodCommand(click.Command):
@@ -195,7 +195,9 @@ def describe(report: Any, told: Collection[str]) -> list[str]:
     loss = f", loss {report.loss:.4f}" if report.loss is not None else ""
     memory = memory_note(report)
     size = human_bytes(report.output_bytes)
-    lines.append(f"wrote {report.output} ({size}) after {report.step} steps{loss} in {report.seconds:.0f} s{memory}")
+    lines.append(
+        f"wrote {report.output} ({size}) after {plural(report.step, 'step')}{loss} in {report.seconds:.0f} s{memory}"
+    )
     lines += [f"and {path}" for path in report.saved]
     return [*lines, f"look at {report.page}"] if report.page else lines
 
@@ -204,7 +206,7 @@ def _class_lines(prior: Any) -> list[str]:
     if prior is None:
         return []
     drawing = f", {prior.to_draw} to draw in about {human_seconds(prior.seconds)}" if prior.to_draw else ""
-    return [f"class   {prior.pictures} pictures of {prior.prompt!r}{drawing}"]
+    return [f"class   {plural(prior.pictures, 'picture')} of {prior.prompt!r}{drawing}"]
 
 
 def _fall(report: Any) -> str:
@@ -222,11 +224,11 @@ def plan_lines(plan: Any) -> list[str]:
     shapes = ", ".join(f"{count} of {size}" for size, count in plan.buckets.items())
     return [
         f"plan    {plan.method} on {plan.base} ({plan.family})",
-        f"data    {plan.pictures} pictures ({shapes}); captions: {sources}",
+        f"data    {plural(plan.pictures, 'picture')} ({shapes}); captions: {sources}",
         *(f"        {name}: {caption}" for name, caption in plan.examples.items()),
         *_class_lines(plan.class_pictures),
-        f"trains  {plan.parameters:,} parameters in {plan.modules} modules",
-        f"run     {plan.steps} steps of {plan.batch}, {plan.epochs:g} epochs, about {human_seconds(plan.seconds)}, "
-        f"about {human_bytes(plan.memory_bytes)} of memory",
+        f"trains  {plan.parameters:,} parameters in {plural(plan.modules, 'module')}",
+        f"run     {plural(plan.steps, 'step')} of {plan.batch}, {plan.epochs:g} epochs, "
+        f"about {human_seconds(plan.seconds)}, about {human_bytes(plan.memory_bytes)} of memory",
         f"output  {plan.output} (about {human_bytes(plan.output_bytes)}; {human_bytes(plan.disk_bytes)} of disk)",
     ]

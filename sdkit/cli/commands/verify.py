@@ -9,7 +9,7 @@ import click
 
 from sdkit.cli.names import MODEL
 from sdkit.cli.output import Output, output_options
-from sdkit.core.human import human_bytes
+from sdkit.core.human import human_bytes, plural
 
 
 @click.command("verify", no_args_is_help=True)
@@ -37,4 +37,4 @@ def describe(report: Any) -> list[str]:
         lines.extend(f"  problem: {text}" for text in file.problems)
         lines.extend(f"  note: {text}" for text in file.warnings)
     twice = f", {len(report.duplicates)} there more than once" if report.duplicates else ""
-    return [*lines, f"{len(report.files)} files, {report.bad} with problems{twice}"]
+    return [*lines, f"{plural(len(report.files), 'file')}, {report.bad} with problems{twice}"]

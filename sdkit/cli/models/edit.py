@@ -24,12 +24,15 @@ def rename(output: Output, name: str, new: str) -> None:
 @click.command("tag", no_args_is_help=True)
 @click.argument("name", type=NAME)
 @click.argument("tags", nargs=-1, required=True)
-@click.option("--trigger", "table", flag_value="triggers", help="They are trigger words.")
-@click.option("--licence", "table", flag_value="licences", help="They are its licence.")
-@click.option("--remove", is_flag=True, help="Take them away.")
+@click.option("--trigger", "table", flag_value="triggers", help="All TAGS are trigger words, not tags.")
+@click.option("--licence", "table", flag_value="licences", help="All TAGS are its licences, not tags.")
+@click.option("--remove", is_flag=True, help="Take these TAGS away.")
 @output_options
 def tag(output: Output, name: str, tags: tuple[str, ...], table: str | None, remove: bool) -> None:
-    """Give the model NAME one or more TAGS."""
+    """Give the model NAME one or more TAGS, or with an option trigger words or licences in their place.
+
+    An option counts for every word of the line, wherever it stands: `sdkit models tag fox "sks fox" --trigger`.
+    """
     from sdkit.jobs.models.edit import change_words
 
     model = change_words(table or "tags", name, tags, remove=remove)  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ import click
 
 from sdkit.cli.names import NAME
 from sdkit.cli.output import Output, output_options
+from sdkit.core.human import plural
 
 
 @click.command("export")
@@ -28,7 +29,7 @@ def export(output: Output, names: tuple[str, ...], target: Path | None, sidecars
         return
     lines = [f"wrote {path}" for path in report.written]
     if report.kept:
-        lines.append(f"{len(report.kept):,} sidecars were there already and stay; --force replaces them")
+        lines.append(f"kept {plural(len(report.kept), 'sidecar')} that lay there already; --force replaces them")
     output.result(report.as_dict(), lines, list(report.written))
 
 
@@ -40,7 +41,7 @@ def import_(output: Output, path: Path) -> None:
     from sdkit.jobs.models.exchange import import_models
 
     report = import_models(path)
-    lines = [f"{report.here:,} models that are here know more now"]
+    lines = [f"told {plural(report.here, 'model')} more, of those that are here"]
     if report.elsewhere:
         lines.append(f"{report.elsewhere:,} have no file here yet; when one is scanned it will be known")
     output.result(report.as_dict(), lines, [str(report.here)])

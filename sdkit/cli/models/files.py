@@ -10,6 +10,7 @@ import click
 
 from sdkit.cli.names import MODEL, NAME
 from sdkit.cli.output import Output, columns, output_options
+from sdkit.core.human import plural
 
 if TYPE_CHECKING:
     from sdkit.jobs.models.files import ScanReport
@@ -57,11 +58,11 @@ def _describe_scan(report: ScanReport) -> Iterator[str]:
         yield f"{where}{', '.join(scanned.folders)}"
         yield from (f"  {line}" for line in _found(scanned))
     if report.hashed:
-        yield f"verified {report.hashed} files"
+        yield f"verified {plural(report.hashed, 'file')}"
 
 
 def _found(scanned: Scanned) -> Iterator[str]:
-    yield f"{scanned.models:,} models, {len(scanned.new):,} of them new"
+    yield f"{plural(scanned.models, 'model')}, {len(scanned.new):,} of them new"
     for what, paths in (("changed", scanned.changed), ("missing", scanned.missing)):
         yield from _some(f"{len(paths):,} {what}", paths)
     yield from _some(f"{len(scanned.skipped):,} skipped", [f"{one.path}: {one.reason}" for one in scanned.skipped])
@@ -89,7 +90,7 @@ def verify(output: Output, names: tuple[str, ...], again: bool) -> None:
     with output.progress() as progress:
         report = verify_models(names, again=again, progress=progress)
     rows = [(one.state, one.name, one.path, one.reason) for one in report.files]
-    lines = [*(columns(rows) if rows else []), f"{report.unchanged:,} files were verified before"]
+    lines = [*(columns(rows) if rows else []), f"verified before: {plural(report.unchanged, 'file')}"]
     bad = [one for one in report.files if one.state in ("damaged", "missing")]
     output.result(report.as_dict(), lines, [f"{one.sha256 or '-'}  {one.path}" for one in report.files])
     if bad:

@@ -18,6 +18,7 @@ from typing import Any
 
 from sdkit.core.errors import SdkitError
 from sdkit.core.events import Event
+from sdkit.core.paths import written_bytes
 from sdkit.jobs.comparing.measure import (
     Tower,
     draw_prior,
@@ -29,7 +30,6 @@ from sdkit.jobs.comparing.measure import (
     untrained_model,
 )
 from sdkit.jobs.comparing.order import Order
-from sdkit.jobs.run_facts import written_bytes
 from sdkit.jobs.stop import StopRequest
 from sdkit.report.log import read_log
 from sdkit.report.page import run_seconds

@@ -11,6 +11,7 @@ from sdkit.conversion.adapter import Approximation
 from sdkit.conversion.adapter_proof import AdapterProof
 from sdkit.conversion.rest import Dropped
 from sdkit.core.memory import peak_memory_mib
+from sdkit.core.paths import written_bytes
 from sdkit.core.report import Report
 from sdkit.formats import NEGATIVE, negative_beside, own_metadata, recognise
 from sdkit.jobs.algebra import described, one_thread
@@ -48,7 +49,7 @@ class AdapterConversion(Report):
         proof: what reading back has shown; None where that was not asked for, and in a dry run.
         parents: what went in, by name and quick id.
         notes: facts worth knowing.
-        bytes: size of the tensors written.
+        bytes: size of the output on the disk; in a dry run that of its tensors, which is a little less.
         seconds: wall time, the proof included.
         peak_memory_mib: largest resident memory of the process so far; None where the system does not tell.
         dry_run: whether nothing was written.
@@ -123,7 +124,7 @@ def _convert_one(
         if not controls.dry_run:
             metadata = _metadata(plan, _recipe(plan, options))
             proof, renamed = write_and_prove(plan, metadata, controls, recast=options.dtype is not None)
-            report = replace(report, proof=proof, renamed=renamed)
+            report = replace(report, proof=proof, renamed=renamed, bytes=written_bytes(plan.path))
         report = replace(report, seconds=time.perf_counter() - began, peak_memory_mib=peak_memory_mib())
         return recorded(report, [weights.path, options.base])
 

@@ -16,6 +16,7 @@ from sdkit.conversion.proof import Proof
 from sdkit.conversion.rest import LEFTOVERS, Dropped
 from sdkit.conversion.targets.diffusers import read_configs
 from sdkit.core.memory import peak_memory_mib
+from sdkit.core.paths import written_bytes
 from sdkit.core.report import Report
 from sdkit.families import identify
 from sdkit.families.configs import CONFIG_KEY
@@ -54,7 +55,7 @@ class ConvertReport(Report):
         proof: what reading back has shown; None where that was not asked for.
         parents: what went in, by name and quick id.
         warnings: what a person should see.
-        bytes: size of the tensors written.
+        bytes: size of the output on the disk; in a dry run that of its tensors, which is a little less.
         seconds: wall time, the proof included.
         peak_memory_mib: largest resident memory of the process so far; None where the system does not tell.
         dry_run: whether nothing was written.
@@ -100,7 +101,7 @@ def convert_checkpoint(
         if not controls.dry_run:
             recipe = {"verb": "convert", "to": layout, "parents": inputs.parents, **told(options)}
             writer = CheckpointWriter(inputs.chosen, plan, place, _metadata(inputs.whole.weights, recipe), controls)
-            report = replace(report, proof=writer.write())
+            report = replace(report, proof=writer.write(), bytes=written_bytes(place))
         report = replace(report, seconds=time.perf_counter() - began, peak_memory_mib=peak_memory_mib())
         return recorded(report, inputs.paths)
 

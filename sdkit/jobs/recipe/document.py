@@ -67,7 +67,7 @@ def read_document(path: Path) -> Document:
     import yaml
 
     if not path.is_file():
-        raise SdkitError(f"{path}: no such recipe")
+        raise SdkitError(f"{path}: no such recipe", "check the spelling; docs/recipes.md shows how one is written")
     if path.stat().st_size > MAX_BYTES:
         raise UsageError(f"{path}: too large for a recipe")
     try:

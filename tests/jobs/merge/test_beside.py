@@ -16,6 +16,7 @@ from sdkit.core.errors import SdkitError
 def test_tokens_are_saved_beside(base: Path, bundle: Path, out: Path) -> None:
     report = sdkit.merge(base, bundle, out)
     assert_merged(out, BASE, expected(BASE, LORA, PLACES, 1.0))
+    assert report.bytes == out.stat().st_size > sdkit.merge(base, bundle, out, force=True, dry_run=True).bytes
     (saved,) = map(Path, report.saved)
     assert saved == out.with_name("out.dog.safetensors")
     assert torch.equal(load(saved)["dog"], torch.ones(2, 32))
