@@ -309,7 +309,7 @@ def test_one_form_lies_at_the_root(hub: Hub, known_lora: Path) -> None:
 
 
 def test_a_conversion_that_needs_more_names_the_command_that_takes_it(hub: Hub, lora: Path) -> None:
-    with pytest.raises(SdkitError, match="does not tell its family") as caught:
+    with pytest.raises(SdkitError, match="peft needs names for its modules") as caught:
         push(lora, "hf:me/fox", to=["peft"])
     assert "sdkit convert" in caught.value.hint
     assert hub.repositories == {}

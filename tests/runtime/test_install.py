@@ -165,9 +165,9 @@ def test_what_reads_back_differently_is_an_error(backbone: Backbone, tmp_path: P
         verify(one, replace(two, deltas=changed), tmp_path)
 
 
-def test_peft_writes_no_other_kinds_and_unwritten_formats_say_so(backbone: Backbone, tmp_path: Path) -> None:
+def test_peft_writes_no_bias_alone_and_unwritten_formats_say_so(backbone: Backbone, tmp_path: Path) -> None:
     adapter = random_adapter(backbone)
-    with pytest.raises(SdkitError, match="cannot be written in PEFT's format"):
+    with pytest.raises(SdkitError, match="PEFT gives every LoRA a bias or none"):
         write_adapter(adapter, backbone.model, tmp_path / "x", {}, format="peft")
     with pytest.raises(SdkitError, match="is read but not written"):
         write_adapter(adapter, backbone.model, tmp_path / "x", {}, format="loralib")
