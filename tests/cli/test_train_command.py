@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner, Result
 
 import sdkit.training.methods
@@ -15,7 +16,8 @@ def run(*arguments: str) -> Result:
     return CliRunner().invoke(main, ["train", *arguments])
 
 
-def test_every_method_is_listed_with_its_line() -> None:
+def test_every_method_is_listed_with_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)  # which would fold the lines
     listed = json.loads(run("--list", "--json").stdout)["methods"]
     assert listed.keys() == FILES
     assert listed["textual-inversion"]["summary"] == "Train an embedding: a new word for what the pictures show"
