@@ -19,9 +19,11 @@ def main() -> None:
     method, *paths, base_path, out = sys.argv[1:]
     base, models = sd_mecha.model(base_path), [sd_mecha.model(path) for path in paths]
     if method == "ties":
-        result = sd_mecha.add_difference_ties(base, *models, alpha=1.0, k=0.2)
+        # DARE that drops nothing: `add_difference_ties` of version 1.1.8 fails on models whose space is not known yet.
+        given = {"probability": 0.0, "k": 0.2, "vote_sgn": False}
     else:
-        result = sd_mecha.add_ties_with_dare(base, *models, probability=0.9, alpha=1.0, seed=0, k=1.0, vote_sgn=True)
+        given = {"probability": 0.9, "k": 1.0, "vote_sgn": True}
+    result = sd_mecha.add_ties_with_dare(base, *models, alpha=1.0, seed=0, **given)
     sd_mecha.merge(
         result,
         fallback_model=base,
